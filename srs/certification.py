@@ -1,0 +1,263 @@
+"""Certificates by randomized smoothing: CERTIFY and PREDICT (Cohen et al. 2019), and the serialized variant with the
+audit of Theorem 3.1 (Gao et al. 2024).
+
+Smoothed classifier: g(x) = argmax_c P(f(x + e) = c), e ~ N(0, sigma^2 I). Images, sigma and radii share one unit, pixels
+in [0, 1]; noisy copies are not clipped. Draws 0 ... n0 - 1 choose the class, draws n0 ... n0 + n - 1 are counted.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import stats
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from srs import bounds
+from srs.data import Part
+from srs.deq import DEQ
+from srs.noise import NoisyCopies
+from srs.results import Journal, pack, unpack
+from srs.votes import UNDECIDED, DirectSampler, Sampler, StandardSampler, Votes
+
+ABSTAIN = -1
+
+
+class Certification(BaseModel):
+    """Settings of a certificate: noise level ``sigma``, ``n0`` + ``n`` draws, failure probability ``alpha``, ``audit`` = K
+    draws audited for serialized votes, ``seed`` of noise and audit. ``batch_size`` is how many copies are computed at
+    once and changes no vote.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sigma: float = Field(0.5, gt=0)
+    n0: int = Field(100, ge=1)
+    n: int = Field(10_000, ge=1)
+    alpha: float = Field(0.001, gt=0, lt=1)
+    audit: int = Field(400, ge=1)
+    seed: int = Field(0, ge=0)
+    batch_size: int = Field(400, ge=1)
+
+    @model_validator(mode="after")
+    def _enough_draws(self) -> "Certification":
+        if self.n < bounds.smallest_n(self.alpha):
+            raise ValueError(
+                f"n = {self.n} is too small for alpha = {self.alpha}: even a unanimous vote would abstain; "
+                f"n must be at least {bounds.smallest_n(self.alpha)}"
+            )
+        return self
+
+    def draws(self) -> np.ndarray:
+        return np.arange(self.n0 + self.n)
+
+    def audited_draws(self, index: int) -> np.ndarray:
+        """K of the n counted draws, uniformly without replacement, from a stream apart from the noise's; sorted."""
+        if self.audit > self.n:
+            raise ValueError(f"audit = {self.audit} is out of range: 1 to n = {self.n} draws can be audited")
+        chosen = np.random.default_rng([self.seed, index]).choice(self.n, self.audit, replace=False)
+        return np.sort(chosen) + self.n0
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """With probability at least 1 - alpha over the draws: if ``prediction`` is not ABSTAIN (-1), then the smoothed
+    classifier's class is ``prediction`` at the image and at every point closer than ``radius`` (l2, pixel units).
+
+    ``n_a`` of ``n`` counted votes went to the class that the selection draws named; ``undecided`` went to none. For
+    serialized votes ``k`` draws were audited, ``n2`` of them votes for that class, ``n1`` of those confirmed by the
+    reference; 0 elsewhere. ``evaluations`` of f include the audit's.
+    """
+
+    prediction: int
+    radius: float
+    p_a_lower: float
+    n_a: int
+    undecided: int
+    n0: int
+    n: int
+    alpha: float
+    sigma: float
+    k: int = 0
+    n1: int = 0
+    n2: int = 0
+    p_m_upper: float = 0.0
+    evaluations: int = 0
+
+
+def certify(
+    model: nn.Module | DEQ | Callable[[Tensor], Tensor],
+    image: Tensor,
+    *,
+    sigma: float,
+    sampler: Sampler | None = None,
+    reference: Sampler = StandardSampler(),
+    index: int = 0,
+    **settings,
+) -> Certificate:
+    """CERTIFY one ``image`` (C, H, W), or any tensor that ``model`` takes in batches.
+
+    ``model`` is any classifier of batches, or a :class:`srs.deq.DEQ`; the default sampler follows from which. With a
+    serialized sampler the audit compares its votes with those of ``reference``, and the certificate is about the
+    reference's smoothed classifier. ``index`` numbers the image: it picks the noise, with ``seed``. Other ``settings`` are
+    the fields of :class:`Certification`.
+
+    Raises pydantic's ValidationError for a bad setting, ValueError for an unusable image or a model in training mode.
+    """
+    config = Certification(sigma=sigma, **settings)
+    copies = _copies(model, image, index, config)
+    sampler = sampler or _default_sampler(model)
+    votes = sampler.sample(model, copies, config.draws(), config.batch_size)
+    if sampler.independent:
+        return standard_certificate(votes, config)
+    audited = config.audited_draws(index)
+    return serialized_certificate(votes, audited, reference.sample(model, copies, audited, config.batch_size), config)
+
+
+def predict(
+    model: nn.Module | DEQ | Callable[[Tensor], Tensor],
+    image: Tensor,
+    *,
+    sigma: float,
+    sampler: Sampler | None = None,
+    index: int = 0,
+    **settings,
+) -> int:
+    """PREDICT: the smoothed classifier's class at ``image``, or ABSTAIN; wrong with probability at most alpha.
+
+    All n0 + n draws vote; the exact binomial test compares the two classes with most votes, undecided votes counted for
+    the runner-up. Raises as :func:`certify` does, and ValueError for a serialized sampler: the test needs
+    independent votes, and no guarantee is known without them.
+    """
+    config = Certification(sigma=sigma, **settings)
+    sampler = sampler or _default_sampler(model)
+    if not sampler.independent:
+        raise ValueError(f"predict has no guarantee for dependent votes: sampler kind {sampler.kind!r}; use 'standard'")
+    votes = sampler.sample(model, _copies(model, image, index, config), config.draws(), config.batch_size).classes
+    counts = np.bincount(votes[votes != UNDECIDED], minlength=2)
+    second, first = np.argsort(counts, kind="stable")[-2:]
+    against = counts[second] + (votes == UNDECIDED).sum()
+    if counts[first] <= against:
+        return ABSTAIN
+    p_value = stats.binomtest(int(counts[first]), int(counts[first] + against), 0.5).pvalue
+    return int(first) if p_value <= config.alpha else ABSTAIN
+
+
+def standard_certificate(votes: Votes, config: Certification) -> Certificate:
+    """Certificate from n0 + n independent votes (Cohen et al. 2019, Section 3.2.2)."""
+    top, n_a, counted = _tally(votes, config)
+    p_a_lower = bounds.clopper_pearson_lower(n_a, config.n, config.alpha)
+    return _certificate(top, n_a, counted, p_a_lower, config, evaluations=int(votes.evaluations.sum()))
+
+
+def serialized_certificate(votes: Votes, audited: np.ndarray, reference: Votes, config: Certification) -> Certificate:
+    """Certificate from n0 + n serialized votes, ``audited`` draws of which the ``reference`` has voted on too."""
+    top, n_a, counted = _tally(votes, config)
+    for_top = votes.classes[audited] == top
+    n2 = int(for_top.sum()) if top != ABSTAIN else 0
+    n1 = int((for_top & (reference.classes == top)).sum()) if top != ABSTAIN else 0
+    bound = bounds.theorem_3_1(n_a, config.n, n1, n2, config.alpha)
+    return _certificate(
+        *(top, n_a, counted, bound.p_a_lower, config),
+        evaluations=int(votes.evaluations.sum() + reference.evaluations.sum()),
+        k=len(audited),
+        n1=n1,
+        n2=n2,
+        p_m_upper=bound.p_m_upper,
+    )
+
+
+def certify_images(
+    model: DEQ,
+    images: Part,
+    indices: np.ndarray,
+    samplers: dict[str, Sampler],
+    reference: str,
+    config: Certification,
+    journal: Journal,
+    device: torch.device | str = "cpu",
+) -> list[dict]:
+    """Certify ``images[indices]`` by every sampler, one journal record for each image and sampler.
+
+    Audits take the votes of the sampler named ``reference`` on the same draws, which are cast once and shared; every
+    row's ``evaluations`` and ``seconds`` are what its method alone would have needed. Records already in the journal are
+    not cast again. A record is a row of the table plus packed ``votes`` and ``seconds``.
+
+    Raises ValueError when ``reference`` is not among the samplers or not independent.
+    """
+    if reference not in samplers or not samplers[reference].independent:
+        raise ValueError(f"reference = {reference!r} must name an independent sampler among {', '.join(samplers)}")
+    order = [reference, *(name for name in samplers if name != reference)]
+    done = {(record["index"], record["method"]): record for record in journal.records}
+    total = len(indices) * len(samplers)
+    _warm_up(model, images, config, device)
+    with tqdm(total=total, initial=len(done), desc="certify", unit="row", mininterval=2) as bar:
+        for index in map(int, indices):
+            copies = _copies(model, images.images(np.array([index]))[0].to(device), index, config)
+            for name in order:
+                if (index, name) not in done:
+                    who = {"index": index, "label": int(images.labels[index]), "method": name}
+                    record = who | _record(model, copies, samplers[name], done.get((index, reference)), config)
+                    journal.append(record)
+                    done[index, name] = record
+                    bar.update()
+    return [done[int(index), name] for name in samplers for index in indices]
+
+
+def _record(model, copies: NoisyCopies, sampler: Sampler, reference: dict | None, config: Certification) -> dict:
+    began = time.perf_counter()
+    votes = sampler.sample(model, copies, config.draws(), config.batch_size)
+    seconds = time.perf_counter() - began
+    if sampler.independent:
+        certificate = standard_certificate(votes, config)
+    else:
+        audited = config.audited_draws(copies.index)
+        known = Votes(unpack(reference["votes"]), unpack(reference["spent"]))
+        audit = known.take(audited)
+        certificate = serialized_certificate(votes, audited, audit, config)
+        seconds += reference["seconds"] * float(audit.evaluations.sum() / known.evaluations.sum())
+    packed = {"seconds": seconds, "votes": pack(votes.classes), "spent": pack(votes.evaluations)}
+    return asdict(certificate) | packed
+
+
+def _warm_up(model: DEQ, images: Part, config: Certification, device) -> None:
+    """Spend the first calls' set-up cost (thread pools, kernels) before anything is timed."""
+    copies = _copies(model, images.images(np.array([0]))[0].to(device), 0, config)
+    StandardSampler().sample(model, copies, np.arange(config.batch_size), config.batch_size)
+
+
+def _tally(votes: Votes, config: Certification) -> tuple[int, int, np.ndarray]:
+    """The class that the selection draws name (ABSTAIN where all are undecided), its count, and the counted votes."""
+    selection, counted = votes.classes[: config.n0], votes.classes[config.n0 :]
+    decided = selection[selection != UNDECIDED]
+    top = int(np.bincount(decided).argmax()) if len(decided) else ABSTAIN
+    return top, int((counted == top).sum()) if top != ABSTAIN else 0, counted
+
+
+def _certificate(top: int, n_a: int, counted: np.ndarray, p_a_lower: float, config: Certification, **rest) -> Certificate:
+    return Certificate(
+        prediction=top if p_a_lower > 0.5 else ABSTAIN,
+        radius=bounds.radius(p_a_lower, config.sigma),
+        p_a_lower=p_a_lower,
+        n_a=n_a,
+        undecided=int((counted == UNDECIDED).sum()),
+        **config.model_dump(include={"n0", "n", "alpha", "sigma"}),
+        **rest,
+    )
+
+
+def _default_sampler(model) -> Sampler:
+    return StandardSampler() if isinstance(model, DEQ) else DirectSampler()
+
+
+def _copies(model, image: Tensor, index: int, config: Certification) -> NoisyCopies:
+    if getattr(model, "training", False):
+        raise ValueError("the model is in training mode, where votes depend on one another: call model.eval() first")
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        raise ValueError(f"image must be a tensor of floats, pixels in [0, 1]; got {getattr(image, 'dtype', type(image))}")
+    if not image.isfinite().all():
+        raise ValueError("image has values that are not finite")
+    return NoisyCopies(image, index, config.sigma, config.seed)

@@ -1,0 +1,76 @@
+"""What a deep equilibrium model (DEQ) is to this library, and how to differentiate through its fixed point.
+
+A DEQ classifies x in three moves: ``injection = inject(x)``; solve ``z = f(z, injection)``; ``logits = head(z)``.
+Sources: Bai et al. (2019) for implicit differentiation, Bai et al. (2021) for Jacobian regularization.
+"""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from srs.solvers import Solution, Solver, solve
+
+
+@runtime_checkable
+class DEQ(Protocol):
+    """Any object with these four methods can be certified here; it need not be a subclass of anything.
+
+    Every method must treat the rows of a batch independently (evaluation mode: no batch statistics, no dropout).
+    """
+
+    def inject(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W), pixels in [0, 1] before noise -> injection (B, ...)."""
+
+    def initial_state(self, injection: Tensor) -> Tensor:
+        """Injection (B, ...) -> the standard start z0 (B, ...), zeros as a rule."""
+
+    def f(self, z: Tensor, injection: Tensor) -> Tensor:
+        """One application of the layer: state (B, ...) -> state of the same shape."""
+
+    def head(self, z: Tensor) -> Tensor:
+        """State (B, ...) -> logits (B, classes)."""
+
+
+def classify(deq: DEQ, x: Tensor, solver: Solver, z0: Tensor | None = None) -> tuple[Tensor, Solution]:
+    """Logits (B, classes) of images ``x`` (B, C, H, W), and the solution that they were read from."""
+    injection = deq.inject(x)
+    solution = solve(deq.f, deq.initial_state(injection) if z0 is None else z0, injection, solver)
+    return deq.head(solution.z), solution
+
+
+def implicit_solve(
+    f: Callable[[Tensor, Tensor], Tensor], z0: Tensor, x: Tensor, forward: Solver, backward: Solver
+) -> tuple[Tensor, Tensor, Solution]:
+    """A fixed point that can be differentiated in constant memory (Bai et al. 2019, Theorem 1).
+
+    Solves without a gradient, applies f once more, and on the way back replaces the gradient ``grad`` by the solution
+    of g = J^T g + grad, J = df/dz at the fixed point. Rows whose solve was not finite restart that last
+    application from ``z0``; look at ``solution.finite`` and leave them out of the loss.
+
+    Returns (z, z_in, solution): ``z = f(z_in, x)`` carries the implicit gradient, ``z_in`` is the detached solution.
+    """
+    with torch.no_grad():
+        solution = solve(f, z0, x, forward)
+        start = torch.where(solution.finite.view(-1, *[1] * (z0.ndim - 1)), solution.z, z0)
+    z_in = start.detach().requires_grad_()
+    fz = f(z_in, x)
+
+    def correct(grad: Tensor) -> Tensor:
+        def transposed(g: Tensor, grad: Tensor) -> Tensor:
+            return torch.autograd.grad(fz, z_in, g, retain_graph=True)[0] + grad
+
+        found = solve(transposed, torch.zeros_like(grad), grad, backward)
+        return torch.where(found.finite.view(-1, *[1] * (grad.ndim - 1)), found.z, grad)
+
+    z = fz.view_as(fz)
+    if z.requires_grad:
+        z.register_hook(correct)
+    return z, z_in, solution
+
+
+def jacobian_penalty(fz: Tensor, z_in: Tensor) -> Tensor:
+    """Hutchinson's estimate of E ||J^T v||^2 / dim, v standard normal (Bai et al. 2021, equation 5), batch mean."""
+    product = torch.autograd.grad(fz, z_in, torch.randn_like(fz), create_graph=True)[0]
+    return product.pow(2).mean()

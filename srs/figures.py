@@ -1,0 +1,236 @@
+"""Tables, plots and sentences of the reports. Everything said about a result is computed from it.
+
+``rows`` is a table of certificates (one line an image and method: the fields of :class:`srs.certification.Certificate`,
+with index, label and method); ``seconds`` has index, method and seconds.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import yaml
+from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
+
+from srs.bounds import largest_radius
+from srs.data import Part
+from srs.noise import NoisyCopies
+from srs.results import average_certified_radius, certified_accuracy
+from srs.votes import UNDECIDED
+
+BEYOND = "–"
+NOT_KNOWN = "not known"
+_TABLE_STYLES = [
+    {"selector": "", "props": "border-collapse: collapse; font-size: 10pt; margin: 0.5em 0"},
+    {"selector": "caption", "props": "caption-side: bottom; text-align: left; font-size: 9pt; padding-top: 0.6em; max-width: 60em"},
+    {"selector": "th, td", "props": "padding: 0.25em 0.7em; text-align: right; white-space: nowrap"},
+    {"selector": "thead th", "props": "border-bottom: 1.5px solid #444; vertical-align: bottom"},
+    {"selector": "tbody th", "props": "text-align: left"},
+]
+
+
+def set_style() -> None:
+    """Plot settings of all reports: readable in print."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    plt.rcParams.update({"figure.dpi": 110, "savefig.bbox": "tight", "legend.frameon": False, "svg.hashsalt": "srs"})
+
+
+def reachable(rows: pd.DataFrame) -> pd.Series:
+    """The largest radius that each method's n, alpha, sigma and audit allow, by method, in table order."""
+    first = rows.drop_duplicates("method").set_index("method")
+    return pd.Series(
+        {m: largest_radius(int(r["n"]), r["alpha"], r["sigma"], int(r["k"]) or None) for m, r in first.iterrows()}
+    )
+
+
+def summary(rows: pd.DataFrame, seconds: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.DataFrame:
+    """One line a method: (r, accuracy | lower | upper) for each radius (NaN beyond reach), largest radius, ACR by both
+    definitions, evaluations and seconds an image, and the speed-up in both against ``reference``."""
+    limits = reachable(rows)
+    mean_seconds = seconds.groupby("method")["seconds"].mean()
+    table = {}
+    for method, part in rows.groupby("method", sort=False):
+        accuracy = certified_accuracy(part, radii).drop(columns="images")
+        accuracy[accuracy.index > limits[method]] = np.nan
+        line = {(f"r = {r:g}", name): value for r, cells in accuracy.iterrows() for name, value in cells.items()}
+        line["", "largest r"] = limits[method]
+        line["ACR", "ours"] = average_certified_radius(part)
+        line["ACR", "as released"] = average_certified_radius(part, released=True)
+        line["per image", "evaluations"] = part["evaluations"].mean()
+        line["per image", "seconds"] = mean_seconds[method]
+        table[method] = line
+    table = pd.DataFrame.from_dict(table, orient="index")
+    for unit in ("evaluations", "seconds"):
+        table["speed-up", unit] = table.loc[reference, ("per image", unit)] / table["per image", unit]
+    return table
+
+
+def certified_table(table: pd.DataFrame, caption: str) -> Styler:
+    """The :func:`summary` for reading: certified accuracy in percent with its 95 % interval, best values bold."""
+    shown = pd.DataFrame(index=table.index)
+    best = pd.DataFrame("", index=table.index, columns=[])
+    for column in dict.fromkeys(table.columns.get_level_values(0)):
+        if not column.startswith("r = "):
+            continue
+        cells = table[column] * 100
+        shown[column] = [
+            BEYOND if np.isnan(c.accuracy) else f"{c.accuracy:.0f} [{c.lower:.0f}, {c.upper:.0f}]" for c in cells.itertuples()
+        ]
+        best[column] = _bold(cells["accuracy"])
+    plain = {
+        ("", "largest r"): ("largest r", "{:.2f}"),
+        ("ACR", "ours"): ("ACR", "{:.3f}"),
+        ("ACR", "as released"): ("ACR as released", "{:.3f}"),
+        ("per image", "evaluations"): ("evaluations of f", "{:,.0f}"),
+        ("per image", "seconds"): ("seconds", "{:.2f}"),
+        ("speed-up", "evaluations"): ("speed-up (evaluations)", "{:.1f}×"),
+        ("speed-up", "seconds"): ("speed-up (seconds)", "{:.1f}×"),
+    }
+    for source, (name, form) in plain.items():
+        shown[name] = table[source].map(form.format)
+        best[name] = _bold(table[source]) if source[0] == "ACR" else ""
+    styler = shown.style.apply(lambda _: best, axis=None).set_caption(caption)
+    return styler.set_table_styles(_TABLE_STYLES)
+
+
+def published(path: str | Path, item: str, rows: Sequence[str], radii: Sequence[float], caption: str) -> Styler:
+    """The published twin of a table, for the same rows; what is not known to us is said to be so."""
+    known = yaml.safe_load(Path(path).read_text())
+    values = known.get(item, {})
+    at = known["cifar10_radii"]
+    table = {}
+    for row in rows:
+        entry = values.get(row, {})
+        cells = dict(zip(at, entry.get("accuracy", [])))
+        table[row] = {f"r = {r:g}": f"{cells[r]:g}" if r in cells else NOT_KNOWN for r in radii}
+        table[row]["seconds"] = f"{entry['seconds']:.2f}" if "seconds" in entry else NOT_KNOWN
+    frame = pd.DataFrame.from_dict(table, orient="index")
+    dimmed = frame.map(lambda text: "color: #999; font-style: italic" if text == NOT_KNOWN else "")
+    return frame.style.apply(lambda _: dimmed, axis=None).set_caption(caption).set_table_styles(_TABLE_STYLES)
+
+
+def plain_table(frame: pd.DataFrame, caption: str) -> Styler:
+    """A small table of ready-made texts."""
+    return frame.style.hide(axis="index").set_caption(caption).set_table_styles(_TABLE_STYLES)
+
+
+def plot_curves(rows: pd.DataFrame, reference: str) -> Figure:
+    """Certified accuracy against radius for every method, each up to its largest radius; 95 % band for ``reference``."""
+    limits = reachable(rows)
+    figure, axes = plt.subplots(figsize=(7.5, 4.5))
+    for number, (method, part) in enumerate(rows.groupby("method", sort=False)):
+        grid = np.linspace(0, limits[method], 400)
+        curve = certified_accuracy(part, grid) * 100
+        serialized = part["k"].iloc[0] > 0
+        color = sns.color_palette("colorblind")[number % 10]
+        axes.plot(grid, curve["accuracy"], color=color, linestyle="--" if serialized else "-", label=method, linewidth=1.8)
+        axes.plot(limits[method], curve["accuracy"].iloc[-1], marker="|", markersize=12, color=color)
+        if method == reference:
+            axes.fill_between(grid, curve["lower"], curve["upper"], color=color, alpha=0.15, linewidth=0)
+    axes.set(xlabel="l2 radius r (pixel units)", ylabel="certified accuracy (%)", xlim=(0, None), ylim=(0, 100))
+    axes.legend(title="base classifier", fontsize=9)
+    return figure
+
+
+def plot_votes(part: Part, index: int, votes: dict[str, np.ndarray], n0: int, sigma: float, seed: int, shown: int = 10) -> Figure:
+    """One image, its first counted noisy copies, and each method's vote on every one of them."""
+    image = part.images(np.array([index]))[0]
+    copies = NoisyCopies(image, index, sigma, seed)(np.arange(n0, n0 + shown))
+    figure, axes = plt.subplots(1, shown + 1, figsize=(1.15 * (shown + 1), 1.6 + 0.2 * len(votes)))
+    for panel, pixels in zip(axes, [image, *copies]):
+        pixels = pixels.clamp(0, 1).permute(1, 2, 0).numpy()
+        panel.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1)
+        panel.set(xticks=[], yticks=[])
+        panel.grid(False)
+    names = "\n".join(votes)
+    axes[0].set_title("clean", fontsize=9)
+    axes[0].set_xlabel(f"label {part.labels[index]}\n{names}", fontsize=8)
+    for j in range(shown):
+        cast = [int(v[n0 + j]) for v in votes.values()]
+        axes[j + 1].set_title(f"draw {j + 1}", fontsize=9)
+        axes[j + 1].set_xlabel("\n".join([" ", *("?" if c == UNDECIDED else str(c) for c in cast)]), fontsize=8)
+    figure.subplots_adjust(wspace=0.15)
+    return figure
+
+
+def plot_history(history: pd.DataFrame) -> Figure:
+    """Loss, noisy accuracy and solver residual of a training run, epoch by epoch."""
+    figure, (loss, accuracy, residual) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    loss.plot(history["epoch"], history["loss"])
+    loss.set(ylabel="cross-entropy on noisy training images")
+    accuracy.plot(history["epoch"], 100 * history["accuracy"], label="training")
+    held = history.dropna(subset="validation_accuracy")
+    accuracy.plot(held["epoch"], 100 * held["validation_accuracy"], marker="o", label="held out")
+    accuracy.set(ylabel="noisy accuracy (%)", ylim=(0, 100))
+    residual.semilogy(history["epoch"], history["residual"].clip(lower=1e-7), label="training solver")
+    residual.semilogy(held["epoch"], held["validation_residual"].clip(lower=1e-7), marker="o", label="evaluation solver")
+    residual.set(ylabel="mean relative residual")
+    unrolled = history.loc[history["unrolled"], "epoch"]
+    for axes in (loss, accuracy, residual):
+        if len(unrolled):
+            axes.axvspan(0, unrolled.max(), color="0.9", zorder=0, label="f unrolled")
+        axes.set(xlabel="epoch", xlim=(0, history["epoch"].max()))
+    accuracy.legend(fontsize=9)
+    residual.legend(fontsize=9)
+    return figure
+
+
+def _bold(values: pd.Series) -> list[str]:
+    return ["font-weight: bold" if v == values.max() else "" for v in values]
+
+
+def basis(rows: pd.DataFrame, data: str, model: str, machine: dict) -> str:
+    """The sentence that every caption ends with: what its numbers rest on."""
+    first = rows.iloc[0]
+    audit = int(rows["k"].max())
+    return (
+        f"{model} on {data}, sigma = {first['sigma']:g}; {rows['index'].nunique()} evenly spaced test images, "
+        f"N = {first['n']:,}, n0 = {first['n0']}, alpha = {first['alpha']:g}"
+        + (f", K = {audit} audited draws" if audit else "")
+        + f". {machine['hardware']}, torch {machine['torch']}."
+    )
+
+
+def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str) -> str:
+    """What the :func:`summary` says, in sentences (Markdown) that hold for whatever came out."""
+    images = rows["index"].nunique()
+    at_zero = table["r = 0"]
+    ours = at_zero.loc[reference]
+    lines = [
+        f"**{reference}** certifies {ours['accuracy']:.0%} of the {images} images at r = 0 "
+        f"(95 % interval {ours['lower']:.0%} to {ours['upper']:.0%}); its ACR is {table.loc[reference, ('ACR', 'ours')]:.3f}."
+    ]
+    for method, part in rows.groupby("method", sort=False):
+        if method == reference:
+            continue
+        points = round(100 * (at_zero.loc[method, "accuracy"] - ours["accuracy"]))
+        gained, lost = _paired(rows, method, reference)
+        acr = table.loc[method, ("ACR", "ours")] - table.loc[reference, ("ACR", "ours")]
+        fast = table["speed-up"].loc[method]
+        line = (
+            f"**{method}** certifies {_signed(points, 'point')} against {reference} at r = 0 ({gained} images gained, {lost} lost), "
+            f"its ACR differs by {acr:+.3f}, and it needs {1 / fast['evaluations']:.0%} of the evaluations and "
+            f"{1 / fast['seconds']:.0%} of the time."
+        )
+        if part["k"].iloc[0]:
+            wrong = 1 - part["n1"].sum() / max(1, part["n2"].sum())
+            line += (
+                f" Of its audited votes for the certified class {wrong:.1%} were not confirmed by {reference}; "
+                f"no image can be certified past r = {table.loc[method, ('', 'largest r')]:.2f}, "
+                f"against {table.loc[reference, ('', 'largest r')]:.2f} for independent votes."
+            )
+        lines.append(line)
+    return "\n\n".join(f"- {line}" for line in lines)
+
+
+def _paired(rows: pd.DataFrame, method: str, reference: str) -> tuple[int, int]:
+    """Images certified at r = 0 by ``method`` but not by ``reference``, and the other way round."""
+    correct = (rows["prediction"] == rows["label"]).groupby([rows["index"], rows["method"]]).first().unstack()
+    return int((correct[method] & ~correct[reference]).sum()), int((correct[reference] & ~correct[method]).sum())
+
+
+def _signed(count: int, what: str) -> str:
+    return f"the same share, 0 {what}s," if count == 0 else f"{abs(count)} {what}{'s' * (abs(count) != 1)} {'more' if count > 0 else 'fewer'}"

@@ -1,0 +1,63 @@
+"""Models by name. A checkpoint holds a model's configuration, so that it loads without guessing."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from srs.models.mdeq import MDEQ, MDEQConfig
+
+_MODELS: dict[str, tuple[type, type]] = {"mdeq": (MDEQConfig, MDEQ)}
+
+_CIFAR_SMALL = dict(channels=(8, 16, 32), head_channels=(7, 14, 28), final_channels=200, dropout=0.20)
+_CIFAR_LARGE = dict(channels=(32, 64, 128, 256), head_channels=(14, 28, 56, 112), final_channels=1680, dropout=0.22)
+
+#: The sizes of the paper (Tables 6 and 8) and those for the embedded data; any field can be overridden.
+PRESETS: dict[str, dict] = {
+    "mdeq-small": dict(family="mdeq", **_CIFAR_SMALL),
+    "mdeq-large": dict(family="mdeq", **_CIFAR_LARGE),
+    "mdeq-small-imagenet": dict(
+        family="mdeq",
+        channels=(32, 64, 128, 256),
+        head_channels=(28, 56, 112, 224),
+        final_channels=2048,
+        dropout=0.02,
+        stem_strides=(2, 2),
+    ),
+    "mdeq-tiny": dict(family="mdeq", channels=(8, 16), head_channels=(4, 8), final_channels=32, dropout=0.0),
+}
+
+
+def build(preset: str, **overrides) -> nn.Module:
+    """A freshly initialized model: a named preset with some fields overridden.
+
+    Raises KeyError for an unknown preset and pydantic's ValidationError for an unknown or ill-typed field.
+    """
+    if preset not in PRESETS:
+        raise KeyError(f"unknown model {preset!r}: choose one of {', '.join(PRESETS)}")
+    fields = {**PRESETS[preset], **overrides}
+    config_class, model_class = _MODELS[fields.pop("family")]
+    return model_class(config_class(**fields))
+
+
+def state(model: nn.Module) -> dict:
+    """Everything that :func:`restore` needs, as plain data and tensors."""
+    family = next(name for name, (_, model_class) in _MODELS.items() if isinstance(model, model_class))
+    tensors = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    return {"family": family, "config": model.config.model_dump(), "state_dict": tensors}
+
+
+def restore(saved: dict) -> nn.Module:
+    """The model of a :func:`state`, in training mode as after construction."""
+    config_class, model_class = _MODELS[saved["family"]]
+    model = model_class(config_class(**saved["config"]))
+    model.load_state_dict(saved["state_dict"])
+    return model
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """A trained model from a checkpoint, on ``device``, in evaluation mode, weight normalization folded away."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: train it first (dvc repro)")
+    model = restore(torch.load(path, map_location="cpu", weights_only=True)["model"]).eval()
+    return model.fold().to(device)

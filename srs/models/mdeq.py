@@ -1,0 +1,236 @@
+"""The multiscale deep equilibrium image classifier, MDEQ (Bai, Koltun and Kolter 2020).
+
+n branches; branch i holds C_i channels at 1/2^i of the working resolution. Between layers the state of a sample is one
+flat vector (all branches end to end), so that solvers need not know about branches.
+"""
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
+
+
+class MDEQConfig(BaseModel):
+    """Every size of an MDEQ. Channel statistics ``mean`` and ``std`` make the model's first layer, in pixel units."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: tuple[int, ...] = Field(min_length=1)
+    head_channels: tuple[int, ...]
+    final_channels: int = Field(ge=1)
+    num_classes: int = Field(10, ge=2)
+    image_size: int = Field(32, ge=1)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    stem_strides: tuple[int, int] = (1, 1)
+    expansion: int = Field(5, ge=1)
+    groups: int = Field(8, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @property
+    def resolution(self) -> int:
+        """Side of the highest-resolution branch."""
+        return self.image_size // (self.stem_strides[0] * self.stem_strides[1])
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "MDEQConfig":
+        if len(self.head_channels) != len(self.channels):
+            raise ValueError(f"head_channels {self.head_channels} needs one entry for each of channels {self.channels}")
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std} need equal length and positive deviations")
+        if any(c % self.groups for c in self.channels):
+            raise ValueError(f"channels {self.channels} must be multiples of groups {self.groups}")
+        unit = self.stem_strides[0] * self.stem_strides[1] * 2 ** (len(self.channels) - 1)
+        if self.image_size % unit:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of {unit} for {len(self.channels)} branches")
+        return self
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias)
+    nn.init.normal_(conv.weight, 0, 0.01)  # small, as in the MDEQ of Bai et al.: f starts out as a contraction
+    return conv
+
+
+class VariationalDropout(nn.Module):
+    """Dropout whose mask stays the same through all evaluations of f in one solve (Gal and Ghahramani 2016)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        if self.mask is None or self.mask.shape != x.shape:
+            self.mask = torch.empty_like(x).bernoulli_(1 - self.rate) / (1 - self.rate)
+        return x * self.mask
+
+
+class ResidualBlock(nn.Module):
+    """One branch's block: conv, GN, ReLU, conv, dropout, + injection, GN, + residual, ReLU, GN."""
+
+    def __init__(self, channels: int, config: MDEQConfig):
+        super().__init__()
+        wide = channels * config.expansion
+        self.conv1 = weight_norm(_conv(channels, wide, 3))
+        self.norm1 = nn.GroupNorm(config.groups, wide)
+        self.conv2 = weight_norm(_conv(wide, channels, 3))
+        self.dropout = VariationalDropout(config.dropout)
+        self.norm2 = nn.GroupNorm(config.groups, channels)
+        self.norm3 = nn.GroupNorm(config.groups, channels)
+
+    def forward(self, z: Tensor, injection: Tensor | None) -> Tensor:
+        out = self.dropout(self.conv2(F.relu(self.norm1(self.conv1(z)))))
+        if injection is not None:
+            out = out + injection
+        return self.norm3(F.relu(self.norm2(out) + z))
+
+
+class FusionPath(nn.Module):
+    """The path from branch ``source`` to branch ``target``: strided convolutions down, 1x1 and nearest upsampling up."""
+
+    def __init__(self, source: int, target: int, config: MDEQConfig):
+        super().__init__()
+        c = config.channels
+        self.upsampling = 2 ** (source - target) if source > target else 1
+        if source > target:
+            self.layers = nn.Sequential(_conv(c[source], c[target], 1), nn.GroupNorm(config.groups, c[target]))
+            return
+        layers: list[nn.Module] = []
+        for k in range(source, target):
+            outputs = c[target] if k == target - 1 else c[source]
+            layers += [_conv(c[source], outputs, 3, stride=2), nn.GroupNorm(config.groups, outputs), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, z: Tensor) -> Tensor:
+        out = self.layers(z)
+        return F.interpolate(out, scale_factor=self.upsampling, mode="nearest") if self.upsampling > 1 else out
+
+
+class MDEQLayer(nn.Module):
+    """The layer f on a list of branches: residual blocks, then all-to-all fusion."""
+
+    def __init__(self, config: MDEQConfig):
+        super().__init__()
+        branches = range(len(config.channels))
+        self.blocks = nn.ModuleList(ResidualBlock(c, config) for c in config.channels)
+        self.paths = nn.ModuleDict(
+            {f"{j}_to_{i}": FusionPath(j, i, config) for i in branches for j in branches if i != j}
+        )
+        self.post = nn.ModuleList(
+            nn.Sequential(
+                nn.ReLU(), weight_norm(_conv(c, c, 1)), nn.GroupNorm(max(1, config.groups // 2), c, affine=False)
+            )
+            for c in config.channels
+        )
+
+    def forward(self, zs: list[Tensor], injection: Tensor) -> list[Tensor]:
+        outs = [block(z, injection if i == 0 else None) for i, (block, z) in enumerate(zip(self.blocks, zs))]
+        fused = []
+        for i, post in enumerate(self.post):
+            total = outs[i]
+            for j, out in enumerate(outs):
+                if j != i:
+                    total = total + self.paths[f"{j}_to_{i}"](out)
+            fused.append(post(total))
+        return fused
+
+
+class Bottleneck(nn.Module):
+    """ResNet bottleneck with expansion 4 and a projection shortcut (head only)."""
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            *(_conv(inputs, width, 1), nn.BatchNorm2d(width), nn.ReLU()),
+            *(_conv(width, width, 3), nn.BatchNorm2d(width), nn.ReLU()),
+            *(_conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width)),
+        )
+        self.shortcut = nn.Sequential(_conv(inputs, 4 * width, 1), nn.BatchNorm2d(4 * width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.relu(self.body(z) + self.shortcut(z))
+
+
+class MDEQHead(nn.Module):
+    """Bottlenecks per branch, summed downwards to the lowest resolution, 1x1 convolution, average pool, linear."""
+
+    def __init__(self, config: MDEQConfig):
+        super().__init__()
+        widths = [4 * h for h in config.head_channels]
+        self.bottlenecks = nn.ModuleList(Bottleneck(c, h) for c, h in zip(config.channels, config.head_channels))
+        self.downs = nn.ModuleList(
+            nn.Sequential(_conv(a, b, 3, stride=2, bias=True), nn.BatchNorm2d(b), nn.ReLU())
+            for a, b in zip(widths, widths[1:])
+        )
+        self.final = nn.Sequential(
+            _conv(widths[-1], config.final_channels, 1, bias=True), nn.BatchNorm2d(config.final_channels), nn.ReLU()
+        )
+        self.linear = nn.Linear(config.final_channels, config.num_classes)
+
+    def forward(self, zs: list[Tensor]) -> Tensor:
+        out = self.bottlenecks[0](zs[0])
+        for down, bottleneck, z in zip(self.downs, self.bottlenecks[1:], zs[1:]):
+            out = bottleneck(z) + down(out)
+        return self.linear(self.final(out).mean(dim=(2, 3)))
+
+
+class MDEQ(nn.Module):
+    """MDEQ image classifier; implements :class:`srs.deq.DEQ` on flat states (B, D).
+
+    Input normalization is the first layer: noise and radii live in pixel units of [0, 1].
+    """
+
+    def __init__(self, config: MDEQConfig):
+        super().__init__()
+        self.config = config
+        width, inputs = config.channels[0], len(config.mean)
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
+        first, second = config.stem_strides
+        stem = [_conv(inputs, width, 3, stride=first), nn.BatchNorm2d(width), nn.ReLU()]
+        stem += [_conv(width, width, 3, stride=second), nn.BatchNorm2d(width), nn.ReLU()]
+        if len(config.channels) > 2 or config.stem_strides != (1, 1):
+            stem += [_conv(width, width, 1), nn.BatchNorm2d(width), nn.ReLU()]
+        self.stem = nn.Sequential(*stem)
+        self.layer = MDEQLayer(config)
+        self.classifier = MDEQHead(config)
+        self._shapes = [(c, config.resolution >> i, config.resolution >> i) for i, c in enumerate(config.channels)]
+        self._sizes = [c * h * w for c, h, w in self._shapes]
+
+    def inject(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in pixel units -> injection (B, C_0, h, w), added at the highest resolution."""
+        return self.stem((x - self.mean) / self.std)
+
+    def initial_state(self, injection: Tensor) -> Tensor:
+        """Zeros (B, D)."""
+        return injection.new_zeros(len(injection), sum(self._sizes))
+
+    def f(self, z: Tensor, injection: Tensor) -> Tensor:
+        """One application of the layer to flat states (B, D)."""
+        return torch.cat([branch.flatten(1) for branch in self.layer(self.unpack(z), injection)], dim=1)
+
+    def head(self, z: Tensor) -> Tensor:
+        """Flat states (B, D) -> logits (B, classes)."""
+        return self.classifier(self.unpack(z))
+
+    def unpack(self, z: Tensor) -> list[Tensor]:
+        """Flat states (B, D) -> one (B, C_i, H_i, W_i) a branch."""
+        return [part.reshape(-1, *shape) for part, shape in zip(z.split(self._sizes, dim=1), self._shapes)]
+
+    def draw_dropout(self) -> None:
+        """Forget the dropout masks: the next evaluation of f in training mode draws new ones."""
+        for module in self.modules():
+            if isinstance(module, VariationalDropout):
+                module.mask = None
+
+    def fold(self) -> "MDEQ":
+        """Replace every weight-normalized weight by its value, in place; for evaluation. Returns itself."""
+        for module in self.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight")
+        return self

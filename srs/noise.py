@@ -1,0 +1,40 @@
+"""The noise: draw j of image i is a function of (seed, i, j) alone, on every machine and in any order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 100  # draws that share one counter of the generator
+
+
+def standard_normal(seed: int, index: int, draws: np.ndarray, size: int) -> np.ndarray:
+    """Standard normal vectors (len(draws), size), float32: row r is draw ``draws[r]`` of image ``index``.
+
+    Philox (Salmon et al. 2011) keyed by (seed, index); each block of 100 draws has a counter range of its own.
+    """
+    draws = np.asarray(draws, dtype=np.int64)
+    out = np.empty((len(draws), size), dtype=np.float32)
+    blocks = draws // BLOCK
+    for block in np.unique(blocks):
+        generator = np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, 0, block]))
+        rows = np.flatnonzero(blocks == block)
+        offsets = draws[rows] % BLOCK
+        out[rows] = generator.standard_normal((offsets.max() + 1, size), dtype=np.float32)[offsets]
+    return out
+
+
+@dataclass(frozen=True)
+class NoisyCopies:
+    """The noisy copies x + sigma e_j of one image (C, H, W), pixels in [0, 1]; copies are not clipped."""
+
+    image: Tensor
+    index: int
+    sigma: float
+    seed: int
+
+    def __call__(self, draws: np.ndarray) -> Tensor:
+        """Copies number ``draws``: (len(draws), C, H, W) on the image's device."""
+        noise = torch.from_numpy(standard_normal(self.seed, self.index, draws, self.image.numel()))
+        return self.image + self.sigma * noise.view(-1, *self.image.shape).to(self.image.device, self.image.dtype)

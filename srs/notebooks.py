@@ -1,0 +1,101 @@
+"""Run a notebook as a pipeline stage: checked parameters in, a byte-stable notebook and its HTML out.
+
+    python -m srs.notebooks NOTEBOOK OUTPUT [--section NAME=DOTTED.PATH ...] [--set NAME=VALUE ...]
+
+``--section`` gives the notebook a section of params.yaml, ``--set`` a plain text value. All of params.yaml is checked first.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+from nbconvert import HTMLExporter
+from papermill.exceptions import PapermillExecutionError
+
+from srs import params
+
+_HIDDEN_TAGS = {"parameters", "injected-parameters", "hide"}
+
+
+def run(notebook: str | Path, output: str | Path, parameters: dict) -> None:
+    """Execute ``notebook`` with ``parameters`` in the current directory; write ``output`` and, beside it, its HTML.
+
+    The output holds no times, run ids or progress bars, so that equal results give equal bytes. A notebook that fails
+    is left as OUTPUT with the suffix .failed.ipynb.
+
+    Raises ParameterError for parameters that the notebook does not declare or lacks, and PapermillExecutionError.
+    """
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _check_names(notebook, parameters)
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # the kernel's debugger warns about frozen modules otherwise
+    partial = output.with_suffix(".failed.ipynb")
+    executed = papermill.execute_notebook(
+        str(notebook),
+        str(partial),
+        parameters=parameters,
+        kernel_name="python3",
+        progress_bar=False,
+        stdout_file=sys.stdout,
+        stderr_file=sys.stderr,
+        extra_arguments=["--log-level=ERROR"],  # the kernel's, else it warns about its local sockets
+    )
+    stable = _stable(executed)
+    nbformat.write(stable, partial)
+    output.with_suffix(".html").write_text(to_html(stable, title=output.stem), encoding="utf-8")
+    os.replace(partial, output)
+
+
+def to_html(notebook: nbformat.NotebookNode, title: str) -> str:
+    """One page that opens from disk without a network: code hidden, pictures embedded, no scripts from elsewhere."""
+    exporter = HTMLExporter(exclude_input=True, exclude_output_prompt=True, mathjax_url="", require_js_url="")
+    exporter.embed_images = True
+    shown = notebook.copy()
+    shown.cells = [cell for cell in notebook.cells if not _HIDDEN_TAGS & set(cell.metadata.get("tags", []))]
+    body, _ = exporter.from_notebook_node(shown, resources={"metadata": {"name": title}})
+    return body
+
+
+def _check_names(notebook: str | Path, parameters: dict) -> None:
+    declared = set(papermill.inspect_notebook(str(notebook)))
+    for name in parameters.keys() - declared:
+        raise params.ParameterError(f"{notebook} declares no parameter {name!r}: choose from {', '.join(sorted(declared))}")
+    for name in declared - parameters.keys():
+        raise params.ParameterError(f"{notebook} needs the parameter {name!r}: give --section or --set")
+
+
+def _stable(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    executed.metadata = {"kernelspec": executed.metadata.get("kernelspec", {})}
+    for number, cell in enumerate(executed.cells):
+        cell.id = f"cell-{number}"
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+    return executed
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m srs.notebooks", description=__doc__.splitlines()[0])
+    parser.add_argument("notebook")
+    parser.add_argument("output")
+    parser.add_argument("--section", action="append", default=[], metavar="NAME=PATH", help="a section of params.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a plain text value")
+    given = parser.parse_args(arguments)
+    try:
+        params.load()
+        values = params.read()
+        sections = dict(item.split("=", 1) for item in given.section)
+        parameters = {name: params.section(values, path) for name, path in sections.items()}
+        parameters |= dict(item.split("=", 1) for item in given.set)
+        run(given.notebook, given.output, parameters)
+    except params.ParameterError as error:
+        sys.exit(f"params.yaml is not usable:\n{error}")
+    except PapermillExecutionError as error:
+        sys.exit(f"{given.notebook} failed: {error.ename}: {error.evalue}\nsee {Path(given.output).with_suffix('.failed.ipynb')}")
+
+
+if __name__ == "__main__":
+    main()

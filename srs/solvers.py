@@ -1,0 +1,170 @@
+"""Fixed-point solvers in which every row of a batch is a problem of its own.
+
+All methods share one loop, :func:`solve`; a method is a small object that proposes the next state from the last
+state and its image under ``f``. Cost is counted in evaluations of ``f``: the k-th iterate of each method here rests
+on exactly k of them, so that from one start a single step of any method is ``f(z0)``.
+
+Sources: Anderson (1965) as used by Bai et al. (2021); good Broyden (Broyden 1965) as used by Bai et al. (2019).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+Method = Literal["naive", "anderson", "broyden"]
+
+
+class Solver(BaseModel):
+    """Settings of a fixed-point solver.
+
+    With ``stop="fixed"`` every row takes exactly ``steps`` evaluations of f. With ``"relative"`` or ``"absolute"``
+    each row stops by itself, and is then frozen, once its residual is at most ``tolerance``. ``memory``, ``ridge``
+    and ``mixing`` belong to Anderson acceleration; Broyden keeps the ``broyden_memory`` latest rank-one updates.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Method = "anderson"
+    steps: int = Field(30, ge=1)
+    stop: Literal["fixed", "relative", "absolute"] = "fixed"
+    tolerance: float = Field(1e-3, gt=0)
+    memory: int = Field(6, ge=1)
+    ridge: float = Field(1e-4, gt=0)
+    mixing: float = Field(1.0, gt=0, le=1)
+    broyden_memory: int = Field(30, ge=1)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What :func:`solve` found, row by row (B rows).
+
+    ``z`` is built from ``evaluations`` evaluations of f; ``residual`` belongs to the last state at which f was
+    evaluated: ||f(z) - z|| (``stop="absolute"``) or ||f(z) - z|| / ||f(z)|| (otherwise), l2 norms over the row.
+    ``converged``: residual <= tolerance. A row that is not ``finite`` holds NaN throughout, never an answer.
+    """
+
+    z: Tensor  #: (B, ...)
+    residual: Tensor  #: (B,)
+    evaluations: Tensor  #: (B,) int64
+    converged: Tensor  #: (B,) bool
+    finite: Tensor  #: (B,) bool
+
+
+def solve(f: Callable[[Tensor, Tensor], Tensor], z0: Tensor, x: Tensor, solver: Solver) -> Solution:
+    """Solve z = f(z, x) for each row of ``x`` (B, ...) from the start ``z0`` (B, ...).
+
+    A row's result depends on its own ``z0`` and ``x`` only, provided that f treats rows independently.
+
+    Raises ValueError when ``z0`` and ``x`` differ in rows, or f changes the shape of the state.
+    """
+    if len(z0) != len(x):
+        raise ValueError(f"z0 has {len(z0)} rows and x has {len(x)}: they must have equally many")
+    rows = len(z0)
+    z = z0.reshape(rows, -1)
+    method = _METHODS[solver.method](z, solver)
+    active = torch.ones(rows, dtype=torch.bool, device=z.device)
+    evaluations = torch.zeros(rows, dtype=torch.int64, device=z.device)
+    residual = z.new_full((rows,), torch.inf)
+    for k in range(solver.steps):
+        fz = f(z.view_as(z0), x)
+        if fz.shape != z0.shape:
+            raise ValueError(f"f maps a state of shape {tuple(z0.shape)} to {tuple(fz.shape)}: it must keep the shape")
+        fz = fz.reshape(rows, -1)
+        following = method.next(k, z, fz)
+        evaluations += active
+        if solver.stop == "fixed":
+            if k == solver.steps - 1:
+                residual = _residual(z, fz, solver.stop)
+            z = following
+            continue
+        residual = torch.where(active, _residual(z, fz, solver.stop), residual)
+        z = torch.where(active[:, None], following, z)
+        active &= residual > solver.tolerance  # False for NaN: a lost row stops too
+        if not active.any():
+            break
+    finite = z.isfinite().all(dim=1)
+    z = torch.where(finite[:, None], z, torch.nan)
+    return Solution(z.view_as(z0), residual, evaluations, (residual <= solver.tolerance) & finite, finite)
+
+
+def residuals(f: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) -> Tensor:
+    """Relative residual ||f(z, x) - z|| / ||f(z, x)|| of each row, at the price of one evaluation of f."""
+    return _residual(z.flatten(1), f(z, x).flatten(1), "relative")
+
+
+def _residual(z: Tensor, fz: Tensor, stop: str) -> Tensor:
+    gap = (fz - z).norm(dim=1)
+    return gap if stop == "absolute" else gap / fz.norm(dim=1).clamp_min(1e-12)
+
+
+class _Naive:
+    """Picard iteration: z <- f(z)."""
+
+    def __init__(self, z: Tensor, solver: Solver):
+        pass
+
+    def next(self, k: int, z: Tensor, fz: Tensor) -> Tensor:
+        return fz
+
+
+class _Anderson:
+    """Anderson acceleration: the affine combination of the last values of f with the least combined residual."""
+
+    def __init__(self, z: Tensor, solver: Solver):
+        self.memory, self.mixing = min(solver.memory, solver.steps), solver.mixing
+        self.values: list[Tensor] = [z] * self.memory
+        self.gaps: list[Tensor] = [z] * self.memory
+        self.gram = torch.zeros(len(z), self.memory, self.memory, dtype=torch.float64, device=z.device)
+        self.ridge = solver.ridge * torch.eye(self.memory, dtype=torch.float64, device=z.device)
+
+    def next(self, k: int, z: Tensor, fz: Tensor) -> Tensor:
+        slot, kept = k % self.memory, min(k + 1, self.memory)
+        gap = fz - z
+        self.values[slot], self.gaps[slot] = fz, gap
+        products = torch.stack([(gap * other).sum(dim=1) for other in self.gaps[:kept]], dim=1).double()
+        self.gram[:, slot, :kept] = products
+        self.gram[:, :kept, slot] = products
+        system = self.gram[:, :kept, :kept] + self.ridge[:kept, :kept]
+        weights, _ = torch.linalg.solve_ex(system, system.new_ones(len(z), kept))  # _ex: no host synchronization
+        weights = (weights / weights.sum(dim=1, keepdim=True)).to(z.dtype)
+        mixed = torch.zeros_like(z)
+        for weight, value, past in zip(weights.unbind(1), self.values, self.gaps):
+            mixed.addcmul_(weight[:, None], value)
+            if self.mixing < 1:
+                mixed.addcmul_(weight[:, None], past, value=self.mixing - 1)
+        return mixed
+
+
+class _Broyden:
+    """Good Broyden on g(z) = f(z) - z; the inverse Jacobian is -I + U V, of bounded rank."""
+
+    def __init__(self, z: Tensor, solver: Solver):
+        rows, size = z.shape
+        self.rank = max(1, min(solver.broyden_memory, solver.steps - 1))
+        self.u = z.new_zeros(rows, self.rank, size)
+        self.v = z.new_zeros(rows, self.rank, size)
+
+    def next(self, k: int, z: Tensor, fz: Tensor) -> Tensor:
+        gap = fz - z
+        if k > 0:
+            self._update((k - 1) % self.rank, z - self.z, gap - self.gap)
+        self.z, self.gap = z, gap
+        return z - self._inverse_times(gap)
+
+    def _update(self, slot: int, dz: Tensor, dgap: Tensor) -> None:
+        v = torch.bmm(torch.bmm(dz[:, None], self.u.mT), self.v)[:, 0] - dz
+        scale = (v * dgap).sum(dim=1, keepdim=True)
+        u = (dz - self._inverse_times(dgap)) / scale
+        usable = (scale.abs() > 1e-12) | scale.isnan()  # no update where the secant says nothing
+        self.u[:, slot] = torch.where(usable, u, 0.0)
+        self.v[:, slot] = v
+
+    def _inverse_times(self, y: Tensor) -> Tensor:
+        return torch.bmm(torch.bmm(y[:, None], self.v.mT), self.u)[:, 0] - y
+
+
+_METHODS = {"naive": _Naive, "anderson": _Anderson, "broyden": _Broyden}

@@ -1,0 +1,232 @@
+"""Training of DEQs for randomized smoothing.
+
+Gaussian augmentation (Cohen et al. 2019): noise N(0, sigma^2 I) is added to each image once, in pixel units. First f is
+unrolled a few times (pre-training), then the gradient is implicit (Bai et al. 2019, 2020), with Jacobian regularization
+at random steps (Bai et al. 2021). All randomness of a step is a function of (seed, step), so that a run that was killed
+and resumed ends with the same weights as one that was not.
+"""
+
+import io
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from srs import models
+from srs.data import DataConfig, Dataset, Part, augment
+from srs.deq import classify, implicit_solve, jacobian_penalty
+from srs.noise import standard_normal
+from srs.results import lock
+from srs.solvers import Solver, residuals
+
+
+class Training(BaseModel):
+    """The schedule; defaults are the paper's for MDEQ-SMALL on CIFAR-10 (Tables 6 and 8)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sigma: float = Field(0.5, ge=0)
+    epochs: int = Field(120, ge=1)
+    batch_size: int = Field(96, ge=2)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0)
+    final_learning_rate: float = Field(1e-6, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    unrolled_steps: int = Field(16_000, ge=0)
+    unrolled_layers: int = Field(8, ge=1)
+    forward: Solver = Solver(method="broyden", steps=8, stop="relative")
+    backward: Solver = Solver(method="broyden", steps=7, stop="relative")
+    jacobian_weight: float = Field(0.5, ge=0)
+    jacobian_frequency: float = Field(0.05, ge=0, le=1)
+    jacobian_epochs: int = Field(90, ge=0)
+    evaluation: Solver = Solver(method="anderson", steps=30)
+    evaluate_every: int = Field(10, ge=1)
+    seed: int = Field(0, ge=0)
+    checkpoint_seconds: float = Field(20.0, gt=0)
+
+
+def train(
+    preset: str,
+    overrides: dict,
+    data: Dataset,
+    augmentation: DataConfig,
+    config: Training,
+    checkpoint: str | Path,
+    device: torch.device | str = "cpu",
+) -> dict:
+    """Train a model and return ``{"model": models.state(...), "history": [...], "seconds": float}``.
+
+    The run state is kept in ``checkpoint`` (replaced atomically) and resumed from it where it exists. ``history`` has a
+    row for each epoch: mean loss and noisy accuracy on the training batches, solver residual, lost (non-finite) rows,
+    and every ``evaluate_every`` epochs noisy accuracy and residual of the ``evaluation`` solver on held-out images.
+
+    Raises FloatingPointError when no row of a batch has a finite state.
+    """
+    checkpoint = Path(checkpoint)
+    with lock(checkpoint), torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = models.build(preset, **{**data.model_fields(), **overrides}).to(device)
+        run = _Run(model, data, augmentation, config, checkpoint, torch.device(device))
+        run.resume()
+        run.finish()
+    return {"model": models.state(model), "history": run.history, "seconds": run.seconds}
+
+
+class _Run:
+    """A training run: what a checkpoint holds, and the loop over its steps."""
+
+    def __init__(self, model, data, augmentation, config, checkpoint, device):
+        self.model, self.data, self.augmentation = model, data, augmentation
+        self.config, self.checkpoint, self.device = config, checkpoint, device
+        self.steps_per_epoch = max(1, len(data.train) // config.batch_size)
+        self.total = config.epochs * self.steps_per_epoch
+        self.optimizer = _optimizer(model, config)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, self.total, config.final_learning_rate
+        )
+        self.step, self.seconds = 0, 0.0
+        self.history: list[dict] = []
+        self.sums: dict[str, float] = {}
+
+    def resume(self) -> None:
+        if not self.checkpoint.is_file():
+            return
+        saved = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        for name in ("model", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(saved[name])
+        for name in ("step", "seconds", "history", "sums"):
+            setattr(self, name, saved[name])
+
+    def save(self) -> None:
+        state = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule")}
+        write_checkpoint(
+            {**state, "step": self.step, "seconds": self.seconds, "history": self.history, "sums": self.sums},
+            self.checkpoint,
+        )
+
+    def finish(self) -> None:
+        began = saved = time.monotonic()
+        before = self.seconds
+        with tqdm(total=self.total, initial=self.step, desc="train", unit="step", mininterval=2) as bar:
+            while self.step < self.total:
+                self._one_step()
+                bar.update()
+                self.seconds = before + time.monotonic() - began
+                if time.monotonic() - saved > self.config.checkpoint_seconds or self.step == self.total:
+                    self.save()
+                    saved = time.monotonic()
+                if self.history:
+                    bar.set_postfix(loss=self.history[-1]["loss"], accuracy=self.history[-1]["accuracy"], refresh=False)
+
+    def _one_step(self) -> None:
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        size = self.config.batch_size
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data.train))
+        indices = order[position * size : (position + 1) * size]
+        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.step]).generate_state(1, np.uint64)[0]))
+        x = augment(
+            self.data.train.images(indices).to(self.device), self.augmentation.crop_padding, self.augmentation.flip
+        )
+        x = x + self.config.sigma * torch.randn_like(x)
+        labels = torch.from_numpy(self.data.train.labels[indices]).to(self.device)
+
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, measured = self._loss(x, labels, epoch)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        for name, value in measured.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if position == self.steps_per_epoch - 1:
+            self._end_epoch(epoch)
+
+    def _loss(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, dict[str, float]]:
+        model, config = self.model, self.config
+        model.draw_dropout()
+        injection = model.inject(x)
+        z0 = model.initial_state(injection)
+        penalty = injection.new_zeros(())
+        regularize = epoch < config.jacobian_epochs and torch.rand(()).item() < config.jacobian_frequency
+        if self.step < config.unrolled_steps:
+            z = z0
+            for _ in range(config.unrolled_layers):
+                z_in, z = z, model.f(z, injection)
+            finite = z.detach().isfinite().all(dim=1)
+            residual = ((z - z_in).detach().norm(dim=1) / z.detach().norm(dim=1)).mean()
+            if regularize:
+                z_in = z.detach().requires_grad_()
+                penalty = jacobian_penalty(model.f(z_in, injection), z_in)
+        else:
+            z, z_in, solution = implicit_solve(model.f, z0, injection, config.forward, config.backward)
+            finite, residual = solution.finite, solution.residual.nanmean()
+            if regularize:
+                penalty = jacobian_penalty(z, z_in)
+        logits = model.head(z)
+        if not finite.any():
+            raise FloatingPointError(
+                f"no finite state in the batch of step {self.step}: lower learning_rate = {config.learning_rate} "
+                f"or raise jacobian_weight = {config.jacobian_weight}"
+            )
+        loss = F.cross_entropy(logits[finite], labels[finite])
+        measured = {
+            "loss": loss.item(),
+            "accuracy": (logits.argmax(dim=1) == labels)[finite].float().mean().item(),
+            "residual": residual.item(),
+            "lost": (~finite).sum().item(),
+        }
+        return loss + config.jacobian_weight * penalty, measured
+
+    def _end_epoch(self, epoch: int) -> None:
+        row = {"epoch": epoch + 1, "step": self.step, "unrolled": self.step <= self.config.unrolled_steps}
+        row |= {name: value / self.steps_per_epoch for name, value in self.sums.items()}
+        if (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == self.config.epochs:
+            row |= evaluate(self.model, self.data.validation, self.config)
+        self.history.append(row)
+        self.sums = {}
+
+
+def evaluate(model: nn.Module, part: Part, config: Training) -> dict[str, float]:
+    """Noisy accuracy (one copy of each image) and mean relative residual of the evaluation solver on ``part``."""
+    model.eval()
+    device = next(model.parameters()).device
+    correct, residual = 0.0, 0.0
+    with torch.no_grad():
+        for rows in np.array_split(np.arange(len(part)), max(1, len(part) // 250)):
+            x = part.images(rows)
+            noise = np.concatenate([standard_normal(config.seed, int(i), np.zeros(1, int), x[0].numel()) for i in rows])
+            x = (x + config.sigma * torch.from_numpy(noise).view_as(x)).to(device)
+            logits, solution = classify(model, x, config.evaluation)
+            correct += (logits.argmax(dim=1).cpu().numpy() == part.labels[rows]).sum()
+            residual += residuals(model.f, solution.z, model.inject(x)).sum().item()
+    return {"validation_accuracy": float(correct / len(part)), "validation_residual": residual / len(part)}
+
+
+def write_checkpoint(content: dict, path: Path) -> None:
+    """Save with torch so that ``path`` is either the old file or the whole new one; equal content, equal bytes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(buffer.getvalue())
+    os.replace(partial, path)
+
+
+def _optimizer(model: nn.Module, config: Training) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+    )

@@ -1,0 +1,143 @@
+"""Samplers: how a base classifier casts one vote for each noisy copy of an image.
+
+A vote is a class, or UNDECIDED where the state is not finite or the two largest logits differ by less than MARGIN.
+Floating-point results may change in their last digits with the size of a compute batch; MARGIN is far above such changes,
+so a vote can never flip from one class to another with them, and an undecided vote counts for nobody. The classifier that
+is certified is therefore the one in exact row-by-row arithmetic: it can only have more votes for class A than we count.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from srs.deq import DEQ, classify
+from srs.noise import NoisyCopies
+from srs.solvers import Solution, Solver, solve
+
+UNDECIDED = -1
+MARGIN = 1e-4  # in logits
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Votes and their price, draw by draw: ``classes`` (n,) int16, ``evaluations`` of f (n,) int32."""
+
+    classes: np.ndarray
+    evaluations: np.ndarray
+
+    def take(self, positions: np.ndarray) -> "Votes":
+        return Votes(self.classes[positions], self.evaluations[positions])
+
+
+def decide(logits: Tensor) -> Tensor:
+    """Logits (B, classes) -> votes (B,), UNDECIDED where a logit is not finite or the top-two margin is below MARGIN."""
+    top = logits.topk(2, dim=1)
+    decided = (top.values[:, 0] - top.values[:, 1] >= MARGIN) & logits.isfinite().all(dim=1)
+    return torch.where(decided, top.indices[:, 0], UNDECIDED)
+
+
+class _Sampler(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DirectSampler(_Sampler):
+    """Any classifier: ``model(x)`` maps images (B, C, H, W) to logits (B, classes); one forward pass a vote."""
+
+    kind: Literal["direct"] = "direct"
+    independent: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def sample(self, model, copies: NoisyCopies, draws: np.ndarray, batch_size: int) -> Votes:
+        """Votes of the copies numbered ``draws``, computed ``batch_size`` at a time."""
+        classes = [_classes(model(copies(batch))) for batch in _batches(draws, batch_size)]
+        return Votes(np.concatenate(classes), np.ones(len(draws), np.int32))
+
+
+class StandardSampler(_Sampler):
+    """Standard randomized smoothing of a DEQ: every solve starts from the DEQ's initial state."""
+
+    kind: Literal["standard"] = "standard"
+    solver: Solver = Solver(method="anderson", steps=30)
+    independent: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def sample(self, model: DEQ, copies: NoisyCopies, draws: np.ndarray, batch_size: int) -> Votes:
+        """Votes of the copies numbered ``draws``, computed ``batch_size`` at a time."""
+        classes, evaluations = [], []
+        for batch in _batches(draws, batch_size):
+            logits, solution = classify(model, copies(batch), self.solver)
+            classes.append(_classes(logits))
+            evaluations.append(solution.evaluations.cpu().numpy())
+        return Votes(np.concatenate(classes), np.concatenate(evaluations).astype(np.int32))
+
+
+class SerializedSampler(_Sampler):
+    """Serialized randomized smoothing (Gao et al. 2024, Algorithm 1): each solve starts where an earlier one ended.
+
+    Draw j belongs to chain j mod ``chains`` (the paper's batch of 400). A chain's first solve, and after every
+    ``restart`` draws the next one, takes the ``warmup`` solver; all others take ``solver``. With start "previous" a solve
+    starts at the chain's last state (the first one at the DEQ's initial state); with "clean" every solve starts at
+    the warm-up's fixed point of the clean image. A chain whose state is lost (not finite) starts afresh. Votes
+    depend on one another: certificates need an audit.
+    """
+
+    kind: Literal["serialized"] = "serialized"
+    solver: Solver = Solver(method="anderson", steps=3)
+    warmup: Solver = Solver(method="anderson", steps=10)
+    restart: int | None = Field(None, ge=1)
+    start: Literal["previous", "clean"] = "previous"
+    chains: int = Field(400, ge=1)
+    independent: ClassVar[bool] = False
+
+    @torch.no_grad()
+    def sample(self, model: DEQ, copies: NoisyCopies, draws: np.ndarray, batch_size: int) -> Votes:
+        """Votes of all copies 0 ... len(draws) - 1, in the chains' order, computed ``batch_size`` chains at a time.
+
+        Raises ValueError when ``draws`` is anything else: a chain has no vote without those before it.
+        """
+        if not np.array_equal(draws, np.arange(len(draws))):
+            raise ValueError("a serialized sampler needs the draws 0, 1, 2, ... in order: later votes rest on earlier ones")
+        classes = np.empty(len(draws), np.int16)
+        evaluations = np.empty(len(draws), np.int32)
+        states: list[Tensor] = []  # where the next solves start, one tensor for each piece of the chains
+        if self.start == "clean":
+            clean = self._clean_solution(model, copies)
+        for turn, batch in enumerate(_batches(draws, self.chains)):
+            warm = self.start == "previous" and turn % (self.restart or len(draws)) == 0
+            for piece, rows in enumerate(_batches(batch, batch_size)):
+                injection = model.inject(copies(rows))
+                initial = model.initial_state(injection)
+                if self.start == "clean":
+                    z0 = clean.z.expand_as(initial)
+                else:
+                    z0 = initial if turn == 0 else states[piece][: len(rows)]
+                solution = solve(model.f, z0, injection, self.warmup if warm else self.solver)
+                classes[rows] = _classes(model.head(solution.z))
+                evaluations[rows] = solution.evaluations.cpu().numpy()
+                states[piece : piece + 1] = [torch.where(_per_row(solution.finite, initial), solution.z, initial)]
+        if self.start == "clean":
+            evaluations[0] += int(clean.evaluations)
+        return Votes(classes, evaluations)
+
+    def _clean_solution(self, model: DEQ, copies: NoisyCopies) -> Solution:
+        injection = model.inject(copies.image[None])
+        return solve(model.f, model.initial_state(injection), injection, self.warmup)
+
+
+Sampler = Annotated[DirectSampler | StandardSampler | SerializedSampler, Field(discriminator="kind")]
+
+
+def _batches(items: np.ndarray, size: int) -> list[np.ndarray]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _classes(logits: Tensor) -> np.ndarray:
+    return decide(logits).cpu().numpy().astype(np.int16)
+
+
+def _per_row(flags: Tensor, like: Tensor) -> Tensor:
+    return flags.view(-1, *[1] * (like.ndim - 1))
