@@ -94,16 +94,16 @@ def certify(
     *,
     sigma: float,
     sampler: Sampler | None = None,
-    reference: Sampler = StandardSampler(),
+    reference: Sampler | None = None,
     index: int = 0,
     **settings,
 ) -> Certificate:
     """CERTIFY one ``image`` (C, H, W), or any tensor that ``model`` takes in batches.
 
     ``model`` is any classifier of batches, or a :class:`srs.deq.DEQ`; the default sampler follows from which. With a
-    serialized sampler the audit compares its votes with those of ``reference``, and the certificate is about the
-    reference's smoothed classifier. ``index`` numbers the image: it picks the noise, with ``seed``. Other ``settings`` are
-    the fields of :class:`Certification`.
+    serialized sampler the audit compares its votes with those of ``reference`` (30 Anderson steps, where none is given),
+    and the certificate is about the reference's smoothed classifier. ``index`` numbers the image: with ``seed`` it picks
+    the noise. Other ``settings`` are the fields of :class:`Certification`.
 
     Raises pydantic's ValidationError for a bad setting, ValueError for an unusable image or a model in training mode.
     """
@@ -114,7 +114,8 @@ def certify(
     if sampler.independent:
         return standard_certificate(votes, config)
     audited = config.audited_draws(index)
-    return serialized_certificate(votes, audited, reference.sample(model, copies, audited, config.batch_size), config)
+    confirmed = (reference or StandardSampler()).sample(model, copies, audited, config.batch_size)
+    return serialized_certificate(votes, audited, confirmed, config)
 
 
 def predict(

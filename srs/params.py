@@ -80,7 +80,8 @@ class Profile(_Section):
             data = self.datasets.get(experiment.model.data)
             if data is None:
                 raise ValueError(
-                    f"experiments.{key}.model.data = {experiment.model.data!r} is unknown: choose one of {', '.join(self.datasets)}"
+                    f"experiments.{key}.model.data = {experiment.model.data!r} is unknown: "
+                    f"choose one of {', '.join(self.datasets)}"
                 )
             if data.name in ("digits", "mnist") and experiment.certification.images > data.test:
                 raise ValueError(
@@ -88,9 +89,7 @@ class Profile(_Section):
                     f"the data set has {data.test} test images"
                 )
         if self.report.table2 not in self.experiments:
-            raise ValueError(
-                f"report.table2 = {self.report.table2!r} is unknown: choose one of {', '.join(self.experiments)}"
-            )
+            raise ValueError(f"report.table2 = {self.report.table2!r} is unknown: choose one of {', '.join(self.experiments)}")
         return self
 
 

@@ -89,9 +89,7 @@ class _Run:
         self.steps_per_epoch = max(1, len(data.train) // config.batch_size)
         self.total = config.epochs * self.steps_per_epoch
         self.optimizer = _optimizer(model, config)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, self.total, config.final_learning_rate
-        )
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.total, config.final_learning_rate)
         self.step, self.seconds = 0, 0.0
         self.history: list[dict] = []
         self.sums: dict[str, float] = {}
@@ -132,9 +130,7 @@ class _Run:
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data.train))
         indices = order[position * size : (position + 1) * size]
         torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.step]).generate_state(1, np.uint64)[0]))
-        x = augment(
-            self.data.train.images(indices).to(self.device), self.augmentation.crop_padding, self.augmentation.flip
-        )
+        x = augment(self.data.train.images(indices).to(self.device), self.augmentation.crop_padding, self.augmentation.flip)
         x = x + self.config.sigma * torch.randn_like(x)
         labels = torch.from_numpy(self.data.train.labels[indices]).to(self.device)
 

@@ -4,6 +4,8 @@ n branches; branch i holds C_i channels at 1/2^i of the working resolution. Betw
 flat vector (all branches end to end), so that solvers need not know about branches.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -118,13 +120,9 @@ class MDEQLayer(nn.Module):
         super().__init__()
         branches = range(len(config.channels))
         self.blocks = nn.ModuleList(ResidualBlock(c, config) for c in config.channels)
-        self.paths = nn.ModuleDict(
-            {f"{j}_to_{i}": FusionPath(j, i, config) for i in branches for j in branches if i != j}
-        )
+        self.paths = nn.ModuleDict({f"{j}_to_{i}": FusionPath(j, i, config) for i in branches for j in branches if i != j})
         self.post = nn.ModuleList(
-            nn.Sequential(
-                nn.ReLU(), weight_norm(_conv(c, c, 1)), nn.GroupNorm(max(1, config.groups // 2), c, affine=False)
-            )
+            nn.Sequential(nn.ReLU(), weight_norm(_conv(c, c, 1)), nn.GroupNorm(max(1, config.groups // 2), c, affine=False))
             for c in config.channels
         )
 
@@ -164,8 +162,7 @@ class MDEQHead(nn.Module):
         widths = [4 * h for h in config.head_channels]
         self.bottlenecks = nn.ModuleList(Bottleneck(c, h) for c, h in zip(config.channels, config.head_channels))
         self.downs = nn.ModuleList(
-            nn.Sequential(_conv(a, b, 3, stride=2, bias=True), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(widths, widths[1:])
+            nn.Sequential(_conv(a, b, 3, stride=2, bias=True), nn.BatchNorm2d(b), nn.ReLU()) for a, b in pairwise(widths)
         )
         self.final = nn.Sequential(
             _conv(widths[-1], config.final_channels, 1, bias=True), nn.BatchNorm2d(config.final_channels), nn.ReLU()

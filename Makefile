@@ -1,0 +1,31 @@
+# make repro: regenerate the study.  make test: the test suite.  Both install what they need into .venv first.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+INSTALLED := .venv/.installed
+
+.PHONY: repro test lint strip lock clean
+
+repro: $(INSTALLED)
+	dvc repro
+	@python -c "import yaml, pathlib; name = yaml.safe_load(open('params.yaml'))['active']['name']; print('Reports:', *sorted(pathlib.Path('runs', name, 'reports').resolve().glob('*.html')), sep='\n  ')"
+
+test: $(INSTALLED)
+	python -m pytest
+
+lint: $(INSTALLED)
+	ruff check . && ruff format --check .
+
+strip: $(INSTALLED) # notebooks are committed without outputs
+	nbstripout --extra-keys metadata.language_info notebooks/*.ipynb
+
+lock: $(INSTALLED) # exact versions for everybody, from pyproject.toml
+	pip-compile -q --upgrade --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate --output-file requirements.lock pyproject.toml
+
+clean: # results and working files; DVC's cache stays, so that `make repro` restores what has not changed
+	rm -rf runs data/*/
+
+$(INSTALLED): pyproject.toml requirements.lock
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=/path/to/python' % sys.version_info[:2])"
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	touch $@

@@ -1,0 +1,82 @@
+"""Shared zoo: DEQs whose fixed points and smoothed classifiers are known, and one small trained MDEQ."""
+
+import pytest
+import torch
+
+from srs import models
+from srs.data import DataConfig, Dataset, Part, prepare
+from srs.training import Training, train
+
+
+class LinearDEQ(torch.nn.Module):
+    """z = A z + B x, ||A|| < 1, logits (w . z + c, 0): z* = (I - A)^-1 B x in closed form.
+
+    The smoothed classifier is the half-space of the base classifier itself: its class at x holds up to distance
+    |margin(x)| / ||gradient|| exactly, and P(vote for class 0) = Phi(margin / (sigma ||gradient||)).
+    """
+
+    def __init__(self, size: int = 6, contraction: float = 0.5, offset: float = 0.0, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        a = torch.randn(size, size, generator=generator)
+        self.a = contraction * a / torch.linalg.matrix_norm(a, 2)
+        self.b = torch.randn(size, size, generator=generator)
+        self.w = torch.randn(size, generator=generator)
+        self.offset = offset
+
+    def inject(self, x):
+        return x @ self.b.T
+
+    def initial_state(self, injection):
+        return torch.zeros_like(injection)
+
+    def f(self, z, injection):
+        return z @ self.a.T + injection
+
+    def head(self, z):
+        return torch.stack([z @ self.w + self.offset, torch.zeros(len(z))], dim=1)
+
+    def fixed_point(self, x):
+        return torch.linalg.solve(torch.eye(len(self.a)) - self.a, (x @ self.b.T).T).T
+
+    def gradient(self):
+        return torch.linalg.solve((torch.eye(len(self.a)) - self.a).T, self.w) @ self.b
+
+    def true_radius(self, x):
+        """Signed distance of x to the decision boundary: positive on class 0's side."""
+        return float((x @ self.gradient() + self.offset) / self.gradient().norm())
+
+
+@pytest.fixture
+def linear_deq():
+    return LinearDEQ().eval()
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return prepare(DataConfig())
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits) -> Dataset:
+    """A data set small enough to train on in seconds."""
+
+    def part(source: Part, count: int) -> Part:
+        return Part(source.pixels[:count], source.labels[:count], source.scale)
+
+    return Dataset("digits", digits.classes, part(digits.train, 60), part(digits.validation, 20), part(digits.test, 20))
+
+
+@pytest.fixture(scope="session")
+def trained(digits, tmp_path_factory):
+    """A tiny MDEQ, briefly trained: its logits are far apart and its solver converges. About ten seconds."""
+    config = Training(sigma=0.25, epochs=6, unrolled_steps=48, evaluate_every=6, learning_rate=0.005)
+    checkpoint = tmp_path_factory.mktemp("trained") / "run.pt"
+    result = train("mdeq-tiny", {}, digits, DataConfig(crop_padding=1), config, checkpoint)
+    assert result["history"][-1]["validation_accuracy"] > 0.4
+    return models.restore(result["model"]).eval().fold()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,120 @@
+import pytest
+import torch
+from pydantic import ValidationError
+
+from srs import models
+from srs.deq import classify
+from srs.models.mdeq import MDEQConfig
+from srs.solvers import Solver
+
+
+def _count(preset, **overrides):
+    return sum(p.numel() for p in models.build(preset, **overrides).parameters())
+
+
+def test_sizes_on_cifar10_are_those_in_the_readme():
+    from pathlib import Path
+
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    for preset in ("mdeq-small", "mdeq-large"):
+        assert f"{_count(preset):,}" in readme
+
+
+@pytest.mark.parametrize(
+    "preset, size, channels",
+    [("mdeq-small", 32, 3), ("mdeq-small", 8, 1), ("mdeq-large", 32, 3), ("mdeq-small-imagenet", 64, 3)],
+)
+def test_shapes(preset, size, channels):
+    model = models.build(preset, image_size=size, mean=(0.5,) * channels, std=(0.2,) * channels, num_classes=7).eval()
+    with torch.no_grad():
+        logits, solution = classify(model, torch.rand(2, channels, size, size), Solver(steps=2))
+    assert logits.shape == (2, 7)
+    side = model.config.resolution
+    assert solution.z.shape[1] == sum(c * (side >> i) ** 2 for i, c in enumerate(model.config.channels))
+
+
+def test_imagenet_stem_downsamples_four_times():
+    model = models.build("mdeq-small-imagenet", image_size=64)
+    assert model.inject(torch.rand(2, 3, 64, 64)).shape == (2, 32, 16, 16)
+
+
+def test_injection_enters_the_highest_resolution_only():
+    model = models.build("mdeq-small", image_size=8).eval()
+    blocks = []
+    for block in model.layer.blocks:
+        block.register_forward_pre_hook(lambda module, inputs: blocks.append(inputs[1] is not None))
+    injection = model.inject(torch.rand(1, 3, 8, 8))
+    model.f(model.initial_state(injection), injection)
+    assert blocks == [True, False, False]
+
+
+def test_normalization_is_the_first_layer():
+    x = torch.rand(2, 1, 8, 8)
+    model = models.build("mdeq-tiny", image_size=8, mean=(0.3,), std=(0.4,)).eval()
+    plain = models.build("mdeq-tiny", image_size=8, mean=(0.0,), std=(1.0,)).eval()
+    plain.load_state_dict(model.state_dict())
+    assert torch.allclose(model.inject(x), plain.inject((x - 0.3) / 0.4), atol=1e-6)
+
+
+def test_rows_do_not_depend_on_their_neighbours(trained, digits):
+    x = digits.test.images(torch.arange(12).numpy())
+    with torch.no_grad():
+        together, _ = classify(trained, x, Solver())
+        for row in (0, 5, 11):
+            alone, _ = classify(trained, x[row : row + 1], Solver())
+            assert torch.allclose(alone[0], together[row], atol=1e-4)
+
+
+def test_folding_weight_normalization_changes_nothing_but_the_parameters():
+    model = models.build("mdeq-small", image_size=8, mean=(0.3,), std=(0.4,)).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # away from initialization, so that magnitude and direction differ
+            p.add_(0.05 * torch.randn_like(p))
+        injection = model.inject(torch.rand(3, 1, 8, 8))
+        z = torch.randn_like(model.initial_state(injection))
+        before = model.f(z, injection)
+        normalized = sum("original" in name for name, _ in model.named_parameters())
+        after = model.fold().f(z, injection)
+    assert normalized == 2 * 3 * 3  # magnitude and direction; two block convolutions and one post-fusion on 3 branches
+    assert sum("original" in name for name, _ in model.named_parameters()) == 0
+    assert torch.allclose(before, after, atol=1e-5)
+
+
+def test_dropout_mask_is_fixed_within_a_solve_and_new_after():
+    model = models.build("mdeq-small", image_size=8, mean=(0.3,), std=(0.4,))
+    injection = model.inject(torch.rand(4, 1, 8, 8))
+    z = torch.randn_like(model.initial_state(injection))
+    first = model.f(z, injection)
+    assert torch.equal(first, model.f(z, injection))
+    model.draw_dropout()
+    assert not torch.allclose(first, model.f(z, injection))
+    model.eval()
+    assert torch.equal(model.f(z, injection), model.f(z, injection))
+
+
+def test_checkpoint_holds_the_configuration(tmp_path):
+    model = models.build("mdeq-tiny", image_size=8, mean=(0.3,), std=(0.4,), num_classes=3).eval()
+    torch.save({"model": models.state(model)}, tmp_path / "model.pt")
+    loaded = models.load(tmp_path / "model.pt")
+    x = torch.rand(2, 1, 8, 8)
+    assert not loaded.training and loaded.config == model.config
+    assert torch.allclose(loaded.inject(x), model.inject(x))
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        models.load(tmp_path / "absent.pt")
+
+
+def test_clear_errors():
+    with pytest.raises(KeyError, match="unknown model 'mdeq-smal'"):
+        models.build("mdeq-smal")
+    with pytest.raises(ValidationError, match="dropuot"):
+        models.build("mdeq-small", dropuot=0.1)
+    for bad, named in [
+        (dict(head_channels=(7, 14)), "head_channels"),
+        (dict(image_size=30), "multiple of 4"),
+        (dict(channels=(9, 16, 32)), "multiples of groups"),
+        (dict(std=(0.0, 1.0, 1.0)), "positive"),
+    ]:
+        with pytest.raises(ValidationError, match=named):
+            models.build("mdeq-small", **bad)
+    with pytest.raises(ValidationError, match="frozen"):
+        MDEQConfig(channels=(8,), head_channels=(4,), final_channels=8).dropout = 0.5

@@ -1,0 +1,113 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from srs import notebooks, params
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    cells = [
+        nbformat.v4.new_code_cell("n = 1\nname = 'x'", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(
+            "import sys, time\nprint(n + 1, name)\nprint('progress', file=sys.stderr)\n"
+            "import matplotlib.pyplot as plt\nplt.plot([1, n]); plt.show()"
+        ),
+        nbformat.v4.new_markdown_cell("text"),
+    ]
+    path = tmp_path / "source.ipynb"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+def test_equal_runs_give_equal_bytes_and_a_page_without_code_or_network(notebook, tmp_path):
+    outputs = [tmp_path / name / "out.ipynb" for name in ("a", "b")]
+    for output in outputs:
+        notebooks.run(notebook, output, {"n": 21, "name": "y"})
+    for suffix in (".ipynb", ".html"):
+        assert outputs[0].with_suffix(suffix).read_bytes() == outputs[1].with_suffix(suffix).read_bytes()
+    executed = nbformat.read(outputs[0], as_version=4)
+    assert executed.cells[2].outputs[0].text == "22 y\n"
+    assert [output.output_type for output in executed.cells[2].outputs] == ["stream", "display_data"]  # no progress bar
+    page = outputs[0].with_suffix(".html").read_text()
+    assert (
+        "22 y" in page and "image/png;base64" in page and "import sys" not in page and "21" not in page.split("<body")[1][:5000]
+    )
+    assert 'src="http' not in page and 'href="http' not in page
+    assert not list(tmp_path.glob("*/*.failed.ipynb"))
+
+
+def test_parameter_names_are_checked_before_anything_runs(notebook, tmp_path):
+    with pytest.raises(params.ParameterError, match="declares no parameter 'm': choose from n, name"):
+        notebooks.run(notebook, tmp_path / "out.ipynb", {"n": 1, "name": "x", "m": 2})
+    with pytest.raises(params.ParameterError, match="needs the parameter 'name'"):
+        notebooks.run(notebook, tmp_path / "out.ipynb", {"n": 1})
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_failure_is_told_and_left_to_read(notebook, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "srs.notebooks",
+        str(notebook),
+        str(tmp_path / "out.ipynb"),
+        "--set",
+        "n=text",
+        "--set",
+        "name=x",
+    ]
+    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode != 0 and "failed" in failed.stderr and "out.failed.ipynb" in failed.stderr
+    assert (tmp_path / "out.failed.ipynb").is_file() and not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_notebooks_are_committed_without_outputs(path):
+    check = subprocess.run([sys.executable, "-m", "nbstripout", "--verify", "-t", str(path)], capture_output=True, text=True)
+    assert check.returncode == 0, f"make strip: {check.stdout}"
+
+
+def _stages():
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    return {name: stage.get("do", stage) for name, stage in graph.items()}
+
+
+def test_a_stage_tracks_exactly_the_sections_that_it_is_given():
+    found = 0
+    for name, stage in _stages().items():
+        words = stage["cmd"].split()
+        given = {words[i + 1].split("=", 1)[1] for i, word in enumerate(words) if word == "--section"}
+        assert given == set(stage.get("params", [])), name
+        found += len(given)
+    assert found > 5
+
+
+def test_a_stage_tracks_the_code_that_its_notebook_imports():
+    """All of srs that a stage's notebook imports is a dependency of the stage, but for what changes no result."""
+    shown_only = {"params", "machine", "results", "figures"}
+    for name, stage in _stages().items():
+        sources = [dep for dep in stage["deps"] if dep.startswith("runs/notebooks/")]
+        if not sources or "srs.notebooks" not in stage["cmd"]:
+            continue
+        used = _imports(ROOT / sources[0].replace("runs/", "").replace("${item}", "05_table2"))
+        tracked = {Path(dep).stem for dep in stage["deps"] if dep.startswith("srs/")}
+        assert used - shown_only <= tracked, (name, used - shown_only - tracked)
+
+
+def _imports(path):
+    import re
+
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    names = set(re.findall(r"^from srs\.(\w+)", text, re.M))
+    for line in re.findall(r"^from srs import (.+)", text, re.M):
+        names |= {name.split(" as ")[0].strip() for name in line.split(",")}
+    return names

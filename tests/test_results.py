@@ -1,0 +1,65 @@
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from srs.results import Journal, average_certified_radius, certified_accuracy, fingerprint, pack, unpack
+
+ROWS = pd.DataFrame({"prediction": [1, 1, -1, 2, 0], "label": [1, 1, 1, 1, 0], "radius": [0.25, 0.2499999999, 0.0, 0.9, 0.0]})
+
+
+def test_certified_accuracy_counts_correct_certificates_of_at_least_r():
+    table = certified_accuracy(ROWS, [0, 0.2, 0.25, 0.3])
+    assert table["accuracy"].tolist() == [0.6, 0.4, 0.2, 0.0]  # 0.2499999999 does not round up to 0.25
+    interval = stats.binomtest(3, 5).proportion_ci(0.95, method="exact")
+    assert table.loc[0, "lower"] == pytest.approx(interval.low) and table.loc[0, "upper"] == pytest.approx(interval.high)
+
+
+def test_both_definitions_of_acr():
+    assert average_certified_radius(ROWS) == pytest.approx((0.25 + 0.2499999999) / 5)
+    assert average_certified_radius(ROWS, released=True) == pytest.approx((0.25 + 0.2499999999 + 0.9) / 5)
+
+
+def test_journal_keeps_whole_records_and_drops_a_torn_one(tmp_path):
+    path = tmp_path / "deep" / "journal"
+    journal = Journal(path)
+    journal.append({"a": 1, "x": 0.1 + 0.2})
+    journal.append({"a": 2})
+    journal.close()
+    with open(path, "ab") as file:
+        file.write(b'{"a": 3, "x"')
+    again = Journal(path)
+    assert again.records == [{"a": 1, "x": 0.1 + 0.2}, {"a": 2}]
+    again.append({"a": 4})
+    again.close()
+    assert path.read_bytes().count(b"\n") == 3
+    last = Journal(path)
+    last.close(remove=True)
+    assert not path.exists()
+
+
+def test_a_second_process_waits_for_the_journal(tmp_path):
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    script = f"from srs.results import Journal; j = Journal({str(path)!r}); print(j.records)"
+    second = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "waiting: another process is writing" in second.stderr.readline()
+    journal.append({"late": True})
+    journal.close()
+    assert second.communicate(timeout=60)[0].strip() == "[{'late': True}]"
+
+
+def test_fingerprint_sees_every_input(tmp_path):
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    base = fingerprint([tmp_path / "a"], {"n": 1})
+    assert base == fingerprint([tmp_path / "a"], {"n": 1})
+    assert len({base, fingerprint([tmp_path / "b"], {"n": 1}), fingerprint([tmp_path / "a"], {"n": 2})}) == 3
+
+
+def test_packing_round_trip():
+    values = np.array([-1, 0, 7, 1_000_000])
+    assert unpack(pack(values)).tolist() == values.tolist()

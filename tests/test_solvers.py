@@ -1,0 +1,141 @@
+import pytest
+import torch
+from conftest import LinearDEQ
+from pydantic import ValidationError
+
+from srs.solvers import Solver, residuals, solve
+
+METHODS = ["naive", "anderson", "broyden"]
+
+
+def _problem(rows=5, contraction=0.5):
+    deq = LinearDEQ(contraction=contraction)
+    x = torch.randn(rows, 6)
+    injection = deq.inject(x)
+    return deq, injection, deq.fixed_point(x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_finds_the_closed_form_fixed_point(method):
+    deq, injection, truth = _problem()
+    solution = solve(deq.f, torch.zeros_like(injection), injection, Solver(method=method, steps=40))
+    assert torch.allclose(solution.z, truth, atol=1e-4)
+    assert solution.converged.all() and solution.finite.all()
+    assert (solution.evaluations == 40).all()
+
+
+@pytest.mark.parametrize("method", ["anderson", "broyden"])
+def test_acceleration_beats_naive_iteration(method):
+    rates = torch.linspace(0.5, 0.95, 6)  # naive iteration gains a digit in 45 steps
+    x = 100 * torch.randn(5, 6)  # far above Anderson's absolute ridge
+
+    def spent(method):
+        solver = Solver(method=method, steps=400, stop="relative", tolerance=1e-4)
+        solution = solve(lambda z, x: rates * z + x, torch.zeros(5, 6), x, solver)
+        assert solution.converged.all()
+        return solution.evaluations
+
+    assert (spent(method) < 0.5 * spent("naive")).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@pytest.mark.parametrize("method", METHODS)
+def test_k_steps_cost_exactly_k_evaluations(method, steps):
+    deq, injection, _ = _problem()
+    calls = []
+
+    def counted(z, x):
+        calls.append(len(z))
+        return deq.f(z, x)
+
+    solution = solve(counted, torch.zeros_like(injection), injection, Solver(method=method, steps=steps))
+    assert calls == [5] * steps
+    assert (solution.evaluations == steps).all()
+
+
+def test_one_step_of_every_method_is_f_of_the_start():
+    deq, injection, _ = _problem()
+    z0 = torch.randn_like(injection)
+    for method in METHODS:
+        assert torch.allclose(solve(deq.f, z0, injection, Solver(method=method, steps=1)).z, deq.f(z0, injection), atol=1e-6)
+
+
+def test_anderson_second_iterate_is_the_least_squares_mixture():
+    deq, injection, _ = _problem(rows=1)
+    z0 = torch.zeros_like(injection)
+    f0, f1 = deq.f(z0, injection), deq.f(deq.f(z0, injection), injection)
+    g0, g1 = (f0 - z0).double(), (f1 - f0).double()
+    grid = torch.linspace(-3, 4, 700_001, dtype=torch.float64)  # weight of f1; brute force over the affine line
+    cost = (((1 - grid)[:, None] * g0 + grid[:, None] * g1) ** 2).sum(1) + 1e-4 * ((1 - grid) ** 2 + grid**2)
+    best = grid[cost.argmin()]
+    expected = (1 - best) * f0 + best * f1
+    assert torch.allclose(solve(deq.f, z0, injection, Solver(steps=2)).z.double(), expected.double(), atol=1e-4)
+
+
+def test_residual_belongs_to_the_last_evaluated_state():
+    deq, injection, _ = _problem()
+    before = solve(deq.f, torch.zeros_like(injection), injection, Solver(method="naive", steps=4))
+    after = solve(deq.f, torch.zeros_like(injection), injection, Solver(method="naive", steps=5))
+    assert torch.allclose(after.residual, residuals(deq.f, before.z, injection))
+    absolute = solve(
+        deq.f, torch.zeros_like(injection), injection, Solver(method="naive", steps=5, stop="absolute", tolerance=1e-9)
+    )
+    assert torch.allclose(absolute.residual, (deq.f(before.z, injection) - before.z).norm(dim=1))
+
+
+@pytest.mark.parametrize("stop", ["fixed", "relative", "absolute"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_row_alone_equals_the_row_in_any_batch(method, stop):
+    deq, injection, _ = _problem(rows=9, contraction=0.9)
+    injection[3] *= 0.01  # rows of very different difficulty
+    injection[4] *= 100
+    solver = Solver(method=method, steps=30, stop=stop, tolerance=0.01)
+    together = solve(deq.f, torch.zeros_like(injection), injection, solver)
+    for row in range(9):
+        alone = solve(deq.f, torch.zeros_like(injection[row : row + 1]), injection[row : row + 1], solver)
+        assert torch.allclose(alone.z[0], together.z[row], rtol=1e-3, atol=1e-6)
+        assert alone.evaluations[0] == together.evaluations[row]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_row_equals_a_fixed_run_of_as_many_steps(method):
+    deq, injection, _ = _problem(contraction=0.9)
+    injection *= torch.tensor([0.01, 0.1, 1.0, 10.0, 100.0])[:, None]
+    solver = Solver(method=method, steps=50, stop="absolute", tolerance=0.01)
+    stopped = solve(deq.f, torch.zeros_like(injection), injection, solver)
+    assert len(set(stopped.evaluations.tolist())) > 1 and stopped.converged.all()
+    for row, k in enumerate(stopped.evaluations.tolist()):
+        fixed = solve(deq.f, torch.zeros_like(injection), injection, Solver(method=method, steps=k))
+        assert torch.equal(fixed.z[row], stopped.z[row])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stop", ["fixed", "relative"])
+def test_a_diverging_row_is_reported_and_never_returned(method, stop):
+    def f(z, x):  # row 0 contracts to 2x; the others blow up beyond any float
+        return torch.where(x > 0, 0.5 * z + x, z**3 * 1e8 + 1e8 - x)
+
+    x = torch.tensor([[1.0], [-1.0], [-2.0]])
+    solution = solve(f, torch.ones(3, 1), x, Solver(method=method, steps=60, stop=stop, tolerance=1e-5))
+    assert solution.finite.tolist() == [True, False, False]
+    assert solution.converged.tolist() == [True, False, False]
+    assert solution.z[0, 0] == pytest.approx(2.0, abs=1e-3)
+    assert solution.z[1:].isnan().all()
+
+
+def test_not_converged_is_said():
+    deq, injection, _ = _problem(contraction=0.99)
+    assert not solve(
+        deq.f, torch.zeros_like(injection), injection, Solver(method="naive", steps=2, stop="relative")
+    ).converged.any()
+
+
+def test_clear_errors():
+    deq, injection, _ = _problem()
+    with pytest.raises(ValueError, match="z0 has 4 rows and x has 5"):
+        solve(deq.f, torch.zeros(4, 6), injection, Solver())
+    with pytest.raises(ValueError, match="must keep the shape"):
+        solve(lambda z, x: z[:, :3], torch.zeros(5, 6), injection, Solver())
+    for bad in ({"steps": 0}, {"method": "newton"}, {"tolerance": -1}, {"mixing": 2}, {"step": 3}):
+        with pytest.raises(ValidationError, match=next(iter(bad))):
+            Solver(**bad)
