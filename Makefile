@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: repro test lint strip lock clean
+.PHONY: repro test publish lint strip lock clean
 
 repro: $(INSTALLED)
 	dvc repro
@@ -12,6 +12,9 @@ repro: $(INSTALLED)
 test: $(INSTALLED)
 	python -m pytest
 
+publish: $(INSTALLED) # the active profile's reports -> reports/<profile>/, to be committed
+	python -m srs.publish
+
 lint: $(INSTALLED)
 	ruff check . && ruff format --check .
 
@@ -19,7 +22,7 @@ strip: $(INSTALLED) # notebooks are committed without outputs
 	nbstripout --extra-keys metadata.language_info notebooks/*.ipynb
 
 lock: $(INSTALLED) # exact versions for everybody, from pyproject.toml
-	pip-compile -q --upgrade --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate --output-file requirements.lock pyproject.toml
+	pip-compile -q --upgrade --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate --allow-unsafe --output-file requirements.lock pyproject.toml
 
 clean: # results and working files; DVC's cache stays, so that `make repro` restores what has not changed
 	rm -rf runs data/*/

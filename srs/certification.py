@@ -32,14 +32,14 @@ class Certification(BaseModel):
     once and changes no vote.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     sigma: float = Field(0.5, gt=0)
     n0: int = Field(100, ge=1)
     n: int = Field(10_000, ge=1)
     alpha: float = Field(0.001, gt=0, lt=1)
     audit: int = Field(400, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
     batch_size: int = Field(400, ge=1)
 
     @model_validator(mode="after")
@@ -110,10 +110,10 @@ def certify(
     config = Certification(sigma=sigma, **settings)
     copies = _copies(model, image, index, config)
     sampler = sampler or _default_sampler(model)
+    audited = np.empty(0) if sampler.independent else config.audited_draws(index)
     votes = sampler.sample(model, copies, config.draws(), config.batch_size)
     if sampler.independent:
         return standard_certificate(votes, config)
-    audited = config.audited_draws(index)
     confirmed = (reference or StandardSampler()).sample(model, copies, audited, config.batch_size)
     return serialized_certificate(votes, audited, confirmed, config)
 
@@ -255,8 +255,10 @@ def _default_sampler(model) -> Sampler:
 
 
 def _copies(model, image: Tensor, index: int, config: Certification) -> NoisyCopies:
-    if getattr(model, "training", False):
-        raise ValueError("the model is in training mode, where votes depend on one another: call model.eval() first")
+    if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
+        raise ValueError(
+            "the model, or a part of it, is in training mode, where votes depend on one another: call model.eval()"
+        )
     if not isinstance(image, Tensor) or not image.is_floating_point():
         raise ValueError(f"image must be a tensor of floats, pixels in [0, 1]; got {getattr(image, 'dtype', type(image))}")
     if not image.isfinite().all():

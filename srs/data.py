@@ -25,7 +25,7 @@ class DataConfig(BaseModel):
     no test part of its own. ``validation`` images are held out of the training part, for choices.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["digits", "mnist", "cifar10", "folder"] = "digits"
     root: str | None = None
@@ -36,9 +36,11 @@ class DataConfig(BaseModel):
     flip: bool = False
 
     @model_validator(mode="after")
-    def _folder_has_a_place(self) -> "DataConfig":
+    def _fields_fit_the_source(self) -> "DataConfig":
         if self.name == "folder" and (self.root is None or self.image_size is None):
             raise ValueError("data 'folder' needs root (a folder with train/ and test/) and image_size (pixels)")
+        if self.name == "cifar10" and self.image_size not in (None, 32):
+            raise ValueError(f"image_size = {self.image_size} is not for 'cifar10', whose images have 32 pixels")
         return self
 
 

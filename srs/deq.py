@@ -42,14 +42,15 @@ def classify(deq: DEQ, x: Tensor, solver: Solver, z0: Tensor | None = None) -> t
 
 def implicit_solve(
     f: Callable[[Tensor, Tensor], Tensor], z0: Tensor, x: Tensor, forward: Solver, backward: Solver
-) -> tuple[Tensor, Tensor, Solution]:
+) -> tuple[Tensor, Tensor, Tensor, Solution]:
     """A fixed point that can be differentiated in constant memory (Bai et al. 2019, Theorem 1).
 
     Solves without a gradient, applies f once more, and on the way back replaces the gradient ``grad`` by the solution
     of g = J^T g + grad, J = df/dz at the fixed point. Rows whose solve was not finite restart that last
     application from ``z0``; look at ``solution.finite`` and leave them out of the loss.
 
-    Returns (z, z_in, solution): ``z = f(z_in, x)`` carries the implicit gradient, ``z_in`` is the detached solution.
+    Returns (z, fz, z_in, solution): ``z_in`` is the detached solution, ``fz = f(z_in, x)`` has the plain gradient of one
+    application (for :func:`jacobian_penalty`), and ``z`` is the same state with the implicit gradient.
     """
     with torch.no_grad():
         solution = solve(f, z0, x, forward)
@@ -67,7 +68,7 @@ def implicit_solve(
     z = fz.view_as(fz)
     if z.requires_grad:
         z.register_hook(correct)
-    return z, z_in, solution
+    return z, fz, z_in, solution
 
 
 def jacobian_penalty(fz: Tensor, z_in: Tensor) -> Tensor:

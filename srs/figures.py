@@ -6,6 +6,7 @@ with index, label and method); ``seconds`` has index, method and seconds.
 
 import hashlib
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,7 +21,7 @@ from srs.bounds import largest_radius
 from srs.data import Part
 from srs.noise import NoisyCopies
 from srs.results import average_certified_radius, certified_accuracy
-from srs.votes import UNDECIDED
+from srs.votes import UNDECIDED, Sampler
 
 BEYOND = "–"
 NOT_KNOWN = "not known"
@@ -28,7 +29,7 @@ _TABLE_STYLES = [
     {"selector": "", "props": "border-collapse: collapse; font-size: 10pt; margin: 0.5em 0"},
     {
         "selector": "caption",
-        "props": "caption-side: bottom; text-align: left; font-size: 9pt; padding-top: 0.6em; max-width: 60em",
+        "props": "caption-side: bottom; text-align: left; font-size: 9pt; padding-top: 0.6em",
     },
     {"selector": "th, td", "props": "padding: 0.25em 0.7em; text-align: right; white-space: nowrap"},
     {"selector": "thead th", "props": "border-bottom: 1.5px solid #444; vertical-align: bottom"},
@@ -159,7 +160,7 @@ def plot_history(history: pd.DataFrame) -> Figure:
     """Loss, noisy accuracy and solver residual of a training run, epoch by epoch."""
     figure, (loss, accuracy, residual) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     loss.plot(history["epoch"], history["loss"])
-    loss.set(ylabel="cross-entropy on noisy training images")
+    loss.set(ylabel="training loss (cross-entropy)")
     accuracy.plot(history["epoch"], 100 * history["accuracy"], label="training")
     held = history.dropna(subset="validation_accuracy")
     accuracy.plot(held["epoch"], 100 * held["validation_accuracy"], marker="o", label="held out")
@@ -189,13 +190,14 @@ def basis(rows: pd.DataFrame, data: str, model: str, machine: dict) -> str:
     )
 
 
-def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str) -> str:
+def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str, samplers: dict[str, Sampler]) -> str:
     """What the :func:`summary` says, in sentences (Markdown) that hold for whatever came out."""
     at_zero, images = table["r = 0"], rows["index"].nunique()
     ours = at_zero.loc[reference]
     lines = [
         f"**{reference}** certifies {ours['accuracy']:.0%} of {images} images at r = 0 "
-        f"(95 % interval {ours['lower']:.0%} to {ours['upper']:.0%}), with an ACR of {table.loc[reference, ('ACR', 'ours')]:.3f}."
+        f"(95 % interval {ours['lower']:.0%} to {ours['upper']:.0%}), with an ACR of "
+        f"{table.loc[reference, ('ACR', 'ours')]:.3f}."
     ]
     for method, part in rows.groupby("method", sort=False):
         if method == reference:
@@ -204,18 +206,33 @@ def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str) -> 
         fast = table["speed-up"].loc[method]
         line = (
             f"**{method}** certifies {at_zero.loc[method, 'accuracy']:.0%} at r = 0 (against {reference}: {gained} images "
-            f"gained, {lost} lost), with an ACR of {table.loc[method, ('ACR', 'ours')]:.3f}, for {1 / fast['evaluations']:.0%} of "
-            f"{reference}'s evaluations of f and {1 / fast['seconds']:.0%} of its time."
+            f"gained, {lost} lost), with an ACR of {table.loc[method, ('ACR', 'ours')]:.3f}, for "
+            f"{1 / fast['evaluations']:.0%} of {reference}'s evaluations of f and {1 / fast['seconds']:.0%} of its time."
         )
         if part["k"].iloc[0]:
             wrong = 1 - part["n1"].sum() / max(1, part["n2"].sum())
+            total = int((part["n0"] + part["n"]).iloc[0])
+            audit = part["k"].iloc[0] / total * table.loc[reference, ("per image", "evaluations")]
             line += (
-                f" {reference} did not confirm {wrong:.1%} of its audited votes for the certified class. Its certificates cannot "
-                f"pass r = {table.loc[method, ('', 'largest r')]:.2f}, whatever the votes; those from independent votes end at "
-                f"r = {table.loc[reference, ('', 'largest r')]:.2f}."
+                f" The audit is {audit / table.loc[method, ('per image', 'evaluations')]:.0%} of its evaluations, and "
+                f"{samplers[method].warm_share(total):.0%} of its votes are warm-up votes: both shares shrink as N grows. "
+                f"{reference} did not confirm {wrong:.1%} of its audited votes for the selected class. Its certificates "
+                f"cannot pass r = {table.loc[method, ('', 'largest r')]:.2f}, whatever the votes; those from independent votes "
+                f"end at r = {table.loc[reference, ('', 'largest r')]:.2f}."
             )
         lines.append(line)
+    lines += [
+        f"**{a}** and **{b}** gave the same certificates on every image. One step of any solver from one start is f of that "
+        "start; in the released code the solver's flag changes warm-up and audit too, which is where published rows differ."
+        for a, b in combinations(rows["method"].unique(), 2)
+        if samplers[a].solver.steps == samplers[b].solver.steps == 1 and _same_certificates(rows, a, b)
+    ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _same_certificates(rows: pd.DataFrame, a: str, b: str) -> bool:
+    columns = ["index", "prediction", "radius"]
+    return np.array_equal(rows.loc[rows["method"] == a, columns], rows.loc[rows["method"] == b, columns])
 
 
 def _paired(rows: pd.DataFrame, method: str, reference: str) -> tuple[int, int]:
@@ -231,9 +248,9 @@ def _styled(shown: pd.DataFrame, caption: str, css: pd.DataFrame | None = None) 
         .set_uuid(hashlib.sha1(caption.encode()).hexdigest()[:8])
     )
     if css is not None:
-        styler = styler.apply(lambda _: css.reindex(columns=shown.columns).fillna(""), axis=None)
+        styler = styler.apply(lambda _: css.reindex(columns=shown.columns, fill_value=""), axis=None)
     return styler
 
 
 def _bold(values: pd.Series) -> list[str]:
-    return ["font-weight: bold" if v == values.max() else "" for v in values]
+    return ["font-weight: bold" if v == values.max() > 0 else "" for v in values]

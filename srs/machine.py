@@ -17,9 +17,15 @@ def describe(device: torch.device | str = "cpu") -> dict[str, str]:
     return {"hardware": hardware, "python": platform.python_version(), "torch": torch.__version__}
 
 
-def default_device() -> str:
-    """The accelerator that torch finds, else the CPU."""
-    return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+def prepare_device() -> str:
+    """CUDA where there is one, else the CPU, set up so that equal inputs give equal results in full float32."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return "cuda"
 
 
 def _usable_cores() -> int:

@@ -16,6 +16,7 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
 from srs import params
+from srs.results import lock
 
 # glibc: keep freed memory rather than hand it back after every evaluation of f (1.4 times the speed on two cores)
 _KEEP_MEMORY = {
@@ -41,20 +42,21 @@ def run(notebook: str | Path, output: str | Path, parameters: dict) -> None:
     for name, value in _KEEP_MEMORY.items():  # for the kernel, which inherits them
         os.environ.setdefault(name, value)
     partial = output.with_suffix(".failed.ipynb")
-    executed = papermill.execute_notebook(
-        str(notebook),
-        str(partial),
-        parameters=parameters,
-        kernel_name="python3",
-        progress_bar=False,
-        stdout_file=sys.stdout,
-        stderr_file=sys.stderr,
-        extra_arguments=["--log-level=ERROR"],  # the kernel's, else it warns about its local sockets
-    )
-    stable = _stable(executed)
-    nbformat.write(stable, partial)
-    output.with_suffix(".html").write_text(to_html(stable, title=output.stem), encoding="utf-8")
-    os.replace(partial, output)
+    with lock(output):
+        executed = papermill.execute_notebook(
+            str(notebook),
+            str(partial),
+            parameters=parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            extra_arguments=["--log-level=ERROR"],  # the kernel's, else it warns about its local sockets
+        )
+        stable = _stable(executed)
+        nbformat.write(stable, partial)
+        output.with_suffix(".html").write_text(to_html(stable, title=output.stem), encoding="utf-8")
+        os.replace(partial, output)
 
 
 def to_html(notebook: nbformat.NotebookNode, title: str) -> str:
@@ -83,6 +85,9 @@ def _stable(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+            for output in cell.outputs:
+                if "text/html" in output.get("data", {}):
+                    output["data"].pop("text/plain", None)  # a styled table's holds its address in memory
     return executed
 
 

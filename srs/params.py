@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from srs.certification import Certification
 from srs.data import DataConfig
-from srs.models import PRESETS
+from srs.models import configure
 from srs.training import Training
 from srs.votes import Sampler
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSpec(_Section):
@@ -27,9 +27,8 @@ class ModelSpec(_Section):
     overrides: dict = {}
 
     @model_validator(mode="after")
-    def _known_preset(self) -> "ModelSpec":
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset {self.preset!r} is unknown: choose one of {', '.join(PRESETS)}")
+    def _makes_a_model(self) -> "ModelSpec":
+        configure(self.preset, **self.overrides)
         return self
 
 
@@ -62,8 +61,14 @@ class Experiment(_Section):
 class Report(_Section):
     """What the reports show: the radii of the tables, and which experiment stands where the paper has which."""
 
-    radii: list[float] = Field(min_length=1)
+    radii: list[float]
     table2: str
+
+    @model_validator(mode="after")
+    def _radii_ascend_from_zero(self) -> "Report":
+        if self.radii[:1] != [0] or sorted(set(self.radii)) != self.radii:
+            raise ValueError(f"radii = {self.radii} must start at 0 and ascend")
+        return self
 
 
 class Profile(_Section):

@@ -12,6 +12,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pandas as pd
+import torch
 
 from srs.bounds import clopper_pearson_interval
 
@@ -22,7 +23,7 @@ def lock(path: Path) -> filelock.AcquireReturnProxy:
     A DVC that was killed leaves its child running: a second run must not write the same working file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file_lock = filelock.FileLock(f"{path}.lock")
+    file_lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
     try:
         return file_lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -60,9 +61,10 @@ class Journal:
 
 
 def fingerprint(files: Iterable[str | Path], parameters: object) -> str:
-    """A short hash of the files' bytes and of JSON-able parameters: the name of work that may be resumed."""
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode())
-    for file in files:
+    """The name of work that may be resumed: a short hash of the files' bytes, of JSON-able parameters, of all code of
+    this package, and of the version of torch."""
+    digest = hashlib.sha256(json.dumps([torch.__version__, parameters], sort_keys=True, default=str).encode())
+    for file in [*files, *sorted(Path(__file__).parent.rglob("*.py"))]:
         digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
     return digest.hexdigest()[:16]
 

@@ -26,7 +26,7 @@ class Solver(BaseModel):
     and ``mixing`` belong to Anderson acceleration; Broyden keeps the ``broyden_memory`` latest rank-one updates.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Method = "anderson"
     steps: int = Field(30, ge=1)
@@ -43,7 +43,8 @@ class Solution:
     """What :func:`solve` found, row by row (B rows).
 
     ``z`` is built from ``evaluations`` evaluations of f; ``residual`` belongs to the last state at which f was
-    evaluated: ||f(z) - z|| (``stop="absolute"``) or ||f(z) - z|| / ||f(z)|| (otherwise), l2 norms over the row.
+    evaluated: ||f(z) - z|| (``stop="absolute"``) or ||f(z) - z|| / ||f(z)|| (otherwise), l2 norms over the row. A row
+    that stopped by itself holds f of that state; a fixed run holds the method's next iterate.
     ``converged``: residual <= tolerance. A row that is not ``finite`` holds NaN throughout, never an answer.
     """
 
@@ -82,11 +83,12 @@ def solve(f: Callable[[Tensor, Tensor], Tensor], z0: Tensor, x: Tensor, solver: 
             z = following
             continue
         residual = torch.where(active, _residual(z, fz, solver.stop), residual)
-        z = torch.where(active[:, None], following, z)
+        # a row that converges takes f's value, not an extrapolation that nobody has checked
+        z = torch.where(active[:, None], torch.where((residual <= solver.tolerance)[:, None], fz, following), z)
         active &= residual > solver.tolerance  # False for NaN: a lost row stops too
         if not active.any():
             break
-    finite = z.isfinite().all(dim=1)
+    finite = z.isfinite().all(dim=1) & residual.isfinite()
     z = torch.where(finite[:, None], z, torch.nan)
     return Solution(z.view_as(z0), residual, evaluations, (residual <= solver.tolerance) & finite, finite)
 
@@ -97,8 +99,9 @@ def residuals(f: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) -> Te
 
 
 def _residual(z: Tensor, fz: Tensor, stop: str) -> Tensor:
-    gap = (fz - z).norm(dim=1)
-    return gap if stop == "absolute" else gap / fz.norm(dim=1).clamp_min(1e-12)
+    gap, size = (fz - z).norm(dim=1), fz.norm(dim=1)
+    residual = gap if stop == "absolute" else gap / size.clamp_min(1e-12)
+    return torch.where(gap.isfinite() & size.isfinite(), residual, torch.nan)  # finite / inf would read as converged
 
 
 class _Naive:
@@ -156,6 +159,7 @@ class _Broyden:
         return z - self._inverse_times(gap)
 
     def _update(self, slot: int, dz: Tensor, dgap: Tensor) -> None:
+        self.u[:, slot] = 0.0  # where the memory is full, the oldest update goes before the new one is computed
         v = torch.bmm(torch.bmm(dz[:, None], self.u.mT), self.v)[:, 0] - dz
         scale = (v * dgap).sum(dim=1, keepdim=True)
         u = (dz - self._inverse_times(dgap)) / scale

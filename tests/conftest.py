@@ -68,13 +68,18 @@ def few_digits(digits) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def trained(digits, tmp_path_factory):
+def trained_state(digits, tmp_path_factory):
     """A tiny MDEQ, briefly trained: its logits are far apart and its solver converges. About ten seconds."""
     config = Training(sigma=0.25, epochs=6, unrolled_steps=48, evaluate_every=6, learning_rate=0.005)
     checkpoint = tmp_path_factory.mktemp("trained") / "run.pt"
     result = train("mdeq-tiny", {}, digits, DataConfig(crop_padding=1), config, checkpoint)
     assert result["history"][-1]["validation_accuracy"] > 0.4
-    return models.restore(result["model"]).eval().fold()
+    return result["model"]
+
+
+@pytest.fixture(scope="session")
+def trained(trained_state):
+    return models.restore(trained_state).eval().fold()
 
 
 @pytest.fixture(autouse=True)

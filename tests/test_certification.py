@@ -1,4 +1,9 @@
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -59,20 +64,30 @@ def test_a_linear_deq_is_not_certified_past_its_true_radius(linear_deq):
     assert np.mean([c.prediction == 0 for c in found]) > 0.99
 
 
-def test_serialized_certificates_of_a_linear_deq_hold_too(linear_deq):
-    alpha, runs = 0.05, 200
-    sampler = SerializedSampler(solver=srs.Solver(method="naive", steps=2), chains=20)
+class LeaningDEQ(LinearDEQ):
+    """Its standard start is right; from any other start f leans to class 0, and never moves far."""
+
+    def f(self, z, injection):
+        true = self.fixed_point_of(injection)
+        fresh = (z == 0).all(dim=1, keepdim=True) | ((z - true).norm(dim=1, keepdim=True) < 1e-3)
+        return torch.where(fresh, true, true + 0.25 * self.w / self.w.norm() * self.gradient().norm())
+
+    def fixed_point_of(self, injection):
+        return torch.linalg.solve(torch.eye(6) - self.a, injection.T).T
+
+
+def test_serialized_certificates_hold_where_unaudited_ones_would_not():
+    deq, alpha, runs = LeaningDEQ().eval(), 0.05, 200
+    sampler = SerializedSampler(solver=srs.Solver(method="naive", steps=1), chains=20)
+    config = dict(sigma=SIGMA, n=200, n0=20, alpha=alpha, audit=150)
     false, found = _false_certificates(
-        lambda x, seed: srs.certify(
-            linear_deq, x, sigma=SIGMA, sampler=sampler, n=200, n0=20, alpha=alpha, audit=150, seed=seed
-        ),
-        linear_deq,
-        0.5,
-        runs,
+        lambda x, seed: srs.certify(deq, x, sampler=sampler, seed=seed, **config), deq, 0.5, runs
     )
     assert stats.binomtest(false, runs, alpha, alternative="greater").pvalue > 1e-3
     assert np.mean([c.prediction == 0 for c in found]) > 0.9
     assert any(c.n1 < c.n2 for c in found)  # some votes really are mismatched
+    unaudited = [bounds.radius(bounds.clopper_pearson_lower(c.n_a, c.n, alpha), SIGMA) > 0.5 for c in found]
+    assert stats.binomtest(sum(unaudited), runs, alpha, alternative="greater").pvalue < 1e-3
 
 
 def test_the_audit_sees_a_sampler_that_repeats_its_first_answer(linear_deq):
@@ -161,6 +176,10 @@ def test_certify_draws_the_line_at_training_mode_and_unusable_images(linear_deq)
     x = torch.zeros(6)
     with pytest.raises(ValueError, match="training mode.*eval"):
         srs.certify(LinearDEQ().train(), x, sigma=SIGMA)
+    with pytest.raises(ValueError, match="training mode.*eval"):
+        partly = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.BatchNorm1d(6)).eval()
+        partly[1].train()
+        srs.certify(partly, x, sigma=SIGMA)
     with pytest.raises(ValueError, match="floats"):
         srs.certify(linear_deq, torch.zeros(6, dtype=torch.int64), sigma=SIGMA)
     with pytest.raises(ValueError, match="not finite"):
@@ -209,6 +228,35 @@ def test_images_are_certified_as_alone_in_any_order_and_batch(trained, digits, t
         assert record["label"] == digits.test.labels[record["index"]]
     other = CONFIG.model_copy(update={"batch_size": 7})
     assert _rows(_run(trained, digits.test, tmp_path / "b", np.array([80, 3, 40]), other)).equals(_rows(records))
+
+
+_KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+import test_certification as t
+from conftest import prepare, DataConfig, models
+model = models.restore(torch.load({model!r}, weights_only=True)).eval().fold()
+t._run(model, prepare(DataConfig()).test, {journal!r}, t.np.array([3, 40, 80]))
+"""
+
+
+def test_killed_certification_resumes_to_the_same_rows(trained, trained_state, digits, tmp_path):
+    indices = np.array([3, 40, 80])
+    whole = _run(trained, digits.test, tmp_path / "whole", indices)
+    model, journal = tmp_path / "model.pt", tmp_path / "killed"
+    torch.save(trained_state, model)
+    script = _KILLED.format(tests=os.path.dirname(__file__), model=str(model), journal=str(journal))
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if journal.is_file() and journal.read_bytes().count(b"\n") >= 2:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 2 <= journal.read_bytes().count(b"\n") < len(whole)
+    assert _rows(_run(trained, digits.test, journal, indices)).equals(_rows(whole))
 
 
 def test_a_torn_journal_resumes_to_the_same_rows(trained, digits, tmp_path):

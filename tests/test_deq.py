@@ -27,7 +27,7 @@ def _gradients(layer, x, solve):
 
 
 def _implicit(layer, x):
-    return implicit_solve(layer, torch.zeros_like(x), x, TIGHT, TIGHT)[0]
+    return implicit_solve(layer, torch.zeros_like(x), x, TIGHT, TIGHT)[0]  # z
 
 
 def _unrolled(layer, x):
@@ -73,13 +73,28 @@ def test_jacobian_penalty_estimates_the_frobenius_norm():
     assert penalty.item() == pytest.approx((matrix**2).sum().item() / 5, rel=0.05)
 
 
+def test_jacobian_penalty_at_a_fixed_point_is_that_of_one_application():
+    """Of J, not of the J (I - J)^-1 that the implicit gradient of z would give."""
+    matrix = torch.randn(5, 5)
+    matrix = 0.7 * matrix / torch.linalg.matrix_norm(matrix, 2)
+    x = torch.randn(20_000, 5)
+    solver = Solver(method="naive", steps=30)
+    weight = matrix.clone().requires_grad_()
+    z, fz, z_in, _ = implicit_solve(lambda z, x: z @ weight.T + x, torch.zeros_like(x), x, solver, solver)
+    penalty = jacobian_penalty(fz, z_in)
+    assert penalty.item() == pytest.approx((matrix**2).sum().item() / 5, rel=0.05)
+    assert torch.allclose(torch.autograd.grad(penalty, weight)[0], 2 * matrix / 5, atol=0.03)
+    hooked = jacobian_penalty(z, z_in).item()
+    assert hooked != pytest.approx((matrix**2).sum().item() / 5, rel=0.05)
+
+
 def test_gradients_reach_every_parameter_of_an_mdeq():
     model = models.build("mdeq-tiny", image_size=8, mean=(0.3,), std=(0.4,))
     injection = model.inject(torch.rand(4, 1, 8, 8))
-    z, z_in, _ = implicit_solve(
+    z, fz, z_in, _ = implicit_solve(
         model.f, model.initial_state(injection), injection, Solver(method="broyden", steps=8), Solver(method="broyden", steps=7)
     )
-    (model.head(z).square().sum() + jacobian_penalty(z, z_in)).backward()
+    (model.head(z).square().sum() + jacobian_penalty(fz, z_in)).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
 

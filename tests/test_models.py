@@ -104,7 +104,7 @@ def test_checkpoint_holds_the_configuration(tmp_path):
 
 
 def test_clear_errors():
-    with pytest.raises(KeyError, match="unknown model 'mdeq-smal'"):
+    with pytest.raises(ValueError, match="preset 'mdeq-smal' is unknown: choose one of mdeq-small"):
         models.build("mdeq-smal")
     with pytest.raises(ValidationError, match="dropuot"):
         models.build("mdeq-small", dropuot=0.1)

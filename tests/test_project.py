@@ -60,6 +60,10 @@ def test_the_readmes_page_for_your_own_model_runs(capsys):
     assert printed.count("radius") >= 2
 
 
+def test_the_readme_has_no_blanks_left():
+    assert not re.search(r"@[A-Z]+@|TODO", (ROOT / "README.md").read_text())
+
+
 @pytest.mark.parametrize("path", re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()))
 def test_the_readmes_links_exist(path):
     assert (ROOT / path).exists()

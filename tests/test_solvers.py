@@ -87,26 +87,29 @@ def test_residual_belongs_to_the_last_evaluated_state():
 @pytest.mark.parametrize("method", METHODS)
 def test_a_row_alone_equals_the_row_in_any_batch(method, stop):
     deq, injection, _ = _problem(rows=9, contraction=0.9)
+    deq.a, injection = deq.a.double(), injection.double()
     injection[3] *= 0.01  # rows of very different difficulty
     injection[4] *= 100
     solver = Solver(method=method, steps=30, stop=stop, tolerance=0.01)
     together = solve(deq.f, torch.zeros_like(injection), injection, solver)
     for row in range(9):
         alone = solve(deq.f, torch.zeros_like(injection[row : row + 1]), injection[row : row + 1], solver)
-        assert torch.allclose(alone.z[0], together.z[row], rtol=1e-3, atol=1e-6)
+        assert torch.allclose(alone.z[0], together.z[row], rtol=1e-9, atol=1e-12)
         assert alone.evaluations[0] == together.evaluations[row]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_stopped_row_equals_a_fixed_run_of_as_many_steps(method):
+def test_a_stopped_row_is_f_of_the_state_that_met_the_tolerance(method):
     deq, injection, _ = _problem(contraction=0.9)
     injection *= torch.tensor([0.01, 0.1, 1.0, 10.0, 100.0])[:, None]
     solver = Solver(method=method, steps=50, stop="absolute", tolerance=0.01)
     stopped = solve(deq.f, torch.zeros_like(injection), injection, solver)
     assert len(set(stopped.evaluations.tolist())) > 1 and stopped.converged.all()
     for row, k in enumerate(stopped.evaluations.tolist()):
-        fixed = solve(deq.f, torch.zeros_like(injection), injection, Solver(method=method, steps=k))
-        assert torch.equal(fixed.z[row], stopped.z[row])
+        before = solve(deq.f, torch.zeros_like(injection), injection, Solver(method=method, steps=k - 1)).z
+        image = deq.f(before, injection)
+        assert torch.equal(image[row], stopped.z[row])
+        assert stopped.residual[row] == (image - before)[row].norm() <= 0.01
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,6 +124,27 @@ def test_a_diverging_row_is_reported_and_never_returned(method, stop):
     assert solution.converged.tolist() == [True, False, False]
     assert solution.z[0, 0] == pytest.approx(2.0, abs=1e-3)
     assert solution.z[1:].isnan().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_slowly_diverging_row_does_not_pass_for_converged(method):
+    """||f(z)|| overflows before ||f(z) - z|| does: their quotient is 0."""
+
+    def f(z, x):
+        return torch.where(z.abs() < 1e30, 1.05 * z + x, torch.sign(z) * 3e38)
+
+    solution = solve(f, torch.full((2, 3), 1e18), torch.ones(2, 3), Solver(method="naive", steps=4_000, stop="relative"))
+    assert not solution.converged.any() and not solution.finite.any()
+
+
+def test_broyden_converges_when_its_memory_is_full():
+    torch.manual_seed(1)
+    a = torch.randn(40, 40, dtype=torch.float64)
+    a = 0.9 * a / torch.linalg.matrix_norm(a, 2)
+    x = torch.randn(5, 40, dtype=torch.float64)
+    for memory in (3, 5, 8, 30):
+        solver = Solver(method="broyden", steps=200, stop="relative", tolerance=1e-6, broyden_memory=memory)
+        assert solve(lambda z, x: z @ a.T + x, torch.zeros_like(x), x, solver).converged.all(), memory
 
 
 def test_not_converged_is_said():

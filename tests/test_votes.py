@@ -29,6 +29,21 @@ def test_votes_and_undecided_votes():
     assert decide(logits).tolist() == [1, UNDECIDED, UNDECIDED, UNDECIDED, UNDECIDED, 0]
 
 
+def test_a_narrow_margin_is_settled_by_the_lone_row():
+    """Rounding that depends on the batch moves a margin across MARGIN; the vote stays that of the lone row."""
+
+    class Rounding(torch.nn.Module):
+        def forward(self, x):
+            shift = 0.0 if len(x) == 1 else 0.3 * MARGIN * (-1) ** len(x)
+            return torch.stack([x[:, 0] * MARGIN + shift, torch.zeros(len(x))], dim=1)
+
+    copies = NoisyCopies(torch.ones(1), 0, 0.5, 0)
+    draws = np.arange(60)
+    votes = [DirectSampler().sample(Rounding().eval(), copies, draws, size).classes for size in (1, 7, 20, 60)]
+    assert UNDECIDED in votes[0] and 0 in votes[0]
+    assert all(np.array_equal(votes[0], other) for other in votes[1:])
+
+
 @pytest.mark.parametrize("solver", [FIXED, STOPPED], ids=["fixed", "stopped"])
 def test_standard_votes_do_not_depend_on_compute_batch_or_order(trained, copies, solver):
     sampler, draws = StandardSampler(solver=solver), np.arange(300)
@@ -62,6 +77,13 @@ def test_serialized_evaluations_are_as_announced(trained, copies):
     assert spent(solver=one, warmup=ten, restart=2).reshape(5, 20).T.tolist() == [[10, 1, 10, 1, 10]] * 20
     assert spent(solver=one, warmup=ten, start="clean").tolist() == [11] + [1] * 99
     assert spent(count=13, solver=one, warmup=ten).tolist() == [10] * 13
+
+
+def test_warm_share_counts_the_warm_ups_votes():
+    assert SerializedSampler(chains=400).warm_share(2_100) == 400 / 2_100
+    assert SerializedSampler(chains=400, restart=2).warm_share(2_100) == 1_200 / 2_100
+    assert SerializedSampler(chains=400, restart=5).warm_share(2_100) == 500 / 2_100
+    assert SerializedSampler(start="clean").warm_share(2_100) == 0
 
 
 def test_serialized_chain_is_the_plain_loop(trained, copies):
@@ -125,5 +147,7 @@ def test_direct_votes(digits):
 
 
 def test_serialized_draws_come_in_order(trained, copies):
+    with pytest.raises(ValueError, match="restart = 3 needs start = 'previous'"):
+        SerializedSampler(restart=3, start="clean")
     with pytest.raises(ValueError, match="in order"):
         SerializedSampler().sample(trained, copies, np.arange(5, 10), 4)

@@ -28,16 +28,21 @@ PRESETS: dict[str, dict] = {
 }
 
 
-def build(preset: str, **overrides) -> nn.Module:
-    """A freshly initialized model: a named preset with some fields overridden.
+def configure(preset: str, **overrides) -> MDEQConfig:
+    """The configuration of a named preset with some fields overridden.
 
-    Raises KeyError for an unknown preset and pydantic's ValidationError for an unknown or ill-typed field.
+    Raises ValueError for an unknown preset and pydantic's ValidationError for an unknown or ill-typed field.
     """
     if preset not in PRESETS:
-        raise KeyError(f"unknown model {preset!r}: choose one of {', '.join(PRESETS)}")
+        raise ValueError(f"preset {preset!r} is unknown: choose one of {', '.join(PRESETS)}")
     fields = {**PRESETS[preset], **overrides}
-    config_class, model_class = _MODELS[fields.pop("family")]
-    return model_class(config_class(**fields))
+    return _MODELS[fields.pop("family")][0](**fields)
+
+
+def build(preset: str, **overrides) -> nn.Module:
+    """A freshly initialized model of :func:`configure`'s configuration; raises as that does."""
+    config = configure(preset, **overrides)
+    return _MODELS[PRESETS[preset]["family"]][1](config)
 
 
 def state(model: nn.Module) -> dict:

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import weight_norm
 class MDEQConfig(BaseModel):
     """Every size of an MDEQ. Channel statistics ``mean`` and ``std`` make the model's first layer, in pixel units."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     channels: tuple[int, ...] = Field(min_length=1)
     head_channels: tuple[int, ...]

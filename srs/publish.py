@@ -1,0 +1,76 @@
+"""Copy the active profile's reports to reports/<profile>/, to be committed, with a note of what they come from.
+
+python -m srs.publish
+"""
+
+import base64
+import datetime
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+from srs import params
+
+LARGEST = 2_000_000  # bytes of one file
+
+
+def publish(source: Path, target: Path) -> list[Path]:
+    """Replace ``target`` by the executed notebooks and pages of ``source`` and by their figures as PNG files.
+
+    Raises FileNotFoundError where there is no report yet and ValueError for a file over 2 MB.
+    """
+    reports = sorted(source.glob("*.ipynb"))
+    if not reports:
+        raise FileNotFoundError(f"no report in {source}: run `make repro` first")
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    written = []
+    for report in reports:
+        written += [shutil.copy(path, target) for path in (report, report.with_suffix(".html"))]
+        for number, png in enumerate(_figures(report), start=1):
+            written.append(target / f"{report.stem}-{number}.png")
+            written[-1].write_bytes(png)
+    written = [Path(path) for path in written]
+    for path in written:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{path} has {path.stat().st_size:,} bytes: at most {LARGEST:,} may be published")
+    return written
+
+
+def _figures(report: Path) -> list[bytes]:
+    cells = nbformat.read(report, as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    pictures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    return [base64.b64decode(picture) for picture in pictures]
+
+
+def _provenance(runs: Path) -> str:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "srs", "notebooks", "params.yaml", "dvc.yaml"], capture_output=True
+    )
+    state = " with uncommitted changes" if changed.stdout else ""
+    machines = {path.read_text() for path in sorted(runs.glob("certificates/*/machine.json"))}
+    lines = [", ".join(f"{name}: {value}" for name, value in json.loads(text).items()) for text in sorted(machines)]
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return f"Published on {today} from commit `{commit}`{state}.\n\nMeasured on: {'; '.join(lines)}.\n"
+
+
+def main() -> None:
+    name = params.load().active.name
+    runs, target = Path("runs") / name, Path("reports") / name
+    try:
+        written = publish(runs / "reports", target)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(str(error))
+    pages = "".join(f"- [{path.stem}]({path.name})\n" for path in written if path.suffix == ".html")
+    (target / "README.md").write_text(f"# Reports of the profile `{name}`\n\n{_provenance(runs)}\n{pages}")
+    print(f"{len(written)} files in {target}")
+
+
+if __name__ == "__main__":
+    main()
