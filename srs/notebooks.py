@@ -8,6 +8,8 @@
 import argparse
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import nbformat
@@ -91,6 +93,18 @@ def _stable(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return executed
 
 
+def _end_with_parent() -> None:
+    """End this process soon after its parent ends, so that a killed `dvc repro` leaves nobody at work behind it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m srs.notebooks", description=__doc__.splitlines()[0])
     parser.add_argument("notebook")
@@ -98,6 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--section", action="append", default=[], metavar="NAME=PATH", help="a section of params.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a plain text value")
     given = parser.parse_args(arguments)
+    _end_with_parent()
     try:
         params.load()
         values = params.read()

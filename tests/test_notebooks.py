@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -70,6 +71,38 @@ def test_a_failure_is_told_and_left_to_read(notebook, tmp_path):
     failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert failed.returncode != 0 and "failed" in failed.stderr and "out.failed.ipynb" in failed.stderr
     assert (tmp_path / "out.failed.ipynb").is_file() and not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_killed_dvc_leaves_nobody_at_work(tmp_path):
+    cells = [
+        nbformat.v4.new_code_cell("path = ''", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("import time\nwhile True:\n    open(path, 'a').write('x')\n    time.sleep(0.1)"),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "source.ipynb")
+    beats = tmp_path / "beats"
+    runner = [sys.executable, "-m", "srs.notebooks", str(tmp_path / "source.ipynb"), str(tmp_path / "out.ipynb")]
+    runner += ["--set", f"path={beats}"]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess; subprocess.run({runner!r})"], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    _wait_until(beats.is_file)
+    parent.kill()
+    parent.wait()
+
+    def silent():
+        size = beats.stat().st_size
+        time.sleep(1.5)
+        return beats.stat().st_size == size
+
+    _wait_until(silent)
+
+
+def _wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
