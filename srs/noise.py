@@ -15,10 +15,11 @@ def standard_normal(seed: int, index: int, draws: np.ndarray, size: int) -> np.n
     Philox (Salmon et al. 2011) keyed by (seed, index); each block of 100 draws has a counter range of its own.
     """
     draws = np.asarray(draws, dtype=np.int64)
+    key = np.array([seed, index], dtype=np.uint64)  # a plain list would pass through float64 for seeds from 2^63 on
     out = np.empty((len(draws), size), dtype=np.float32)
     blocks = draws // BLOCK
     for block in np.unique(blocks):
-        generator = np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, 0, block]))
+        generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, block]))
         rows = np.flatnonzero(blocks == block)
         offsets = draws[rows] % BLOCK
         out[rows] = generator.standard_normal((offsets.max() + 1, size), dtype=np.float32)[offsets]

@@ -25,6 +25,11 @@ def test_other_seeds_images_and_draws_are_other_noise():
     assert len(np.unique(values)) == len(values)
 
 
+def test_large_seeds_are_told_apart():
+    seeds = [2**63, 2**63 + 1, 2**64 - 1, 5]
+    assert len({standard_normal(seed, 1, np.array([0]), 4).tobytes() for seed in seeds}) == len(seeds)
+
+
 def test_noise_is_standard_normal_and_uncorrelated():
     noise = standard_normal(5, 2, np.arange(20_000), 4)
     for column in noise.T:
