@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from srs.solvers import Solution, Solver, solve
+from srs.solvers import Solution, Solver, per_row, solve
 
 
 @runtime_checkable
@@ -54,7 +54,7 @@ def implicit_solve(
     """
     with torch.no_grad():
         solution = solve(f, z0, x, forward)
-        start = torch.where(solution.finite.view(-1, *[1] * (z0.ndim - 1)), solution.z, z0)
+        start = torch.where(per_row(solution.finite, z0), solution.z, z0)
     z_in = start.detach().requires_grad_()
     fz = f(z_in, x)
 
@@ -63,7 +63,7 @@ def implicit_solve(
             return torch.autograd.grad(fz, z_in, g, retain_graph=True)[0] + grad
 
         found = solve(transposed, torch.zeros_like(grad), grad, backward)
-        return torch.where(found.finite.view(-1, *[1] * (grad.ndim - 1)), found.z, grad)
+        return torch.where(per_row(found.finite, grad), found.z, grad)
 
     z = fz.view_as(fz)
     if z.requires_grad:

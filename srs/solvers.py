@@ -98,6 +98,11 @@ def residuals(f: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) -> Te
     return _residual(z.flatten(1), f(z, x).flatten(1), "relative")
 
 
+def per_row(flags: Tensor, like: Tensor) -> Tensor:
+    """Flags (B,) shaped to choose between whole rows of ``like`` (B, ...)."""
+    return flags.view(-1, *[1] * (like.ndim - 1))
+
+
 def _residual(z: Tensor, fz: Tensor, stop: str) -> Tensor:
     gap, size = (fz - z).norm(dim=1), fz.norm(dim=1)
     residual = gap if stop == "absolute" else gap / size.clamp_min(1e-12)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from srs.deq import DEQ, classify
 from srs.noise import NoisyCopies
-from srs.solvers import Solution, Solver, solve
+from srs.solvers import Solution, Solver, per_row, solve
 
 UNDECIDED = -1
 MARGIN = 1e-4  # in logits
@@ -136,7 +136,7 @@ class SerializedSampler(_Sampler):
                 solution = solve(model.f, z0, injection, solver)
                 classes[rows] = _settle(model.head(solution.z), alone)
                 evaluations[rows] = solution.evaluations.cpu().numpy()
-                states[piece : piece + 1] = [torch.where(_per_row(solution.finite, initial), solution.z, initial)]
+                states[piece : piece + 1] = [torch.where(per_row(solution.finite, initial), solution.z, initial)]
         if self.start == "clean":
             evaluations[0] += int(clean.evaluations)
         return Votes(classes, evaluations)
@@ -167,7 +167,3 @@ def _settle(logits: Tensor, alone: Callable[[slice], Tensor]) -> np.ndarray:
     for row in (top[:, 0] - top[:, 1] < 2 * MARGIN).nonzero().flatten().tolist():
         votes[row] = decide(alone(slice(row, row + 1)))[0]
     return votes.cpu().numpy().astype(np.int16)
-
-
-def _per_row(flags: Tensor, like: Tensor) -> Tensor:
-    return flags.view(-1, *[1] * (like.ndim - 1))

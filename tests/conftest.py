@@ -59,6 +59,10 @@ def digits() -> Dataset:
 
 @pytest.fixture(scope="session")
 def few_digits(digits) -> Dataset:
+    return few(digits)
+
+
+def few(digits: Dataset) -> Dataset:
     """A data set small enough to train on in seconds."""
 
     def part(source: Part, count: int) -> Part:

@@ -11,6 +11,7 @@ import yaml
 from srs import notebooks, params
 
 ROOT = Path(__file__).parent.parent
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -26,8 +27,7 @@ def notebook(tmp_path):
         nbformat.v4.new_markdown_cell("text"),
     ]
     path = tmp_path / "source.ipynb"
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), path)
     return path
 
 
@@ -78,8 +78,7 @@ def test_a_killed_dvc_leaves_nobody_at_work(tmp_path):
         nbformat.v4.new_code_cell("path = ''", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell("import time\nwhile True:\n    open(path, 'a').write('x')\n    time.sleep(0.1)"),
     ]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / "source.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), tmp_path / "source.ipynb")
     beats = tmp_path / "beats"
     runner = [sys.executable, "-m", "srs.notebooks", str(tmp_path / "source.ipynb"), str(tmp_path / "out.ipynb")]
     runner += ["--set", f"path={beats}"]

@@ -61,10 +61,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from conftest import *
 import test_training as t
-data = prepare(DataConfig())
-part = lambda source, count: Part(source.pixels[:count], source.labels[:count], source.scale)
-few = Dataset("digits", data.classes, part(data.train, 60), part(data.validation, 20), part(data.test, 20))
-t._train(few, {checkpoint!r}, checkpoint_seconds=1e-6)
+t._train(few(prepare(DataConfig())), {checkpoint!r}, checkpoint_seconds=1e-6)
 """
 
 
