@@ -5,22 +5,19 @@ Smoothed classifier: g(x) = argmax_c P(f(x + e) = c), e ~ N(0, sigma^2 I). Image
 in [0, 1]; noisy copies are not clipped. Draws 0 ... n0 - 1 choose the class, draws n0 ... n0 + n - 1 are counted.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
+import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import stats
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from srs import bounds
-from srs.data import Part
+from srs import bounds, noise
+from srs.casting import Casting, VoteTable
 from srs.deq import DEQ
 from srs.noise import NoisyCopies
-from srs.results import Journal, pack, unpack
 from srs.votes import UNDECIDED, DirectSampler, Sampler, StandardSampler, Votes
 
 ABSTAIN = -1
@@ -55,11 +52,8 @@ class Certification(BaseModel):
         return np.arange(self.n0 + self.n)
 
     def audited_draws(self, index: int) -> np.ndarray:
-        """K of the n counted draws, uniformly without replacement, from a stream apart from the noise's; sorted."""
-        if self.audit > self.n:
-            raise ValueError(f"audit = {self.audit} is out of range: 1 to n = {self.n} draws can be audited")
-        chosen = np.random.default_rng([self.seed, index]).choice(self.n, self.audit, replace=False)
-        return np.sort(chosen) + self.n0
+        """The K counted draws of image ``index`` that are audited. Raises ValueError when audit > n."""
+        return noise.audited_draws(self.seed, index, self.n0, self.n, self.audit)
 
 
 @dataclass(frozen=True)
@@ -137,7 +131,8 @@ def predict(
     sampler = sampler or _default_sampler(model)
     if not sampler.independent:
         raise ValueError(f"predict has no guarantee for dependent votes: sampler kind {sampler.kind!r}; use 'standard'")
-    votes = sampler.sample(model, _copies(model, image, index, config), config.draws(), config.batch_size).classes
+    copies = _copies(model, image, index, config)
+    votes = sampler.sample(model, copies, config.draws(), config.batch_size).classes
     counts = np.bincount(votes[votes != UNDECIDED], minlength=2)
     second, first = np.argsort(counts, kind="stable")[-2:]
     against = counts[second] + (votes == UNDECIDED).sum()
@@ -171,63 +166,53 @@ def serialized_certificate(votes: Votes, audited: np.ndarray, reference: Votes, 
     )
 
 
-def certify_images(
-    model: DEQ,
-    images: Part,
-    indices: np.ndarray,
-    samplers: dict[str, Sampler],
-    reference: str,
-    config: Certification,
-    journal: Journal,
-    device: torch.device | str = "cpu",
-) -> list[dict]:
-    """Certify ``images[indices]`` by every sampler, one journal record for each image and sampler.
+class Assurance(BaseModel):
+    """What certificates of an experiment share: failure probability ``alpha`` and ``audit`` = K audited draws."""
 
-    Audits take the votes of the sampler named ``reference`` on the same draws, which are cast once and shared; every
-    row's ``evaluations`` and ``seconds`` are what its method alone would have needed. Records already in the journal are
-    not cast again. A record is a row of the table plus packed ``votes`` and ``seconds``.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    Raises ValueError when ``reference`` is not among the samplers or not independent.
+    alpha: float = Field(0.001, gt=0, lt=1)
+    audit: int = Field(400, ge=1)
+
+    def settings(self, casting: Casting, group: str) -> Certification:
+        """The settings of one group's certificates. Raises as :class:`Certification` does."""
+        shared = casting.model_dump(include={"sigma", "n0", "seed", "batch_size"})
+        chosen = casting.groups[group]
+        return Certification(**shared, n=chosen.n, alpha=self.alpha, audit=chosen.audit or self.audit)
+
+
+def certificates(table: VoteTable, labels: np.ndarray, casting: Casting, assurance: Assurance) -> pd.DataFrame:
+    """One certificate for each group, method and image of an experiment, from its votes.
+
+    ``labels`` are those of the whole test part. Beside the fields of :class:`Certificate`: group, method, index, label;
+    ``mismatched``: of the ``n_a`` counted votes those that the reference does not confirm (NaN where it has not voted
+    on all draws); and what the method alone would have cost, audit included: ``evaluations`` and ``seconds``.
     """
-    if reference not in samplers or not samplers[reference].independent:
-        raise ValueError(f"reference = {reference!r} must name an independent sampler among {', '.join(samplers)}")
-    order = [reference, *(name for name in samplers if name != reference)]
-    done = {(record["index"], record["method"]): record for record in journal.records}
-    total = len(indices) * len(samplers)
-    _warm_up(model, images, config, device)
-    with tqdm(total=total, initial=len(done), desc="certify", unit="row", mininterval=2) as bar:
-        for index in map(int, indices):
-            copies = _copies(model, images.images(np.array([index]))[0].to(device), index, config)
-            for name in order:
-                if (index, name) not in done:
-                    who = {"index": index, "label": int(images.labels[index]), "method": name}
-                    record = who | _record(model, copies, samplers[name], done.get((index, reference)), config)
-                    journal.append(record)
-                    done[index, name] = record
-                    bar.update()
-    return [done[int(index), name] for name in samplers for index in indices]
+    rows = []
+    for group, content in casting.groups.items():
+        config = assurance.settings(casting, group)
+        for method in content.samplers:
+            for position in map(int, casting.members(group)):
+                index = int(table.index[position])
+                who = {"group": group, "method": method, "index": index, "label": int(labels[index])}
+                rows.append(who | _from_table(table, position, casting.sampler(group, method), casting.reference, config))
+    return pd.DataFrame(rows)
 
 
-def _record(model, copies: NoisyCopies, sampler: Sampler, reference: dict | None, config: Certification) -> dict:
-    began = time.perf_counter()
-    votes = sampler.sample(model, copies, config.draws(), config.batch_size)
-    seconds = time.perf_counter() - began
+def _from_table(table: VoteTable, position: int, sampler: Sampler, reference: Sampler, config: Certification) -> dict:
+    every = slice(0, config.n0 + config.n)
+    votes = table.of(sampler, position, every)
     if sampler.independent:
-        certificate = standard_certificate(votes, config)
-    else:
-        audited = config.audited_draws(copies.index)
-        known = Votes(unpack(reference["votes"]), unpack(reference["spent"]))
-        audit = known.take(audited)
-        certificate = serialized_certificate(votes, audited, audit, config)
-        seconds += reference["seconds"] * float(audit.evaluations.sum() / known.evaluations.sum())
-    packed = {"seconds": seconds, "votes": pack(votes.classes), "spent": pack(votes.evaluations)}
-    return asdict(certificate) | packed
-
-
-def _warm_up(model: DEQ, images: Part, config: Certification, device) -> None:
-    """Spend the first calls' set-up cost (thread pools, kernels) before anything is timed."""
-    copies = _copies(model, images.images(np.array([0]))[0].to(device), 0, config)
-    StandardSampler().sample(model, copies, np.arange(config.batch_size), config.batch_size)
+        return asdict(standard_certificate(votes, config)) | {"mismatched": np.nan, "seconds": float(votes.seconds.sum())}
+    audited = config.audited_draws(int(table.index[position]))
+    audit = table.of(reference, position, audited)
+    certificate = serialized_certificate(votes, audited, audit, config)
+    mismatched = np.nan
+    if table.complete(reference, position, every):
+        top, _, counted = _tally(votes, config)
+        known = table.of(reference, position, every).classes[config.n0 :]
+        mismatched = int(((counted == top) & (known != top)).sum())
+    return asdict(certificate) | {"mismatched": mismatched, "seconds": float(votes.seconds.sum() + audit.seconds.sum())}
 
 
 def _tally(votes: Votes, config: Certification) -> tuple[int, int, np.ndarray]:

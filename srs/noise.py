@@ -1,5 +1,6 @@
 """The noise: draw j of image i is a function of (seed, i, j) alone, on every machine and in any order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,16 @@ def standard_normal(seed: int, index: int, draws: np.ndarray, size: int) -> np.n
     return out
 
 
+def audited_draws(seed: int, index: int, n0: int, n: int, audit: int) -> np.ndarray:
+    """``audit`` of the draws n0 ... n0 + n - 1, uniformly without replacement, from a stream apart from the noise's; sorted.
+
+    Raises ValueError when there are fewer draws than that.
+    """
+    if not 1 <= audit <= n:
+        raise ValueError(f"audit = {audit} is out of range: 1 to n = {n} draws can be audited")
+    return np.sort(np.random.default_rng([seed, index]).choice(n, audit, replace=False)) + n0
+
+
 @dataclass(frozen=True)
 class NoisyCopies:
     """The noisy copies x + sigma e_j of one image (C, H, W), pixels in [0, 1]; copies are not clipped."""
@@ -39,3 +50,8 @@ class NoisyCopies:
         """Copies number ``draws``: (len(draws), C, H, W) on the image's device."""
         noise = torch.from_numpy(standard_normal(self.seed, self.index, draws, self.image.numel()))
         return self.image + self.sigma * noise.view(-1, *self.image.shape).to(self.image.device, self.image.dtype)
+
+
+def gather(copies: Sequence[NoisyCopies], which: np.ndarray, draws: np.ndarray) -> Tensor:
+    """Copies number ``draws`` of the images number ``which`` (ascending): (len(draws), C, H, W)."""
+    return torch.cat([copies[i](draws[which == i]) for i in np.unique(which)])

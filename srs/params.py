@@ -2,13 +2,15 @@
 
 import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from srs.certification import Certification
+from srs.attacks import Attack
+from srs.casting import Casting
+from srs.certification import Assurance
 from srs.data import DataConfig
 from srs.models import configure
 from srs.training import Training
@@ -32,43 +34,63 @@ class ModelSpec(_Section):
         return self
 
 
-class Methods(_Section):
-    """What is certified: ``images`` evenly spaced test images by every sampler; audits compare with ``reference``."""
-
-    images: int = Field(ge=1)
-    settings: Certification
-    reference: str
-    samplers: dict[str, Sampler] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Methods":
-        if self.reference not in self.samplers or not self.samplers[self.reference].independent:
-            names = [name for name, sampler in self.samplers.items() if sampler.independent]
-            raise ValueError(f"reference {self.reference!r} must name a standard sampler: {', '.join(names)}")
-        if self.settings.audit > self.settings.n:
-            raise ValueError(f"audit = {self.settings.audit} must be at most n = {self.settings.n}")
-        return self
-
-
 class Experiment(_Section):
-    """One trained model and its certificates."""
+    """One trained model and the votes that are cast with it."""
 
     model: ModelSpec
     training: Training
-    certification: Methods
+    votes: Casting
 
 
-class Report(_Section):
-    """What the reports show: the radii of the tables, and which experiment stands where the paper has which."""
+class Attacks(_Section):
+    """Empirical robustness of an experiment's certified smoothed classifier: ``attacks`` on ``images`` evenly spaced ones
+    among the experiment's, at each of ``radii``; each attacked image is classified by PREDICT with ``n`` draws.
+    ``method`` names the row of the group ``main`` whose certificates stand beside."""
 
+    experiment: str
+    method: str
+    images: int = Field(ge=1)
+    n: int = Field(ge=1)
     radii: list[float]
-    table2: str
+    attacks: dict[str, Attack] = Field(min_length=1)
+
+
+class DataRole(_Section):
+    """What a data set stands for in the reports, and the radii of its tables."""
+
+    stands_for: str
+    radii: list[float]
 
     @model_validator(mode="after")
-    def _radii_ascend_from_zero(self) -> "Report":
+    def _radii_ascend_from_zero(self) -> "DataRole":
         if self.radii[:1] != [0] or sorted(set(self.radii)) != self.radii:
             raise ValueError(f"radii = {self.radii} must start at 0 and ascend")
         return self
+
+
+class Size(_Section):
+    """The experiments of one model size: the ``main`` one, all noise ``levels``, the main one's ``repeats`` under other
+    seeds, and its entry in ``attacks``."""
+
+    main: str
+    levels: list[str] = []
+    repeats: list[str] = []
+    attack: str | None = None
+
+
+class Report(_Section):
+    """What the reports show: which experiment stands where the paper has which."""
+
+    data: dict[str, DataRole]
+    small: Size
+    large: Size
+    imagenet: Size
+    resnet: str
+    smoothadv: str
+    no_jacobian: str
+
+    def sizes(self) -> dict[str, Size]:
+        return {"small": self.small, "large": self.large, "imagenet": self.imagenet}
 
 
 class Profile(_Section):
@@ -77,31 +99,62 @@ class Profile(_Section):
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
     datasets: dict[str, DataConfig]
     experiments: dict[str, Experiment]
+    certificates: Assurance
+    attacks: dict[str, Attacks] = {}
     report: Report
 
     @model_validator(mode="after")
     def _names_resolve(self) -> "Profile":
         for key, experiment in self.experiments.items():
-            data = self.datasets.get(experiment.model.data)
-            if data is None:
+            data = self.datasets.get(_known(f"experiments.{key}.model.data", experiment.model.data, self.datasets))
+            if data.name in ("digits", "mnist") and experiment.votes.images > data.test:
                 raise ValueError(
-                    f"experiments.{key}.model.data = {experiment.model.data!r} is unknown: "
-                    f"choose one of {', '.join(self.datasets)}"
-                )
-            if data.name in ("digits", "mnist") and experiment.certification.images > data.test:
-                raise ValueError(
-                    f"experiments.{key}.certification.images = {experiment.certification.images} is out of range: "
+                    f"experiments.{key}.votes.images = {experiment.votes.images} is out of range: "
                     f"the data set has {data.test} test images"
                 )
-        if self.report.table2 not in self.experiments:
-            raise ValueError(f"report.table2 = {self.report.table2!r} is unknown: choose one of {', '.join(self.experiments)}")
+            _known(f"report.data: {experiment.model.data}", experiment.model.data, self.report.data)
+            for group in experiment.votes.groups:
+                self._certifiable(key, group)
+        for key, attacks in self.attacks.items():
+            attacked = self.experiments[_known(f"attacks.{key}.experiment", attacks.experiment, self.experiments)]
+            rows = attacked.votes.groups[_known(f"attacks.{key}: group", "main", attacked.votes.groups)].samplers
+            _known(f"attacks.{key}.method", attacks.method, rows)
+            if attacks.images > attacked.votes.images:
+                raise ValueError(f"attacks.{key}.images = {attacks.images} is out of range: 1 to {attacked.votes.images}")
+        for name in ("resnet", "smoothadv", "no_jacobian"):
+            _known(f"report.{name}", getattr(self.report, name), self.experiments)
+        for name, size in self.report.sizes().items():
+            for experiment in (size.main, *size.levels, *size.repeats):
+                _known(f"report.{name}", experiment, self.experiments)
+            if size.attack is not None:
+                _known(f"report.{name}.attack", size.attack, self.attacks)
         return self
+
+    def _certifiable(self, key: str, group: str) -> None:
+        chosen = self.experiments[key].votes.groups[group]
+        if self.certificates.audit > chosen.n and chosen.audit is None and any(not s.independent for s in chosen.samplers.values()):
+            raise ValueError(
+                f"certificates.audit = {self.certificates.audit} must be at most experiments.{key}.votes.groups.{group}.n = {chosen.n}"
+            )
+        try:
+            self.certificates.settings(self.experiments[key].votes, group)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"experiments.{key}.votes.groups.{group}: {reason}") from None
+
+
+def _known(path: str, name: str, choices: Iterable[str]) -> str:
+    if name not in choices:
+        raise ValueError(f"{path} = {name!r} is unknown: choose one of {', '.join(choices)}")
+    return name
 
 
 class Study(_Section):
-    """params.yaml: named groups of samplers to refer to, the profiles, and the active one."""
+    """params.yaml: named rows, attacks and radii to refer to, the profiles, and the active one."""
 
     samplers: dict[str, dict[str, Sampler]]
+    attacks: dict[str, dict[str, Attack]]
+    radii: dict[str, list[float]]
     profiles: dict[str, Profile]
     active: Profile
 

@@ -37,6 +37,11 @@ class Solver(BaseModel):
     mixing: float = Field(1.0, gt=0, le=1)
     broyden_memory: int = Field(30, ge=1)
 
+    def canonical(self) -> "Solver":
+        """The plainest settings of the same computation: one fixed step of any unmixed method is f of its start."""
+        plain = self.method != "anderson" or self.mixing == 1
+        return Solver(method="naive", steps=1) if self.stop == "fixed" and self.steps == 1 and plain else self
+
 
 @dataclass(frozen=True)
 class Solution:

@@ -8,9 +8,10 @@ changes stay under MARGIN / 2, votes do not depend on the batch. (A row that sto
 meets the tolerance to the last digit, take one step more in another batch; fixed runs have no such edge.)
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from srs.deq import DEQ, classify
-from srs.noise import NoisyCopies
-from srs.solvers import Solution, Solver, per_row, solve
+from srs.noise import NoisyCopies, gather
+from srs.solvers import Solver, per_row, solve
 
 UNDECIDED = -1
 MARGIN = 1e-4  # in logits
@@ -27,13 +28,19 @@ MARGIN = 1e-4  # in logits
 
 @dataclass(frozen=True)
 class Votes:
-    """Votes and their price, draw by draw: ``classes`` (n,) int16, ``evaluations`` of f (n,) int32."""
+    """Votes and their price, draw by draw: ``classes`` (n,) int16, ``evaluations`` of f (n,) int32, ``seconds`` (n,)
+    float32: each draw's share of the time of the batch that it was computed in."""
 
     classes: np.ndarray
     evaluations: np.ndarray
+    seconds: np.ndarray
 
-    def take(self, positions: np.ndarray) -> "Votes":
-        return Votes(self.classes[positions], self.evaluations[positions])
+    @classmethod
+    def blank(cls, n: int) -> "Votes":
+        return cls(np.full(n, UNDECIDED, np.int16), np.zeros(n, np.int32), np.zeros(n, np.float32))
+
+    def take(self, draws: np.ndarray | slice) -> "Votes":
+        return Votes(self.classes[draws], self.evaluations[draws], self.seconds[draws])
 
 
 def decide(logits: Tensor) -> Tensor:
@@ -46,40 +53,58 @@ def decide(logits: Tensor) -> Tensor:
 class _Sampler(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def canonical(self) -> Self:
+        """The same computation under the plainest settings; equal ones cast the same votes."""
+        solvers = {name: value.canonical() for name, value in self if isinstance(value, Solver)}
+        return self.model_copy(update=solvers)
 
-class DirectSampler(_Sampler):
-    """Any classifier: ``model(x)`` maps images (B, C, H, W) to logits (B, classes); one forward pass a vote."""
+    def sample(self, model, copies: NoisyCopies, draws: np.ndarray, batch_size: int) -> Votes:
+        """:meth:`sample_many` for one image."""
+        return self.sample_many(model, [copies], [draws], batch_size)[0]
 
-    kind: Literal["direct"] = "direct"
+
+class _IndependentSampler(_Sampler):
+    """Every vote is a function of its own noisy copy: the votes of an image are independent and identically distributed."""
+
     independent: ClassVar[bool] = True
 
     @torch.no_grad()
-    def sample(self, model, copies: NoisyCopies, draws: np.ndarray, batch_size: int) -> Votes:
-        """Votes of the copies numbered ``draws``, computed ``batch_size`` at a time."""
-        classes = []
-        for batch in _batches(draws, batch_size):
-            x = copies(batch)
-            classes.append(_settle(model(x), lambda row, x=x: model(x[row])))
-        return Votes(np.concatenate(classes), np.ones(len(draws), np.int32))
+    def sample_many(self, model, copies: Sequence[NoisyCopies], draws: Sequence[np.ndarray], batch_size: int) -> list[Votes]:
+        """Votes of each image's copies numbered ``draws``, in that order, computed ``batch_size`` at a time."""
+        cast = [Votes.blank(len(numbers)) for numbers in draws]
+        which = np.repeat(np.arange(len(copies)), [len(numbers) for numbers in draws])
+        places = np.concatenate([np.arange(len(numbers)) for numbers in draws])
+        numbers = np.concatenate(draws)
+        for rows in _batches(np.arange(len(which)), batch_size):
+            began = time.perf_counter()
+            x = gather(copies, which[rows], numbers[rows])
+            logits, evaluations = self._logits(model, x)
+            classes = _settle(logits, lambda row, x=x: self._logits(model, x[row])[0])
+            _share(cast, which[rows], places[rows], classes, evaluations, began)
+        return cast
+
+    def _logits(self, model, x: Tensor) -> tuple[Tensor, np.ndarray]:
+        raise NotImplementedError
 
 
-class StandardSampler(_Sampler):
+class DirectSampler(_IndependentSampler):
+    """Any classifier: ``model(x)`` maps images (B, C, H, W) to logits (B, classes); one forward pass a vote."""
+
+    kind: Literal["direct"] = "direct"
+
+    def _logits(self, model, x: Tensor) -> tuple[Tensor, np.ndarray]:
+        return model(x), np.ones(len(x), np.int32)
+
+
+class StandardSampler(_IndependentSampler):
     """Standard randomized smoothing of a DEQ: every solve starts from the DEQ's initial state."""
 
     kind: Literal["standard"] = "standard"
     solver: Solver = Solver(method="anderson", steps=30)
-    independent: ClassVar[bool] = True
 
-    @torch.no_grad()
-    def sample(self, model: DEQ, copies: NoisyCopies, draws: np.ndarray, batch_size: int) -> Votes:
-        """Votes of the copies numbered ``draws``, computed ``batch_size`` at a time."""
-        classes, evaluations = [], []
-        for batch in _batches(draws, batch_size):
-            x = copies(batch)
-            logits, solution = classify(model, x, self.solver)
-            classes.append(_settle(logits, lambda row, x=x: classify(model, x[row], self.solver)[0]))
-            evaluations.append(solution.evaluations.cpu().numpy())
-        return Votes(np.concatenate(classes), np.concatenate(evaluations).astype(np.int32))
+    def _logits(self, model: DEQ, x: Tensor) -> tuple[Tensor, np.ndarray]:
+        logits, solution = classify(model, x, self.solver)
+        return logits, solution.evaluations.cpu().numpy()
 
 
 class SerializedSampler(_Sampler):
@@ -107,39 +132,48 @@ class SerializedSampler(_Sampler):
         return self
 
     @torch.no_grad()
-    def sample(self, model: DEQ, copies: NoisyCopies, draws: np.ndarray, batch_size: int) -> Votes:
-        """Votes of all copies 0 ... len(draws) - 1, in the chains' order, computed ``batch_size`` chains at a time.
+    def sample_many(
+        self, model: DEQ, copies: Sequence[NoisyCopies], draws: Sequence[np.ndarray], batch_size: int
+    ) -> list[Votes]:
+        """Votes of each image's copies 0 ... n - 1, in the chains' order; ``batch_size`` chains, of several images, at a time.
 
-        Raises ValueError when ``draws`` is anything else: a chain has no vote without those before it.
+        Raises ValueError when ``draws`` are anything else: a chain has no vote without those before it.
         """
-        if not np.array_equal(draws, np.arange(len(draws))):
-            raise ValueError("a serialized sampler needs the draws 0, 1, 2, ... in order: later votes rest on earlier ones")
-        classes = np.empty(len(draws), np.int16)
-        evaluations = np.empty(len(draws), np.int32)
-        states: list[Tensor] = []  # where the next solves start, one tensor for each piece of the chains
-        if self.start == "clean":
-            clean = self._clean_solution(model, copies)
-        for turn, batch in enumerate(_batches(draws, self.chains)):
-            warm = self.start == "previous" and turn % (self.restart or len(draws)) == 0
-            for piece, rows in enumerate(_batches(batch, batch_size)):
-                injection = model.inject(copies(rows))
-                initial = model.initial_state(injection)
-                if self.start == "clean":
-                    z0 = clean.z.expand_as(initial)
-                else:
-                    z0 = initial if turn == 0 else states[piece][: len(rows)]
-                solver = self.warmup if warm else self.solver
+        n = len(draws[0])
+        if not all(np.array_equal(numbers, np.arange(n)) for numbers in draws):
+            raise ValueError("a serialized sampler needs the draws 0, 1, 2, ... in order, equally many of each image")
+        cast = [Votes.blank(n) for _ in copies]
+        clean = self._clean_states(model, copies, cast) if self.start == "clean" else None
+        for rows in _batches(np.arange(len(copies) * self.chains), batch_size):
+            self._run(model, copies, *np.divmod(rows, self.chains), n, clean, cast)
+        return cast
 
-                def alone(row: slice, z0=z0, injection=injection, solver=solver) -> Tensor:
-                    return model.head(solve(model.f, z0[row], injection[row], solver).z)
+    def _run(self, model: DEQ, copies, which: np.ndarray, chain: np.ndarray, n: int, clean: Tensor | None, cast) -> None:
+        """Chains number ``chain`` of the images ``which``, side by side from their first draw to their last below ``n``."""
+        state: Tensor | None = None
+        for turn in range(-(-n // self.chains)):
+            began = time.perf_counter()
+            alive = turn * self.chains + chain < n
+            if not alive.any():
+                return
+            which, chain = which[alive], chain[alive]
+            numbers = turn * self.chains + chain
+            injection = model.inject(gather(copies, which, numbers))
+            initial = model.initial_state(injection)
+            if clean is not None:
+                z0 = clean[torch.from_numpy(which).to(clean.device)]
+            else:
+                z0 = initial if state is None else state[torch.from_numpy(alive).to(state.device)]
+            warm = self.start == "previous" and turn % (self.restart or n) == 0
+            solver = self.warmup if warm else self.solver
 
-                solution = solve(model.f, z0, injection, solver)
-                classes[rows] = _settle(model.head(solution.z), alone)
-                evaluations[rows] = solution.evaluations.cpu().numpy()
-                states[piece : piece + 1] = [torch.where(per_row(solution.finite, initial), solution.z, initial)]
-        if self.start == "clean":
-            evaluations[0] += int(clean.evaluations)
-        return Votes(classes, evaluations)
+            def alone(row: slice, z0=z0, injection=injection, solver=solver) -> Tensor:
+                return model.head(solve(model.f, z0[row], injection[row], solver).z)
+
+            solution = solve(model.f, z0, injection, solver)
+            classes = _settle(model.head(solution.z), alone)
+            state = torch.where(per_row(solution.finite, initial), solution.z, initial)
+            _share(cast, which, numbers, classes, solution.evaluations.cpu().numpy(), began)
 
     def warm_share(self, total: int) -> float:
         """Which share of ``total`` votes comes from the warm-up solver."""
@@ -148,12 +182,30 @@ class SerializedSampler(_Sampler):
         batches = [min(self.chains, total - first) for first in range(0, total, self.chains)]
         return sum(batches[:: self.restart or len(batches)]) / total
 
-    def _clean_solution(self, model: DEQ, copies: NoisyCopies) -> Solution:
-        injection = model.inject(copies.image[None])
-        return solve(model.f, model.initial_state(injection), injection, self.warmup)
+    def _clean_states(self, model: DEQ, copies: Sequence[NoisyCopies], cast: list[Votes]) -> Tensor:
+        """Each clean image's fixed point, solved alone, its price on the image's first draw."""
+        states = []
+        for one, votes in zip(copies, cast):
+            began = time.perf_counter()
+            injection = model.inject(one.image[None])
+            solution = solve(model.f, model.initial_state(injection), injection, self.warmup)
+            states.append(solution.z)
+            votes.evaluations[0] += int(solution.evaluations)
+            votes.seconds[0] += time.perf_counter() - began
+        return torch.cat(states)
 
 
 Sampler = Annotated[DirectSampler | StandardSampler | SerializedSampler, Field(discriminator="kind")]
+
+
+def _share(cast: list[Votes], which: np.ndarray, places: np.ndarray, classes, evaluations, began: float) -> None:
+    """Enter a batch's votes at ``places`` of the images ``which``; each row bears an equal share of the batch's time."""
+    seconds = (time.perf_counter() - began) / len(which)
+    for i in np.unique(which):
+        mine, here = which == i, cast[i]
+        here.classes[places[mine]] = classes[mine]
+        here.evaluations[places[mine]] += evaluations[mine]
+        here.seconds[places[mine]] += seconds
 
 
 def _batches(items: np.ndarray, size: int) -> list[np.ndarray]:

@@ -1,5 +1,9 @@
 """Shared zoo: DEQs whose fixed points and smoothed classifiers are known, and one small trained MDEQ."""
 
+import signal
+import subprocess
+import time
+
 import pytest
 import torch
 
@@ -84,6 +88,21 @@ def trained_state(digits, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(trained_state):
     return models.restore(trained_state).eval().fold()
+
+
+def wait_until(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def kill_when(condition, command: list[str]) -> None:
+    """Run ``command`` and kill it with SIGKILL once ``condition`` holds."""
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    wait_until(lambda: condition() or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
 
 
 @pytest.fixture(autouse=True)

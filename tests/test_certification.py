@@ -1,12 +1,5 @@
-import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import LinearDEQ
@@ -15,9 +8,8 @@ from scipy import stats
 
 import srs
 from srs import bounds
-from srs.certification import Certification, certify_images, serialized_certificate, standard_certificate
+from srs.certification import Certification, serialized_certificate, standard_certificate
 from srs.noise import NoisyCopies
-from srs.results import Journal
 from srs.votes import UNDECIDED, SerializedSampler, StandardSampler, Votes
 
 SIGMA = 0.5
@@ -116,7 +108,7 @@ def test_the_audit_sees_a_sampler_that_repeats_its_first_answer(linear_deq):
 
 
 def _votes(classes):
-    return Votes(np.asarray(classes, np.int16), np.ones(len(classes), np.int32))
+    return Votes(np.asarray(classes, np.int16), np.ones(len(classes), np.int32), np.zeros(len(classes), np.float32))
 
 
 def test_counts_selection_and_undecided_votes():
@@ -191,88 +183,3 @@ def test_certify_draws_the_line_at_training_mode_and_unusable_images(linear_deq)
         srs.certify(linear_deq, x, sigma=SIGMA, n=9)
     with pytest.raises(ValueError, match="audit = 500 is out of range"):
         srs.certify(linear_deq, x, sigma=SIGMA, n=100, audit=500, sampler=SerializedSampler())
-
-
-SAMPLERS = {
-    "SRS-2A": SerializedSampler(solver=srs.Solver(steps=2), chains=20),
-    "STD-5A": StandardSampler(solver=srs.Solver(steps=5)),
-    "STD-1A": StandardSampler(solver=srs.Solver(steps=1)),
-}
-CONFIG = Certification(sigma=0.25, n=150, n0=20, audit=50)
-
-
-def _run(model, part, path, indices, config=CONFIG):
-    journal = Journal(path)
-    records = certify_images(model, part, indices, SAMPLERS, "STD-5A", config, journal)
-    journal.close()
-    return records
-
-
-def _rows(records):
-    return pd.DataFrame(records).drop(columns="seconds").sort_values(["method", "index"], ignore_index=True)
-
-
-def test_images_are_certified_as_alone_in_any_order_and_batch(trained, digits, tmp_path):
-    records = _run(trained, digits.test, tmp_path / "a", np.array([3, 40, 80]))
-    assert [(r["method"], r["index"]) for r in records] == [(m, i) for m in SAMPLERS for i in (3, 40, 80)]
-    for record in records:
-        alone = srs.certify(
-            trained,
-            digits.test.images(np.array([record["index"]]))[0],
-            sampler=SAMPLERS[record["method"]],
-            reference=SAMPLERS["STD-5A"],
-            index=record["index"],
-            **CONFIG.model_dump(),
-        )
-        assert dataclasses.asdict(alone) == {name: record[name] for name in dataclasses.asdict(alone)}
-        assert record["label"] == digits.test.labels[record["index"]]
-    other = CONFIG.model_copy(update={"batch_size": 7})
-    assert _rows(_run(trained, digits.test, tmp_path / "b", np.array([80, 3, 40]), other)).equals(_rows(records))
-
-
-_KILLED = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-import test_certification as t
-from conftest import prepare, DataConfig, models
-model = models.restore(torch.load({model!r}, weights_only=True)).eval().fold()
-t._run(model, prepare(DataConfig()).test, {journal!r}, t.np.array([3, 40, 80]))
-"""
-
-
-def test_killed_certification_resumes_to_the_same_rows(trained, trained_state, digits, tmp_path):
-    indices = np.array([3, 40, 80])
-    whole = _run(trained, digits.test, tmp_path / "whole", indices)
-    model, journal = tmp_path / "model.pt", tmp_path / "killed"
-    torch.save(trained_state, model)
-    script = _KILLED.format(tests=os.path.dirname(__file__), model=str(model), journal=str(journal))
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if journal.is_file() and journal.read_bytes().count(b"\n") >= 2:
-            break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 2 <= journal.read_bytes().count(b"\n") < len(whole)
-    assert _rows(_run(trained, digits.test, journal, indices)).equals(_rows(whole))
-
-
-def test_a_torn_journal_resumes_to_the_same_rows(trained, digits, tmp_path):
-    indices = np.array([3, 40])
-    whole = _run(trained, digits.test, tmp_path / "whole", indices)
-    lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
-    for kept in (0, 1, 4):
-        torn = tmp_path / f"torn{kept}"
-        torn.write_bytes(b"".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])
-        assert _rows(_run(trained, digits.test, torn, indices)).equals(_rows(whole))
-        assert len(torn.read_bytes().splitlines()) == len(lines)
-
-
-def test_reference_must_be_an_independent_sampler(trained, digits, tmp_path):
-    journal = Journal(tmp_path / "journal")
-    for name in ("SRS-2A", "absent"):
-        with pytest.raises(ValueError, match=f"reference = '{name}'"):
-            certify_images(trained, digits.test, np.array([0]), SAMPLERS, name, CONFIG, journal)
-    journal.close()
