@@ -156,7 +156,7 @@ class FolderPart:
         try:
             with Image.open(io.BytesIO(content)) as image:
                 framed = center_crop(resize(image.convert("RGB"), self.resize), self.image_size)
-        except OSError as error:  # PIL's, which do not know the file's name
+        except (OSError, SyntaxError) as error:  # PIL's, which do not know the file's name
             raise ValueError(f"{path} is not an image that can be read: {error}") from error
         return np.asarray(framed).transpose(2, 0, 1)
 
@@ -277,9 +277,9 @@ def _moments(part: FolderPart) -> np.ndarray:
             count += np.bincount(channel.ravel(), minlength=len(count))
     levels = np.arange(part.scale + 1) / part.scale
     share = counts / counts.sum(axis=1, keepdims=True)
-    mean = share @ levels
+    mean = (share * levels).sum(axis=1)
     variance = (share * (levels - mean[:, None]) ** 2).sum(axis=1)
-    return np.stack([mean, np.sqrt(variance)])
+    return np.stack([mean, np.sqrt(variance)]).round(6)
 
 
 def _pad(images: np.ndarray, size: int | None) -> np.ndarray:
