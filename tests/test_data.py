@@ -1,9 +1,11 @@
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
@@ -179,7 +181,7 @@ def test_imagenets_unlabelled_test_images_are_not_taken_for_a_test_part(tmp_path
 
 def test_a_model_trains_on_a_folder(cifar_folder, tmp_path):
     data = prepare(_folder_config(cifar_folder, image_size=8))
-    config = Training(epochs=1, batch_size=17, unrolled_steps=1, unrolled_layers=2, evaluation=Solver(steps=2))
+    config = Training(epochs=1, batch_size=34, unrolled_steps=1, unrolled_layers=2, evaluation=Solver(steps=2))
     result = train("mdeq-tiny", {}, data, DataConfig(crop_padding=1, flip=True), config, tmp_path / "run.pt")
     assert np.isfinite(result["history"][-1]["loss"])
 
@@ -256,3 +258,12 @@ def test_augmentation_crops_and_flips():
 def test_a_split_that_does_not_fit_is_an_error():
     with pytest.raises(ValueError, match="test = 1795 does not fit 1797 images of 10 classes: ask for 10 to 1787"):
         prepare(DataConfig(test=1795))
+
+
+def test_the_data_page_shows_data_sets_that_are_accepted():
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    shown = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.S)]
+    configs = [DataConfig(**fields) for block in shown for fields in block.values()]
+    assert [config.name for config in configs] == ["cifar10", "folder", "folder"]
+    for name in DataConfig.model_fields["name"].annotation.__args__:
+        assert f"| `{name}` |" in page
