@@ -1,40 +1,23 @@
-"""Tables, plots and sentences of the reports. Everything said about a result is computed from it.
+"""Plots of the reports.
 
-``rows`` is a table of certificates (one line an image and method: the fields of :class:`srs.certification.Certificate`,
-with index, label and method); ``seconds`` has index, method and seconds.
+``rows`` is a table of certificates: one line an image and method, the columns of :func:`srs.certification.certificates`.
 """
 
-import hashlib
 from collections.abc import Sequence
-from itertools import combinations
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pandas.io.formats.style import Styler
+from scipy import stats
 
-from srs.bounds import largest_radius
 from srs.data import Part
 from srs.noise import NoisyCopies
-from srs.results import average_certified_radius, certified_accuracy
-from srs.votes import UNDECIDED, Sampler
-
-BEYOND = "–"
-NOT_KNOWN = "not known"
-_TABLE_STYLES = [
-    {"selector": "", "props": "border-collapse: collapse; font-size: 10pt; margin: 0.5em 0"},
-    {
-        "selector": "caption",
-        "props": "caption-side: bottom; text-align: left; font-size: 9pt; padding-top: 0.6em",
-    },
-    {"selector": "th, td", "props": "padding: 0.25em 0.7em; text-align: right; white-space: nowrap"},
-    {"selector": "thead th", "props": "border-bottom: 1.5px solid #444; vertical-align: bottom"},
-    {"selector": "tbody th", "props": "text-align: left"},
-]
+from srs.results import certified_accuracy
+from srs.tables import reachable
+from srs.votes import UNDECIDED
 
 
 def set_style() -> None:
@@ -43,82 +26,11 @@ def set_style() -> None:
     plt.rcParams.update({"figure.dpi": 110, "savefig.bbox": "tight", "legend.frameon": False, "svg.hashsalt": "srs"})
 
 
-def reachable(rows: pd.DataFrame) -> pd.Series:
-    """The largest radius that each method's n, alpha, sigma and audit allow, by method, in table order."""
-    first = rows.drop_duplicates("method").set_index("method")
-    return pd.Series({m: largest_radius(int(r["n"]), r["alpha"], r["sigma"], int(r["k"]) or None) for m, r in first.iterrows()})
-
-
-def summary(rows: pd.DataFrame, seconds: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.DataFrame:
-    """One line a method: (r, accuracy | lower | upper) for each radius (NaN beyond reach), largest radius, ACR by both
-    definitions, evaluations and seconds an image, and the speed-up in both against ``reference``."""
-    limits = reachable(rows)
-    mean_seconds = seconds.groupby("method")["seconds"].mean()
-    table = {}
-    for method, part in rows.groupby("method", sort=False):
-        accuracy = certified_accuracy(part, radii).drop(columns="images")
-        accuracy[accuracy.index > limits[method]] = np.nan
-        line = {(f"r = {r:g}", name): value for r, cells in accuracy.iterrows() for name, value in cells.items()}
-        line["", "largest r"] = limits[method]
-        line["ACR", "ours"] = average_certified_radius(part)
-        line["ACR", "as released"] = average_certified_radius(part, released=True)
-        line["per image", "evaluations"] = part["evaluations"].mean()
-        line["per image", "seconds"] = mean_seconds[method]
-        table[method] = line
-    table = pd.DataFrame.from_dict(table, orient="index")
-    for unit in ("evaluations", "seconds"):
-        table["speed-up", unit] = table.loc[reference, ("per image", unit)] / table["per image", unit]
-    return table
-
-
-def certified_table(table: pd.DataFrame, caption: str) -> Styler:
-    """The accuracies of a :func:`summary` in percent with their 95 % intervals, the largest radius and both ACRs."""
-    shown, best = pd.DataFrame(index=table.index), pd.DataFrame(index=table.index)
-    for column in [c for c in dict.fromkeys(table.columns.get_level_values(0)) if c.startswith("r = ")]:
-        cells = table[column] * 100
-        shown[column] = [
-            BEYOND if np.isnan(c.accuracy) else f"{c.accuracy:.0f} [{c.lower:.0f}, {c.upper:.0f}]" for c in cells.itertuples()
-        ]
-        best[column] = _bold(cells["accuracy"])
-    shown["largest r"] = table["", "largest r"].map("{:.2f}".format)
-    shown["ACR"] = table["ACR", "ours"].map("{:.3f}".format)
-    shown["ACR as released"] = table["ACR", "as released"].map("{:.3f}".format)
-    best["ACR"] = _bold(table["ACR", "ours"])
-    return _styled(shown, caption, best)
-
-
-def cost_table(table: pd.DataFrame, caption: str) -> Styler:
-    """The cost columns of a :func:`summary`: evaluations of f and seconds an image, and both speed-ups."""
-    shown = pd.DataFrame(
-        {
-            "evaluations of f": table["per image", "evaluations"].map("{:,.0f}".format),
-            "speed-up in evaluations": table["speed-up", "evaluations"].map("{:.1f}×".format),
-            "seconds": table["per image", "seconds"].map("{:.2f}".format),
-            "speed-up in seconds": table["speed-up", "seconds"].map("{:.1f}×".format),
-        }
-    )
-    return _styled(shown, caption)
-
-
-def published(path: str | Path, item: str, rows: Sequence[str], radii: Sequence[float], caption: str) -> Styler:
-    """The published twin of a table, for the same rows; what is not known to us is said to be so."""
-    known = yaml.safe_load(Path(path).read_text())
-    values = known.get(item, {})
-    at = known["cifar10_radii"]
-    table = {}
-    for row in rows:
-        entry = values.get(row, {})
-        cells = dict(zip(at, entry.get("accuracy", [])))
-        table[row] = {f"r = {r:g}": f"{cells[r]:g}" if r in cells else NOT_KNOWN for r in radii}
-        table[row]["seconds"] = f"{entry['seconds']:.2f}" if "seconds" in entry else NOT_KNOWN
-    frame = pd.DataFrame.from_dict(table, orient="index")
-    return _styled(frame, caption, frame.map(lambda text: "color: #999; font-style: italic" if text == NOT_KNOWN else ""))
-
-
-def plot_curves(rows: pd.DataFrame, reference: str) -> Figure:
+def plot_curves(rows: pd.DataFrame, reference: str, axes: Axes | None = None) -> Figure:
     """Certified accuracy against radius for every method, each up to its largest radius; 95 % band for ``reference``."""
     limits = reachable(rows)
-    figure, axes = plt.subplots(figsize=(7.5, 4.5))
+    if axes is None:
+        _, axes = plt.subplots(figsize=(7.5, 4.5))
     for number, (method, part) in enumerate(rows.groupby("method", sort=False)):
         grid = np.linspace(0, limits[method], 400)
         curve = certified_accuracy(part, grid) * 100
@@ -129,8 +41,61 @@ def plot_curves(rows: pd.DataFrame, reference: str) -> Figure:
         if method == reference:
             axes.fill_between(grid, curve["lower"], curve["upper"], color=color, alpha=0.15, linewidth=0)
     axes.set(xlabel="l2 radius r (pixel units)", ylabel="certified accuracy (%)", xlim=(0, None), ylim=(0, 100))
-    axes.legend(title="base classifier", fontsize=9)
+    axes.legend(fontsize=9)
+    return axes.figure
+
+
+def plot_curve_panels(panels: dict[str, pd.DataFrame], reference: str) -> Figure:
+    """:func:`plot_curves` side by side, one panel for each title, on one scale."""
+    figure, row = plt.subplots(1, len(panels), figsize=(6.2 * len(panels), 4.3), layout="constrained", squeeze=False)
+    for axes, (title, rows) in zip(row[0], panels.items()):
+        plot_curves(rows, reference, axes)
+        axes.set_title(title)
+    largest = max(axes.get_xlim()[1] for axes in row[0])
+    for axes in row[0]:
+        axes.set_xlim(0, largest)
     return figure
+
+
+def plot_histograms(panels: dict[str, dict[str, np.ndarray]], xlabel: str, bins: int) -> Figure:
+    """Histograms of images, one panel for each title, the samples of a panel side by side over common bins."""
+    figure, row = plt.subplots(1, len(panels), figsize=(6.2 * len(panels), 3.9), layout="constrained", squeeze=False)
+    values = np.concatenate([v for samples in panels.values() for v in samples.values()])
+    edges = np.linspace(min(0.0, values.min(initial=0.0)), max(values.max(initial=0.0), 1e-3), bins + 1)
+    for axes, (title, samples) in zip(row[0], panels.items()):
+        labels = [f"{name} (mean {v.mean():.3f}, {len(v)} images)" if len(v) else f"{name} (no image)" for name, v in samples.items()]
+        axes.hist(list(samples.values()), bins=edges, label=labels, color=sns.color_palette("colorblind")[: len(samples)])
+        if edges[0] < 0:
+            axes.axvline(0, color="0.3", linewidth=1)
+        axes.set(title=title, xlabel=xlabel, ylabel="images")
+        axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(fontsize=9, loc="upper right")
+    return figure
+
+
+def plot_levels(table: pd.DataFrame, sizes: Sequence[str]) -> Figure:
+    """ACR against the noise level, a panel a size; ``table`` has columns size, sigma, method, acr, lower, upper."""
+    figure, row = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 3.9), layout="constrained", squeeze=False)
+    for axes, size in zip(row[0], sizes):
+        part = table[table["size"] == size]
+        for number, (method, line) in enumerate(part.groupby("method", sort=False)):
+            style = "--" if method.startswith("SRS") else "-"
+            error = [line["acr"] - line["lower"], line["upper"] - line["acr"]]
+            color = sns.color_palette("colorblind")[number % 10]
+            offset = 1 + 0.012 * (number - 3)  # error bars side by side
+            axes.errorbar(line["sigma"] * offset, line["acr"], error, label=method, linestyle=style, marker="o", ms=4, capsize=2, color=color)
+        axes.set(title=size, xlabel="noise level sigma (pixel units)", ylabel="ACR", ylim=(0, None))
+        axes.legend(fontsize=8)
+    return figure
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval (percentile) of a mean; the mean itself where all values are equal."""
+    values = np.asarray(values, float)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return (float(values.mean()),) * 2 if len(values) else (np.nan, np.nan)
+    found = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=2_000, rng=np.random.default_rng(seed))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def plot_votes(
@@ -176,81 +141,3 @@ def plot_history(history: pd.DataFrame) -> Figure:
     accuracy.legend(fontsize=9)
     residual.legend(fontsize=9)
     return figure
-
-
-def basis(rows: pd.DataFrame, data: str, model: str, machine: dict) -> str:
-    """The sentence that every caption ends with: what its numbers rest on."""
-    first = rows.iloc[0]
-    audit = int(rows["k"].max())
-    return (
-        f"{model} on {data}, sigma = {first['sigma']:g}; {rows['index'].nunique()} evenly spaced test images, "
-        f"N = {first['n']:,}, n0 = {first['n0']}, alpha = {first['alpha']:g}"
-        + (f", K = {audit} audited draws" if audit else "")
-        + f". Measured on {machine['hardware']}, torch {machine['torch']}."
-    )
-
-
-def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str, samplers: dict[str, Sampler]) -> str:
-    """What the :func:`summary` says, in sentences (Markdown) that hold for whatever came out."""
-    at_zero, images = table["r = 0"], rows["index"].nunique()
-    ours = at_zero.loc[reference]
-    lines = [
-        f"**{reference}** certifies {ours['accuracy']:.0%} of {images} images at r = 0 "
-        f"(95 % interval {ours['lower']:.0%} to {ours['upper']:.0%}), with an ACR of "
-        f"{table.loc[reference, ('ACR', 'ours')]:.3f}."
-    ]
-    for method, part in rows.groupby("method", sort=False):
-        if method == reference:
-            continue
-        gained, lost = _paired(rows, method, reference)
-        fast = table["speed-up"].loc[method]
-        line = (
-            f"**{method}** certifies {at_zero.loc[method, 'accuracy']:.0%} at r = 0 (against {reference}: {gained} images "
-            f"gained, {lost} lost), with an ACR of {table.loc[method, ('ACR', 'ours')]:.3f}, for "
-            f"{1 / fast['evaluations']:.0%} of {reference}'s evaluations of f and {1 / fast['seconds']:.0%} of its time."
-        )
-        if part["k"].iloc[0]:
-            wrong = 1 - part["n1"].sum() / max(1, part["n2"].sum())
-            total = int((part["n0"] + part["n"]).iloc[0])
-            audit = part["k"].iloc[0] / total * table.loc[reference, ("per image", "evaluations")]
-            line += (
-                f" The audit is {audit / table.loc[method, ('per image', 'evaluations')]:.0%} of its evaluations, and "
-                f"{samplers[method].warm_share(total):.0%} of its votes are warm-up votes: both shares shrink as N grows. "
-                f"{reference} did not confirm {wrong:.1%} of its audited votes for the selected class. Its certificates "
-                f"cannot pass r = {table.loc[method, ('', 'largest r')]:.2f}, whatever the votes; those from independent votes "
-                f"end at r = {table.loc[reference, ('', 'largest r')]:.2f}."
-            )
-        lines.append(line)
-    lines += [
-        f"**{a}** and **{b}** gave the same certificates on every image. One step of any solver from one start is f of that "
-        "start; in the released code the solver's flag changes warm-up and audit too, which is where published rows differ."
-        for a, b in combinations(rows["method"].unique(), 2)
-        if samplers[a].solver.steps == samplers[b].solver.steps == 1 and _same_certificates(rows, a, b)
-    ]
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _same_certificates(rows: pd.DataFrame, a: str, b: str) -> bool:
-    columns = ["index", "prediction", "radius"]
-    return np.array_equal(rows.loc[rows["method"] == a, columns], rows.loc[rows["method"] == b, columns])
-
-
-def _paired(rows: pd.DataFrame, method: str, reference: str) -> tuple[int, int]:
-    """Images certified at r = 0 by ``method`` but not by ``reference``, and the other way round."""
-    correct = (rows["prediction"] == rows["label"]).groupby([rows["index"], rows["method"]]).first().unstack()
-    return int((correct[method] & ~correct[reference]).sum()), int((correct[reference] & ~correct[method]).sum())
-
-
-def _styled(shown: pd.DataFrame, caption: str, css: pd.DataFrame | None = None) -> Styler:
-    styler = (
-        shown.style.set_caption(caption)
-        .set_table_styles(_TABLE_STYLES)
-        .set_uuid(hashlib.sha1(caption.encode()).hexdigest()[:8])
-    )
-    if css is not None:
-        styler = styler.apply(lambda _: css.reindex(columns=shown.columns, fill_value=""), axis=None)
-    return styler
-
-
-def _bold(values: pd.Series) -> list[str]:
-    return ["font-weight: bold" if v == values.max() > 0 else "" for v in values]

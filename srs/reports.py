@@ -1,0 +1,183 @@
+"""What the report notebooks share: reading a profile's results, captions, and showing items of the paper."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import yaml
+from IPython.display import HTML, Markdown, display
+from matplotlib.figure import Figure
+
+from srs import tables
+from srs.casting import VoteTable
+from srs.data import Dataset
+from srs.params import Assurance, Attacks, Experiment, Report
+
+SIZE_NAMES = {"small": "MDEQ-SMALL", "large": "MDEQ-LARGE", "imagenet": "MDEQ, ImageNet's slot"}
+Source = tuple[str, str]  # an experiment and one of its groups
+
+
+class Results:
+    """A profile's experiments and what came out of them.
+
+    ``experiments``, ``report``, ``certificates`` and ``attacks`` are sections of params.yaml; ``data`` and ``runs`` are the
+    profile's folders. items.yaml and published.yaml lie beside the profile's data.
+    """
+
+    def __init__(self, experiments: dict, report: dict, data: str, runs: str, certificates: dict | None = None, attacks=None):
+        self.experiments = {key: Experiment(**value) for key, value in experiments.items()}
+        self.report = Report(**report)
+        self.assurance = Assurance(**(certificates or {}))
+        self.attacks = {key: Attacks(**value) for key, value in (attacks or {}).items()}
+        self.data, self.runs = Path(data), Path(runs)
+
+    @cached_property
+    def items(self) -> dict:
+        return yaml.safe_load((self.data.parent / "items.yaml").read_text())
+
+    @cached_property
+    def published(self) -> dict:
+        return yaml.safe_load((self.data.parent / "published.yaml").read_text())
+
+    def rows(self, key: str, group: str = "main") -> pd.DataFrame:
+        """The certificates of one group, with their seconds."""
+        folder = self.runs / "certificates" / key
+        certificates, timings = (pd.read_csv(folder / f"{name}.csv") for name in ("certificates", "timings"))
+        certificates["seconds"] = timings["seconds"]
+        return certificates[certificates["group"] == group].drop(columns="group").reset_index(drop=True)
+
+    def samplers(self, key: str, group: str = "main") -> dict:
+        """What casts the votes of each row."""
+        casting = self.experiments[key].votes
+        return {row: casting.sampler(group, row) for row in casting.groups[group].samplers}
+
+    def reference(self, key: str, group: str = "main") -> str:
+        """The row that is the audits' reference."""
+        casting = self.experiments[key].votes
+        return next(row for row, sampler in casting.groups[group].samplers.items() if sampler == casting.reference)
+
+    def radii(self, key: str) -> list[float]:
+        return self.report.data[self.experiments[key].model.data].radii
+
+    def sigma(self, key: str) -> float:
+        return self.experiments[key].votes.sigma
+
+    def votes(self, key: str) -> VoteTable:
+        return VoteTable.load(self.runs / "votes" / key, self.experiments[key].votes)
+
+    def history(self, key: str) -> pd.DataFrame:
+        return pd.read_csv(self.runs / "models" / key / "history.csv")
+
+    def dataset(self, key: str) -> Dataset:
+        return Dataset.load(self.data / f"{self.experiments[key].model.data}.npz")
+
+    def basis(self, sources: Sequence[Source]) -> str:
+        """The sentences that every caption ends with: what its numbers rest on."""
+        told = []
+        for (key, group), model in zip(sources, self._models(sources)):
+            rows = self.rows(key, group)
+            first, audit = rows.iloc[0], int(rows["k"].max())
+            told.append(
+                f"{model}, sigma = {first['sigma']:g}; {rows['index'].nunique()} evenly spaced test images, "
+                f"N = {first['n']:,}, n0 = {first['n0']}, alpha = {first['alpha']:g}" + (f", K = {audit} audited draws" if audit else "")
+            )
+        machines = dict.fromkeys(self._machine(key) for key, _ in sources)
+        return "; ".join(dict.fromkeys(told)) + f". Measured on {'; '.join(machines)}. " + self.stand_in([key for key, _ in sources])
+
+    def _models(self, sources: Sequence[Source]) -> list[str]:
+        specs = [self.experiments[key].model for key, _ in sources]
+        return [f"{key} ({spec.preset} on {spec.data})" for (key, _), spec in zip(sources, specs)]
+
+    def _machine(self, key: str) -> str:
+        machine = json.loads((self.runs / "votes" / key / "machine.json").read_text())
+        return f"{machine['hardware']}, torch {machine['torch']}"
+
+    def stand_in(self, keys: Sequence[str]) -> str:
+        """Says which data set stands in for which; nothing where the data are the paper's own."""
+        names = dict.fromkeys(self.experiments[key].model.data for key in keys)
+        roles = {name: self.report.data[name].stands_for for name in names}
+        return " ".join(
+            f"Stand-in data: {name} takes the place of {role}."
+            for name, role in roles.items()
+            if name.replace("-", "") != role.lower().replace("-", "")
+        )
+
+    def caption(self, item: str, text: str, sources: Sequence[Source] = ()) -> str:
+        """HTML that marks and captions an item of the paper: its number, ``text``, and what it rests on.
+
+        Raises KeyError for an item that the paper does not have.
+        """
+        if item not in self.items:
+            raise KeyError(f"item {item!r} is unknown: choose from data/items.yaml")
+        return f'<span id="{item}"></span><b>{label(item)}, ours.</b> {text} {self.basis(sources) if sources else ""}'
+
+    def comparison(self, item: str, key: str, group: str = "main", what: str = "") -> pd.DataFrame:
+        """Show a table of the paper that compares methods: ours, its cost, its published twin, and what it says."""
+        rows, reference = self.rows(key, group), self.reference(key, group)
+        source = [(key, group)]
+        table = tables.summary(rows, self.radii(key), reference)
+        text = (
+            f"{what} Certified accuracy in percent at l2 radius r, with its 95 % Clopper-Pearson interval over the images; best in bold. "
+            f"{tables.BEYOND}: beyond the largest r that N, K and alpha allow, whatever the votes. ACR: average certified radius, "
+            "wrong or abstained images counting 0; as released: every radius counted, wrong predictions included."
+        )
+        title = self.caption(item, text, source) if item else f"<b>Not in the paper.</b> {text} {self.basis(source)}"
+        display(tables.certified_table(table, title))
+        cost = "Cost per image, ours: what each method alone would need, warm-up and audit included; speed-up against"
+        display(tables.cost_table(table, f"{cost} {reference}. {self.basis(source)}"))
+        if item:
+            self.twin(item, list(table.index), self.radii(key))
+        display(Markdown(tables.read_comparison(table, rows, reference, self.samplers(key, group))))
+        return table
+
+    def twin(self, item: str, rows: Sequence[str], radii: Sequence[float]) -> None:
+        """Show the published values of a table of certified accuracies, as far as they are known to us."""
+        entries = self.published.get(item.replace("_", ""), {})
+        name, setting = label(item), self.items[item]["title"]
+        if not any(row in entries for row in rows):
+            display(Markdown(f"*{name}, as published ({setting}): no value is known to us.*"))
+            return
+        at = self.published["imagenet_radii" if "ImageNet" in setting else "cifar10_radii"]
+        caption = (
+            f"<b>{name}, as published</b> ({setting}; N = 10,000, 500 images, one A100). Not our numbers; {tables.NOT_KNOWN}: not "
+            "among the published values that are known to us."
+        )
+        display(tables.published_table(entries, at, rows, radii, caption))
+
+    def combined(self, parts: dict[str, tuple[str, str, str]]) -> pd.DataFrame:
+        """Rows of several experiments as one table: ``parts`` maps each row's new name to (experiment, group, method)."""
+        found = []
+        for name, (key, group, method) in parts.items():
+            rows = self.rows(key, group)
+            found.append(rows[rows["method"] == method].assign(method=name))
+        return pd.concat(found, ignore_index=True)
+
+
+def label(item: str) -> str:
+    """The paper's name of an item: table_2 -> Table 2."""
+    kind, _, number = item.partition("_")
+    return f"{kind.capitalize()} {number}" if number else item.upper()
+
+
+def show_figure(figure: Figure, caption: str) -> None:
+    """A figure as PNG with its caption below."""
+    display(figure)
+    plt.close(figure)
+    display(HTML(f'<p style="font-size: 9pt; max-width: 60em">{caption}</p>'))
+
+
+def differences(rows: pd.DataFrame, method: str, reference: str) -> np.ndarray:
+    """RRD(x) = |r_reference - r_method| / r_reference over images with r_reference > 0 (the paper's Section 5)."""
+    radius = rows.pivot(index="index", columns="method", values="radius")
+    radius = radius[radius[reference] > 0]
+    return (np.abs(radius[reference] - radius[method]) / radius[reference]).to_numpy()
+
+
+def mismatch(rows: pd.DataFrame, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """For each image where a class was selected: p_m_upper, and its gap to the true mismatch rate among the votes counted."""
+    part = rows[(rows["method"] == method) & (rows["n_a"] > 0)]
+    return part["p_m_upper"].to_numpy(), (part["p_m_upper"] - part["mismatched"] / part["n_a"]).to_numpy()
