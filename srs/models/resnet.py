@@ -61,7 +61,7 @@ class ConvNorm(nn.Module):
 
     def fold(self) -> None:
         if isinstance(self.norm, nn.BatchNorm2d):
-            self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity()
+            self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity().eval()
 
 
 class Padding(nn.Module):
