@@ -215,6 +215,18 @@ def test_curtailed_predict_stops_no_later_than_it_must(election):
         )
 
 
+@pytest.mark.parametrize("n", [10, 23, 40])
+def test_curtailed_predict_is_exact_at_the_edge_of_significance(n):
+    """One vote at a time, and all that are for the leader, or all against him, come last."""
+    for against in range((n + 1) // 2):
+        for votes in (
+            [0] * (n - against) + [1] * against,
+            [0] * (against + 1) + [1] * against + [0] * (n - 2 * against - 1),
+        ):
+            votes = np.array(votes, np.int16)
+            assert curtailed_predict(votes[:, None], n, 0.05)[0] == _predict(votes, 0.05)
+
+
 def test_curtailed_predict_saves_half_of_a_unanimous_vote_and_counts_its_votes():
     votes = np.zeros((100, 100), np.int16)
     prediction, draws = curtailed_predict(votes, 10_000, 0.001)
