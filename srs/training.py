@@ -1,12 +1,14 @@
-"""Training of DEQs for randomized smoothing.
+"""Training of DEQs, and of other classifiers, for randomized smoothing.
 
-Gaussian augmentation (Cohen et al. 2019): noise N(0, sigma^2 I) is added to each image once, in pixel units. First f is
-unrolled a few times (pre-training), then the gradient is implicit (Bai et al. 2019, 2020), with Jacobian regularization
-at random steps (Bai et al. 2021). All randomness of a step is a function of (seed, step), so that a run that was killed
-and resumed ends with the same weights as one that was not.
+Gaussian augmentation (Cohen et al. 2019): noise N(0, sigma^2 I) is added to each image once, in pixel units; or SmoothAdv
+(Salman et al. 2019), which attacks the smoothed classifier at every step. For a DEQ, first f is unrolled a few times
+(pre-training), then the gradient is implicit (Bai et al. 2019, 2020), with Jacobian regularization at random steps (Bai
+et al. 2021). All randomness of a step is a function of (seed, step), so that a run that was killed and resumed ends
+with the same weights as one that was not.
 """
 
 import io
+import math
 import os
 import time
 from pathlib import Path
@@ -20,8 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from srs import models
+from srs.attacks import Logits, ascend, differentiable
 from srs.data import DataConfig, Dataset, Part, augment
-from srs.deq import classify, implicit_solve, jacobian_penalty
+from srs.deq import DEQ, classify, implicit_solve, jacobian_penalty
 from srs.noise import standard_normal
 from srs.results import lock
 from srs.solvers import Solver, residuals
@@ -29,8 +32,29 @@ from srs.solvers import Solver, residuals
 _HELD_OUT = 1 << 63  # sets the seeds of evaluation noise apart from those of certification
 
 
+class Adversary(BaseModel):
+    """SmoothAdv training with PGD (Salman et al. 2019); defaults are those of the paper's Table 5.
+
+    From epoch ``first_epoch`` on (0: all of them) each image is moved by ``steps`` l2 steps of ``step_size`` (None:
+    2 epsilon / steps) up the loss of the mean softmax over ``samples`` noisy copies, within ``epsilon``; the same copies of
+    the moved image, ``batch_size`` x ``samples`` rows a step, are then trained on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    epsilon: float = Field(0.5, gt=0)
+    steps: int = Field(2, ge=1)
+    samples: int = Field(4, ge=1)
+    first_epoch: int = Field(0, ge=0)
+    step_size: float | None = Field(None, gt=0)
+
+
 class Training(BaseModel):
-    """The schedule; defaults are the paper's for MDEQ-SMALL on CIFAR-10 (Tables 6 and 8)."""
+    """The schedule; defaults are the paper's for MDEQ-SMALL on CIFAR-10 (Tables 6 and 8).
+
+    ``schedule`` "cosine" falls to ``final_learning_rate``, step by step; "step" divides the rate by 10 after each third of the
+    epochs (Cohen et al. 2019). Unrolling, solvers and Jacobian regularization mean nothing to a model that is no DEQ.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -39,6 +63,7 @@ class Training(BaseModel):
     batch_size: int = Field(96, ge=2)
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["cosine", "step"] = "cosine"
     final_learning_rate: float = Field(1e-6, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
@@ -49,6 +74,7 @@ class Training(BaseModel):
     jacobian_weight: float = Field(0.5, ge=0)
     jacobian_frequency: float = Field(0.05, ge=0, le=1)
     jacobian_epochs: int = Field(90, ge=0)
+    adversary: Adversary | None = None
     evaluation: Solver = Solver(method="anderson", steps=30)
     evaluate_every: int = Field(10, ge=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
@@ -68,7 +94,8 @@ def train(
 
     The run state is kept in ``checkpoint`` (replaced atomically) and resumed from it where it exists. ``history`` has a
     row for each epoch: mean loss and noisy accuracy on the training batches, solver residual, lost (non-finite) rows,
-    and every ``evaluate_every`` epochs noisy accuracy and residual of the ``evaluation`` solver on held-out images.
+    and every ``evaluate_every`` epochs noisy accuracy and residual of the ``evaluation`` solver on held-out images. A model
+    that is no DEQ has residuals NaN.
 
     Raises FloatingPointError when no row of a batch has a finite state.
     """
@@ -91,7 +118,7 @@ class _Run:
         self.steps_per_epoch = max(1, len(data.train) // config.batch_size)
         self.total = config.epochs * self.steps_per_epoch
         self.optimizer = _optimizer(model, config)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, self.total, config.final_learning_rate)
+        self.schedule = _schedule(self.optimizer, config, self.steps_per_epoch)
         self.step, self.seconds = 0, 0.0
         self.history: list[dict] = []
         self.sums: dict[str, float] = {}
@@ -133,8 +160,8 @@ class _Run:
         indices = order[position * size : (position + 1) * size]
         torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.step]).generate_state(1, np.uint64)[0]))
         x = augment(self.data.train.images(indices).to(self.device), self.augmentation.crop_padding, self.augmentation.flip)
-        x = x + self.config.sigma * torch.randn_like(x)
         labels = torch.from_numpy(self.data.train.labels[indices]).to(self.device)
+        x, labels = self._noisy(x, labels, epoch)
 
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -148,17 +175,73 @@ class _Run:
         if position == self.steps_per_epoch - 1:
             self._end_epoch(epoch)
 
+    def _noisy(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """What is trained on: one noisy copy of each image, or several copies of each attacked image."""
+        config, adversary = self.config, self.config.adversary
+        if adversary is None or epoch < adversary.first_epoch:
+            return x + config.sigma * torch.randn_like(x), labels
+        noise = config.sigma * torch.randn(len(x), adversary.samples, *x.shape[1:], device=x.device)
+        step_size = adversary.step_size or 2 * adversary.epsilon / adversary.steps
+        # evaluation mode: the classifier that will be certified is attacked, and its running statistics stay those of
+        # batches that were trained on
+        self.model.eval()
+        epsilon = x.new_full((len(x),), adversary.epsilon)
+        x = ascend(self._logits(), x, labels, noise, epsilon, adversary.steps, step_size)
+        return (x[:, None] + noise).flatten(0, 1), labels.repeat_interleave(adversary.samples)
+
+    def _logits(self) -> Logits:
+        """The map from images to logits, differentiated as this step's loss is."""
+        model, config = self.model, self.config
+        if not isinstance(model, DEQ):
+            return model
+        if not self._unrolls():
+            return differentiable(model, config.forward, config.backward)
+
+        def unrolled(x: Tensor) -> Tensor:
+            injection = model.inject(x)
+            return model.head(self._unroll(model.initial_state(injection), injection)[0])
+
+        return unrolled
+
+    def _unrolls(self) -> bool:
+        return isinstance(self.model, DEQ) and self.step < self.config.unrolled_steps
+
+    def _unroll(self, z: Tensor, injection: Tensor) -> tuple[Tensor, Tensor]:
+        """The state after the unrolled layers, and the state before the last."""
+        for _ in range(self.config.unrolled_layers):
+            z_in, z = z, self.model.f(z, injection)
+        return z, z_in
+
     def _loss(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, dict[str, float]]:
+        if isinstance(self.model, DEQ):
+            logits, finite, residual, penalty = self._equilibrium(x, epoch)
+        else:
+            logits = self.model(x)
+            finite, residual, penalty = logits.isfinite().all(dim=1), x.new_tensor(math.nan), x.new_zeros(())
+        if not finite.any():
+            raise FloatingPointError(
+                f"no finite state in the batch of step {self.step}: lower learning_rate = {self.config.learning_rate} "
+                f"or, for a DEQ, raise jacobian_weight = {self.config.jacobian_weight}"
+            )
+        loss = F.cross_entropy(logits[finite], labels[finite])
+        measured = {
+            "loss": loss.item(),
+            "accuracy": (logits.argmax(dim=1) == labels)[finite].float().mean().item(),
+            "residual": residual.item(),
+            "lost": (~finite).sum().item(),
+        }
+        return loss + self.config.jacobian_weight * penalty, measured
+
+    def _equilibrium(self, x: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A DEQ's logits (B, classes), which rows are finite (B,), mean residual, Jacobian penalty."""
         model, config = self.model, self.config
         model.draw_dropout()
         injection = model.inject(x)
         z0 = model.initial_state(injection)
         penalty = injection.new_zeros(())
         regularize = epoch < config.jacobian_epochs and torch.rand(()).item() < config.jacobian_frequency
-        if self.step < config.unrolled_steps:
-            z = z0
-            for _ in range(config.unrolled_layers):
-                z_in, z = z, model.f(z, injection)
+        if self._unrolls():
+            z, z_in = self._unroll(z0, injection)
             finite = z.detach().isfinite().all(dim=1)
             residual = ((z - z_in).detach().norm(dim=1) / z.detach().norm(dim=1)).nanmean()
             z = torch.where(finite[:, None], z, z0)  # a lost row must not reach the head's batch statistics
@@ -170,23 +253,11 @@ class _Run:
             finite, residual = solution.finite, solution.residual.nanmean()
             if regularize:
                 penalty = jacobian_penalty(fz, z_in)
-        logits = model.head(z)
-        if not finite.any():
-            raise FloatingPointError(
-                f"no finite state in the batch of step {self.step}: lower learning_rate = {config.learning_rate} "
-                f"or raise jacobian_weight = {config.jacobian_weight}"
-            )
-        loss = F.cross_entropy(logits[finite], labels[finite])
-        measured = {
-            "loss": loss.item(),
-            "accuracy": (logits.argmax(dim=1) == labels)[finite].float().mean().item(),
-            "residual": residual.item(),
-            "lost": (~finite).sum().item(),
-        }
-        return loss + config.jacobian_weight * penalty, measured
+        return model.head(z), finite, residual, penalty
 
     def _end_epoch(self, epoch: int) -> None:
-        row = {"epoch": epoch + 1, "step": self.step, "unrolled": self.step <= self.config.unrolled_steps}
+        unrolled = isinstance(self.model, DEQ) and self.step <= self.config.unrolled_steps
+        row = {"epoch": epoch + 1, "step": self.step, "unrolled": unrolled}
         row |= {name: value / self.steps_per_epoch for name, value in self.sums.items()}
         if (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == self.config.epochs:
             row |= evaluate(self.model, self.data.validation, self.config)
@@ -195,7 +266,10 @@ class _Run:
 
 
 def evaluate(model: nn.Module, part: Part, config: Training) -> dict[str, float]:
-    """Noisy accuracy (one copy of each image) and mean relative residual of the evaluation solver on ``part``."""
+    """Noisy accuracy (one copy of each image) and mean relative residual of the evaluation solver on ``part``.
+
+    The residual of a model that is no DEQ is NaN.
+    """
     model.eval()
     device = next(model.parameters()).device
     correct, residual = 0.0, 0.0
@@ -204,9 +278,12 @@ def evaluate(model: nn.Module, part: Part, config: Training) -> dict[str, float]
             x = part.images(rows)
             noise = np.concatenate([standard_normal(_HELD_OUT + config.seed, int(i), [0], x[0].numel()) for i in rows])
             x = (x + config.sigma * torch.from_numpy(noise).view_as(x)).to(device)
-            logits, solution = classify(model, x, config.evaluation)
+            if isinstance(model, DEQ):
+                logits, solution = classify(model, x, config.evaluation)
+                residual += residuals(model.f, solution.z, model.inject(x)).sum().item()
+            else:
+                logits, residual = model(x), math.nan
             correct += (logits.argmax(dim=1).cpu().numpy() == part.labels[rows]).sum()
-            residual += residuals(model.f, solution.z, model.inject(x)).sum().item()
     return {"validation_accuracy": float(correct / len(part)), "validation_residual": residual / len(part)}
 
 
@@ -229,3 +306,12 @@ def _optimizer(model: nn.Module, config: Training) -> torch.optim.Optimizer:
         nesterov=config.momentum > 0,
         weight_decay=config.weight_decay,
     )
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: Training, steps_per_epoch: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate, step by step."""
+    if config.schedule == "cosine":
+        total = config.epochs * steps_per_epoch
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total, config.final_learning_rate)
+    thirds = [math.ceil(config.epochs * k / 3) * steps_per_epoch for k in (1, 2)]
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, thirds, gamma=0.1)

@@ -10,8 +10,10 @@ import torch
 from pydantic import ValidationError
 
 from srs import models
+from srs.attacks import ascend, differentiable, smoothed_loss
 from srs.data import DataConfig
-from srs.training import Training, train, write_checkpoint
+from srs.solvers import Solver
+from srs.training import Adversary, Training, _Run, train, write_checkpoint
 
 # 20 steps; both phases, Jacobian regularization and dropout at work
 CONFIG = dict(
@@ -98,6 +100,104 @@ def test_training_learns(trained, digits):
     assert measured["validation_residual"] < 0.01
 
 
+RESNET = ("resnet-110", {"depth": 8, "widths": (4, 8, 16)})
+MDEQ = ("mdeq-tiny", OVERRIDES)
+# both of a DEQ's phases, and epochs before and after the attacks begin
+QUICK = Solver(method="broyden", steps=3)
+ATTACKED = {**CONFIG, "epochs": 3, "unrolled_steps": 8, "forward": QUICK, "backward": QUICK}
+ATTACKED |= {"adversary": Adversary(samples=2, first_epoch=1)}
+
+
+def _fit(which, data, checkpoint, augmentation=AUGMENTATION, **config):
+    return train(*which, data, augmentation, Training(**config), checkpoint)
+
+
+@pytest.mark.parametrize("which", [MDEQ, RESNET], ids=["mdeq", "resnet"])
+def test_adversarial_training_resumes_to_the_same_weights(which, few_digits, tmp_path, monkeypatch):
+    whole = _fit(which, few_digits, tmp_path / "whole.pt", **ATTACKED)
+    save = _Run.save
+
+    def save_and_stop(run):
+        save(run)
+        if run.step == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Run, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        _fit(which, few_digits, tmp_path / "run.pt", **ATTACKED, checkpoint_seconds=1e-6)
+    monkeypatch.setattr(_Run, "save", save)
+    resumed = _fit(which, few_digits, tmp_path / "run.pt", **ATTACKED)
+    assert repr(resumed["history"]) == repr(whole["history"])  # repr: NaN is itself
+    for name, value in whole["model"]["state_dict"].items():
+        assert torch.equal(value, resumed["model"]["state_dict"][name]), name
+        if name.endswith("num_batches_tracked"):
+            assert value == 15, name  # one batch a step: attacks leave running statistics alone
+    plain = _fit(which, few_digits, tmp_path / "plain.pt", **{**ATTACKED, "adversary": None})
+    assert repr(plain["history"][0]) == repr(whole["history"][0])  # before first_epoch nothing differs
+    assert plain["history"][1]["loss"] != whole["history"][1]["loss"]
+
+
+@pytest.mark.parametrize("unrolled_steps", [0, 100], ids=["implicit", "unrolled"])
+def test_adversarial_batches_are_noisy_copies_of_images_that_raise_the_loss(
+    trained_state, digits, tmp_path, monkeypatch, unrolled_steps
+):
+    adversary = Adversary(samples=3)
+    config = Training(sigma=0.25, batch_size=12, epochs=1, unrolled_steps=unrolled_steps, adversary=adversary)
+    run = _Run(models.restore(trained_state), digits, DataConfig(), config, tmp_path / "run.pt", torch.device("cpu"))
+    x, labels = digits.train.images(np.arange(12)), torch.from_numpy(digits.train.labels[:12])
+    torch.manual_seed(3)
+    noisy, repeated = run._noisy(x, labels, epoch=0)
+    torch.manual_seed(3)
+    noise = 0.25 * torch.randn(12, 3, 1, 8, 8)
+    moved = noisy.view(12, 3, 1, 8, 8) - noise
+    assert repeated.tolist() == [label for label in labels.tolist() for _ in range(3)]
+    assert torch.allclose(moved, moved[:, :1].expand_as(moved), atol=1e-6)
+    distance = (moved[:, 0] - x).flatten(1).norm(dim=1)
+    assert (distance <= 0.5 + 1e-5).all() and (distance > 0.3).all()
+    logits = differentiable(run.model.eval(), config.evaluation, config.backward)
+    with torch.no_grad():
+        change = smoothed_loss(logits, moved[:, 0], labels, noise) - smoothed_loss(logits, x, labels, noise)
+    assert (change > 0).all() and change.mean() > 0.1
+
+
+def test_adversarial_training_makes_the_smoothed_loss_under_attack_smaller(digits, tmp_path):
+    x, labels = digits.test.images(np.arange(60)), torch.from_numpy(digits.test.labels[:60])
+    noise, epsilon = 0.1 * torch.randn(60, 4, 1, 8, 8), torch.full((60,), 0.5)
+    losses = []
+    for adversary in (Adversary(epsilon=0.5, samples=1), None):
+        config = dict(sigma=0.1, epochs=3, batch_size=32, learning_rate=0.01, adversary=adversary, seed=1)
+        checkpoint = tmp_path / f"{len(losses)}.pt"
+        model = models.restore(_fit(RESNET, digits, checkpoint, DataConfig(), **config)["model"]).eval()
+        attacked = ascend(model, x, labels, noise, epsilon, 5, 0.2)
+        with torch.no_grad():
+            losses.append(smoothed_loss(model, attacked, labels, noise).mean().item())
+    assert losses[0] < 0.85 * losses[1]
+
+
+def test_a_plain_classifier_trains_without_residuals(digits, tmp_path):
+    config = dict(sigma=0.1, batch_size=32, optimizer="sgd", learning_rate=0.1, weight_decay=1e-4, schedule="step", epochs=3)
+    run = _fit(RESNET, digits, tmp_path / "run.pt", DataConfig(), **config, evaluate_every=2)
+    history = run["history"]
+    assert history[-1]["validation_accuracy"] > 0.8
+    assert all(np.isnan(row["residual"]) and not row["unrolled"] and row["lost"] == 0 for row in history)
+    assert ["validation_residual" in row for row in history] == [False, True, True]
+    assert np.isnan(history[-1]["validation_residual"])
+    assert not models.restore(run["model"]).eval().fold().training
+
+
+@pytest.mark.parametrize("epochs, drops", [(9, [3, 6]), (4, [2, 3]), (2, [1]), (1, [])])
+def test_step_schedule_drops_after_each_third(few_digits, tmp_path, epochs, drops):
+    config = Training(schedule="step", learning_rate=0.5, epochs=epochs, batch_size=30)
+    run = _Run(torch.nn.Linear(1, 1), few_digits, AUGMENTATION, config, tmp_path / "run.pt", torch.device("cpu"))
+    rates = []
+    for _ in range(run.total):
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        run.optimizer.step()
+        run.schedule.step()
+    expected = [0.5 * 0.1 ** sum(epoch >= drop for drop in drops) for epoch in range(epochs) for _ in range(2)]
+    assert rates == pytest.approx(expected)
+
+
 def test_sgd_and_weight_decay(few_digits, tmp_path):
     run = _train(few_digits, tmp_path / "run.pt", optimizer="sgd", learning_rate=0.05, weight_decay=1e-3, epochs=2)
     assert np.isfinite(run["history"][-1]["loss"])
@@ -117,6 +217,9 @@ def test_parameter_errors():
         {"optimizer": "lion"},
         {"jacobian_frequency": 2},
         {"epoch": 3},
+        {"schedule": "stairs"},
+        {"adversary": {"epsilon": 0}},
+        {"adversary": {"sample": 4}},
     ):
         with pytest.raises(ValidationError, match=next(iter(bad))):
             Training(**bad)

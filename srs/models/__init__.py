@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from srs.models.mdeq import MDEQ, MDEQConfig
+from srs.models.resnet import ResNet, ResNetConfig
 
-_MODELS: dict[str, tuple[type, type]] = {"mdeq": (MDEQConfig, MDEQ)}
+_MODELS: dict[str, tuple[type, type]] = {"mdeq": (MDEQConfig, MDEQ), "resnet": (ResNetConfig, ResNet)}
 
 _CIFAR_SMALL = dict(channels=(8, 16, 32), head_channels=(7, 14, 28), final_channels=200, dropout=0.20)
 _CIFAR_LARGE = dict(channels=(32, 64, 128, 256), head_channels=(14, 28, 56, 112), final_channels=1680, dropout=0.22)
@@ -25,10 +26,11 @@ PRESETS: dict[str, dict] = {
         stem_strides=(2, 2),
     ),
     "mdeq-tiny": dict(family="mdeq", channels=(8, 16), head_channels=(4, 8), final_channels=32, dropout=0.0),
+    "resnet-110": dict(family="resnet", depth=110),
 }
 
 
-def configure(preset: str, **overrides) -> MDEQConfig:
+def configure(preset: str, **overrides) -> MDEQConfig | ResNetConfig:
     """The configuration of a named preset with some fields overridden.
 
     Raises ValueError for an unknown preset and pydantic's ValidationError for an unknown or ill-typed field.
@@ -61,7 +63,7 @@ def restore(saved: dict) -> nn.Module:
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """A trained model from a checkpoint, on ``device``, in evaluation mode, weight normalization folded away."""
+    """A trained model from a checkpoint, on ``device``, in evaluation mode, its normalizing layers folded."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: train it first (dvc repro)")
     model = restore(torch.load(path, map_location="cpu", weights_only=True)["model"]).eval()

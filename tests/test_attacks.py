@@ -1,0 +1,384 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import LinearDEQ
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from scipy import stats
+
+import srs
+from srs import attacks, models
+from srs.attacks import Attack, ascend, attack, attack_images, curtailed_predict, differentiable, project, smoothed_loss
+from srs.certification import ABSTAIN, Certification
+from srs.data import Part
+from srs.noise import standard_normal
+from srs.results import Journal
+from srs.solvers import Solver
+from srs.votes import UNDECIDED, DirectSampler, SerializedSampler, StandardSampler, Votes
+
+TIGHT = Solver(method="broyden", steps=60, stop="relative", tolerance=1e-12)
+SHORT = Solver(method="anderson", steps=8)
+
+
+class TanhDEQ(torch.nn.Module):
+    """z = tanh(A z + B x), ||A|| < 1, three classes, float64; the fixed point by plain iteration."""
+
+    def __init__(self):
+        super().__init__()
+        a, self.b, self.w = (torch.randn(size, 4, dtype=torch.float64) for size in (4, 4, 3))
+        self.a = 0.7 * a / torch.linalg.matrix_norm(a, 2)
+
+    def inject(self, x):
+        return x @ self.b.T
+
+    def initial_state(self, injection):
+        return torch.zeros_like(injection)
+
+    def f(self, z, injection):
+        return torch.tanh(z @ self.a.T + injection)
+
+    def head(self, z):
+        return 3 * z @ self.w.T
+
+    def logits(self, x):
+        z = torch.zeros_like(x)
+        for _ in range(300):
+            z = self.f(z, self.inject(x))
+        return self.head(z)
+
+
+def _linear():
+    deq = LinearDEQ(size=4)
+    for name in ("a", "b", "w"):
+        setattr(deq, name, getattr(deq, name).double())
+    deq.logits = lambda x: deq.head(deq.fixed_point(x))
+    return deq
+
+
+@pytest.mark.parametrize("copies", [None, 1, 5])
+@pytest.mark.parametrize("make", [_linear, TanhDEQ])
+def test_gradient_of_the_smoothed_loss_equals_finite_differences(make, copies):
+    deq, x, labels = make(), torch.randn(3, 4, dtype=torch.float64), torch.tensor([0, 1, 1])
+    noise = None if copies is None else 0.5 * torch.randn(3, copies, 4, dtype=torch.float64)
+    x.requires_grad_()
+    loss = smoothed_loss(differentiable(deq, TIGHT, TIGHT), x, labels, noise)
+    gradient = torch.autograd.grad(loss.sum(), x)[0]
+    assert gradient.norm(dim=1).min() > 1e-4
+    with torch.no_grad():
+        assert torch.allclose(loss, smoothed_loss(deq.logits, x, labels, noise), atol=1e-9)
+        for column, unit in enumerate(1e-5 * torch.eye(4, dtype=torch.float64)):
+            ahead, behind = (smoothed_loss(deq.logits, x + sign * unit, labels, noise) for sign in (1, -1))
+            assert torch.allclose(gradient[:, column], (ahead - behind) / 2e-5, rtol=1e-5, atol=1e-8)
+
+
+def test_smoothed_loss_is_minus_the_logarithm_of_the_mean_probability():
+    deq, x, labels, noise = TanhDEQ(), torch.randn(3, 4).double(), torch.tensor([2, 0, 1]), torch.randn(3, 6, 4).double()
+    for row in range(3):
+        probabilities = deq.logits(x[row] + noise[row]).softmax(dim=1)[:, labels[row]]
+        assert smoothed_loss(deq.logits, x, labels, noise)[row] == pytest.approx(-np.log(probabilities.mean().item()))
+    confident = smoothed_loss(lambda x: 1e3 * deq.logits(x), x, labels, noise)
+    assert confident.isfinite().all()  # where the probabilities themselves underflow
+
+
+def test_projection():
+    shift, epsilon = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0], [3.0, 4.0]]), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    assert torch.allclose(project(shift, epsilon), torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0], [0.0, 0.0]]))
+
+
+def test_rows_keep_to_their_own_balls_and_to_themselves():
+    deq, x, labels, noise = TanhDEQ(), torch.randn(5, 4).double(), torch.tensor([0, 1, 2, 0, 1]), torch.randn(1, 3, 4).double()
+    epsilon, settings = torch.tensor([0.05, 0.2, 0.8, 0.0, 5.0]).double(), Attack(samples=3, forward=TIGHT, backward=TIGHT)
+    logits = differentiable(deq, settings.forward, settings.backward)
+    found = attack(logits, x, labels, epsilon, settings, 0.3, noise)
+    distance = (found - x).norm(dim=1)
+    assert (distance <= epsilon + 1e-9).all() and torch.allclose(distance[:3], epsilon[:3])
+    assert distance[4] <= settings.steps * settings.step_size + 1e-9  # steps are of one length
+    for row in range(5):
+        here = slice(row, row + 1)
+        alone = attack(logits, x[here], labels[here], epsilon[here], settings, 0.3, noise)
+        assert torch.allclose(alone[0], found[row], atol=1e-7)
+    moved = smoothed_loss(deq.logits, found, labels, 0.3 * noise) - smoothed_loss(deq.logits, x, labels, 0.3 * noise)
+    assert (moved[[0, 1, 2, 4]] > 0.01).all() and moved[3] == 0
+    with pytest.raises(ValueError, match="noise has 0 copies.*samples = 3"):
+        attack(logits, x, labels, epsilon, settings)
+
+
+def test_plain_pgd_walks_straight_to_the_boundary_of_a_half_space(linear_deq):
+    x = torch.randn(3, 6)
+    labels = torch.tensor([0 if linear_deq.true_radius(row) > 0 else 1 for row in x])
+    settings = Attack(steps=7, step_size=0.1)
+    found = attack(differentiable(linear_deq, TIGHT, TIGHT), x, labels, torch.full((3,), 9.0), settings)
+    for row, label, before in zip(found, labels, x):
+        walked = linear_deq.true_radius(before) - linear_deq.true_radius(row)
+        assert walked == pytest.approx(0.7 if label == 0 else -0.7, abs=1e-4)
+
+
+def test_a_lost_row_has_no_gradient_and_spoils_no_other():
+    class Fragile(TanhDEQ):
+        def f(self, z, injection):
+            return torch.where(injection[:, :1] > 5, torch.nan, 1.0) * super().f(z, injection)
+
+    deq, x, labels = Fragile(), 0.1 * torch.randn(2, 4).double(), torch.tensor([0, 1])
+    noise = torch.zeros(2, 3, 4).double()
+    noise[0, 1] = torch.linalg.solve(deq.b, torch.full((4,), 10.0).double())  # one copy of three
+    x.requires_grad_()
+    logits = differentiable(deq, SHORT, SHORT)
+    out = logits((x[:, None] + noise).flatten(0, 1))
+    assert out.isfinite().all() and not out[1].any() and out[[0, 2, 3, 4, 5]].all()
+    gradient = torch.autograd.grad(smoothed_loss(logits, x, labels, noise).sum(), x)[0]
+    assert gradient.isfinite().all() and (gradient.norm(dim=1) > 1e-4).all()
+    lost = (x + noise[:, 1]).detach().requires_grad_()
+    gradient = torch.autograd.grad(logits(lost).sum(), lost)[0]
+    assert not gradient[0].any() and gradient[1].any()
+    stuck = ascend(logits, lost.detach()[:1], labels[:1], None, torch.ones(1).double(), 3, 0.1)
+    assert torch.equal(stuck, lost[:1])
+
+
+def test_a_confident_classifier_still_has_a_direction():
+    weight = torch.tensor([[30.0, 0.0], [-30.0, 0.0]])  # the gradient is of the size of e^-60, its square underflows
+    found = attack(lambda x: x @ weight.T, torch.ones(1, 2), torch.tensor([0]), torch.tensor([2.0]), Attack())
+    assert found[0].tolist() == pytest.approx([-1.0, 1.0], abs=1e-5)
+
+
+def test_the_attack_raises_the_loss_of_a_trained_model(trained, digits):
+    indices = np.arange(6)
+    x, labels = digits.test.images(indices), torch.from_numpy(digits.test.labels[indices])
+    noise = torch.randn(6, 4, *x.shape[1:])
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    logits = differentiable(trained, Solver(steps=10), Attack().backward)
+    epsilon = torch.full((6,), 0.5)
+    found = attack(logits, x, labels, epsilon, Attack(samples=4, steps=4, step_size=0.25), 0.25, noise)
+    with torch.no_grad():
+        change = smoothed_loss(logits, found, labels, 0.25 * noise) - smoothed_loss(logits, x, labels, 0.25 * noise)
+        random = project(torch.randn_like(x) * 100, epsilon)
+        chance = smoothed_loss(logits, x + random, labels, 0.25 * noise) - smoothed_loss(logits, x, labels, 0.25 * noise)
+    assert (change > 0.05).all() and (change > chance).all()
+    assert all(torch.equal(before[name], value) for name, value in trained.state_dict().items())
+    assert all(p.grad is None for p in trained.parameters())
+
+
+# PREDICT, curtailed
+
+
+def _predict(votes, alpha):
+    """PREDICT of all votes, as Cohen et al. (2019) have it; undecided votes count against."""
+    tally = sorted(((votes == c).sum(), c) for c in range(4))
+    (second, _), (first, top) = tally[-2:]
+    against = second + (votes == UNDECIDED).sum()
+    if first <= against:
+        return ABSTAIN
+    return top if stats.binomtest(int(first), int(first + against), 0.5).pvalue <= alpha else ABSTAIN
+
+
+@st.composite
+def _elections(draw):
+    """Votes of up to four classes and undecided ones, from clear to close, in any order and in batches of any size."""
+    n = draw(st.integers(1, 60))
+    clear = draw(st.sampled_from([0.4, 0.6, 0.8, 1.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    other = rng.choice([UNDECIDED, 0, 1, 2, 3], n, p=[0.1, 0.1, 0.4, 0.3, 0.1])
+    votes = np.where(rng.random(n) < clear, draw(st.integers(0, 3)), other)
+    if draw(st.booleans()):
+        votes = np.sort(votes)[:: draw(st.sampled_from([1, -1]))]
+    return votes.astype(np.int16), draw(st.integers(1, n)), draw(st.sampled_from([0.001, 0.05, 0.3]))
+
+
+@given(_elections())
+def test_curtailed_predict_gives_the_answer_of_all_votes(election):
+    votes, size, alpha = election
+    taken = []
+
+    def batches():
+        for first in range(0, len(votes), size):
+            taken.append(votes[first : first + size])
+            yield taken[-1]
+
+    prediction, draws = curtailed_predict(batches(), len(votes), alpha)
+    assert prediction == _predict(votes, alpha)
+    assert draws == sum(map(len, taken))  # what was not needed was not cast
+
+
+@given(_elections())
+def test_curtailed_predict_stops_no_later_than_it_must(election):
+    """One batch earlier the rest could still have changed the answer: by going to the leader, or against him."""
+    votes, size, alpha = election
+    _, draws = curtailed_predict((votes[i : i + size] for i in range(0, len(votes), size)), len(votes), alpha)
+    if draws > size:
+        known = votes[: (draws - 1) // size * size]
+        left = np.ones(len(votes) - len(known), int)
+        leader = np.bincount(known[known != UNDECIDED], minlength=4).argmax()
+        assert _predict(np.concatenate([known, leader * left]), alpha) != _predict(
+            np.concatenate([known, UNDECIDED * left]), alpha
+        )
+
+
+@pytest.mark.parametrize("n", [10, 23, 40])
+def test_curtailed_predict_is_exact_at_the_edge_of_significance(n):
+    """One vote at a time, and all that are for the leader, or all against him, come last."""
+    for against in range((n + 1) // 2):
+        for votes in (
+            [0] * (n - against) + [1] * against,
+            [0] * (against + 1) + [1] * against + [0] * (n - 2 * against - 1),
+        ):
+            votes = np.array(votes, np.int16)
+            assert curtailed_predict(votes[:, None], n, 0.05)[0] == _predict(votes, 0.05)
+
+
+def test_curtailed_predict_saves_half_of_a_unanimous_vote_and_counts_its_votes():
+    votes = np.zeros((100, 100), np.int16)
+    prediction, draws = curtailed_predict(votes, 10_000, 0.001)
+    assert prediction == 0 and 5_000 < draws <= 5_300
+    with pytest.raises(ValueError, match="votes must be n = 10000: got 200"):
+        curtailed_predict(votes[:2], 10_000, 0.001)
+    with pytest.raises(ValueError, match="votes must be n = 150: got 200"):
+        curtailed_predict([np.arange(100) % 2] * 2, 150, 0.001)
+
+
+def test_curtailed_predict_is_predict(linear_deq):
+    class Cast(DirectSampler):
+        def sample(self, model, copies, draws, batch_size):
+            rng = np.random.default_rng(copies.index)
+            return Votes(rng.choice([UNDECIDED, 0, 2], 120, p=[0.1, 0.25, 0.65]).astype(np.int16), np.ones(120, np.int32))
+
+    answers = []
+    for index in range(20):
+        whole = srs.predict(linear_deq, torch.zeros(6), sigma=1.0, n0=20, n=100, alpha=0.001, index=index, sampler=Cast())
+        votes = Cast().sample(None, srs.noise.NoisyCopies(torch.zeros(6), index, 1.0, 0), np.arange(120), 0).classes
+        answers.append(whole)
+        assert curtailed_predict(votes.reshape(12, 10), 120, 0.001)[0] == whole
+    assert set(answers) == {ABSTAIN, 2}
+
+
+# Attacks on images whose truth is known
+
+ATTACKS = {"pgd": Attack(forward=SHORT, backward=SHORT), "smooth-4": Attack(samples=4, forward=SHORT, backward=SHORT)}
+CONFIG = Certification(sigma=0.25, n0=20, n=1_000, alpha=0.001, batch_size=200)
+VECTORS = Part(np.random.default_rng(1).integers(0, 256, (8, 6)).astype(np.uint8), np.zeros(8, np.int64), 255)
+
+
+def _planted(distance):
+    """A half-space from whose boundary the first vector lies ``distance`` away; labels of all vectors are right."""
+    deq = LinearDEQ().eval()
+    first = VECTORS.images(np.array([0]))[0]
+    deq.offset = distance * float(deq.gradient().norm()) - float(first @ deq.gradient())
+    assert deq.true_radius(first) == pytest.approx(distance, abs=1e-5)
+    truth = np.array([0 if deq.true_radius(x) > 0 else 1 for x in VECTORS.images(np.arange(8))])
+    return deq, Part(VECTORS.pixels, truth, 255)
+
+
+def _run(model, part, path, indices, radii, sampler=None, chosen=ATTACKS, config=CONFIG):
+    journal = Journal(path)
+    try:
+        return attack_images(model, part, np.asarray(indices), chosen, radii, sampler or StandardSampler(), config, journal)
+    finally:
+        journal.close()
+
+
+def _half_space(deq):
+    model = torch.nn.Linear(6, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.stack([deq.gradient(), torch.zeros(6)]))
+        model.bias.copy_(torch.tensor([deq.offset, 0.0]))
+    return model.eval()
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["deq", "linear"])
+def test_attacks_win_beyond_the_boundary_and_only_there(direct, tmp_path):
+    deq, part = _planted(0.6)
+    model, sampler = (_half_space(deq), DirectSampler()) if direct else (deq, StandardSampler(solver=SHORT))
+    radii = [0, 0.3, 0.5, 0.7, 0.9]
+    records = _run(model, part, tmp_path / "journal", [0], radii, sampler)
+    assert [(r["attack"], r["radius"]) for r in records] == [("none", 0.0)] + [(a, r) for a in ATTACKS for r in radii[1:]]
+    for record in records:
+        assert record["fooled"] == (record["radius"] > 0.6)
+        assert record["prediction"] == int(record["radius"] > 0.6)
+        assert record["distance"] == pytest.approx(record["radius"], abs=1e-5)
+        assert 0 < record["draws"] <= 1_020
+    assert records[0]["draws"] < 700  # and it stopped early
+    assert all(json.loads(json.dumps(record)) == record for record in records)
+
+
+def test_no_attack_wins_within_a_certified_radius(tmp_path):
+    deq, part = _planted(0.4)
+    sampler, certified = StandardSampler(solver=SHORT), 0
+    for index in range(8):
+        x = part.images(np.array([index]))[0]
+        certificate = srs.certify(deq, x, index=index, sampler=sampler, **CONFIG.model_dump())
+        if certificate.prediction == part.labels[index]:
+            certified += 1
+            beyond = abs(deq.true_radius(x)) + 0.15
+            records = _run(deq, part, tmp_path / str(index), [index], [certificate.radius, beyond], sampler)
+            assert [r["fooled"] for r in records] == [False] + [False, beyond < 2] * 2  # 20 steps of 0.1 reach no further
+    assert certified >= 5
+
+
+def test_a_wrong_or_abstaining_prediction_needs_no_attack(tmp_path):
+    deq, part = _planted(0.6)
+    wrong = Part(part.pixels, 1 - part.labels, part.scale)
+    (record,) = _run(deq, wrong, tmp_path / "wrong", [0], [0.5, 1.0])
+    assert (record["attack"], record["radius"], record["prediction"], record["fooled"]) == ("none", 0.0, 0, True)
+    deq, part = _planted(0.0)
+    (record,) = _run(deq, part, tmp_path / "tossed", [0], [0.5, 1.0])
+    assert (record["prediction"], record["fooled"]) == (ABSTAIN, False)
+
+
+def test_torn_and_partial_journals_resume_to_the_same_records(trained, digits, tmp_path):
+    few = dict(steps=3, forward=Solver(steps=3), backward=Solver(steps=3))
+    chosen = {"pgd": Attack(**few), "smooth-2": Attack(samples=2, **few)}
+    config = CONFIG.model_copy(update={"n": 60, "n0": 10, "batch_size": 35})
+    run = dict(radii=[0.25, 0, 1.0], chosen=chosen, sampler=StandardSampler(solver=Solver(steps=5)), config=config)
+    whole = _run(trained, digits.test, tmp_path / "whole", [3, 40, 80], **run)
+    assert len(whole) >= 7 and any(record["fooled"] for record in whole)
+    lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
+    for kept in (2, len(lines) - 1):
+        torn = tmp_path / f"torn{kept}"
+        torn.write_bytes(b"".join(lines[:kept]) + lines[kept][: len(lines[kept]) // 2])
+        assert _run(trained, digits.test, torn, [3, 40, 80], **run) == whole
+        assert torn.read_bytes() == b"".join(lines)
+    assert _run(None, digits.test, tmp_path / "whole", [3, 40, 80], **run) == whole  # nothing is computed again
+
+
+def test_noise_is_neither_certifications_nor_one_for_both(monkeypatch, tmp_path):
+    keys = []
+
+    def spy(seed, index, draws, size):
+        keys.append((seed, index))
+        return standard_normal(seed, index, draws, size)
+
+    for module in (attacks, srs.noise):
+        monkeypatch.setattr(module, "standard_normal", spy)
+    deq, part = _planted(0.6)
+    _run(deq, part, tmp_path / "journal", [0], [0.3], config=CONFIG.model_copy(update={"seed": 5}))
+    assert len(set(keys)) == 2 and all(seed == 2**63 + 5 and index >= 2**61 for seed, index in keys)
+    noise = [standard_normal(*key, np.arange(3), 4).tobytes() for key in set(keys)]
+    assert len({*noise, standard_normal(5, 0, np.arange(3), 4).tobytes()}) == 3
+
+
+def test_a_resnet_is_attacked_as_any_classifier(digits, tmp_path):
+    model = models.build("resnet-110", depth=8, image_size=8, mean=(0.3,), std=(0.4,)).eval().fold()
+    with torch.no_grad():
+        label = model(digits.test.images(np.array([0]))).argmax().item()
+    part = Part(digits.test.pixels, np.full(len(digits.test), label), digits.test.scale)
+    config = CONFIG.model_copy(update={"n": 100, "sigma": 0.05})
+    records = _run(model, part, tmp_path / "journal", [0], [2.0], DirectSampler(), config=config)
+    assert [r["fooled"] for r in records] == [False, True, True]
+
+
+def test_clear_errors(trained, digits, tmp_path):
+    deq, part = _planted(0.6)
+    for run, named in [
+        (dict(radii=[-0.5]), "radii"),
+        (dict(radii=[np.inf]), "radii"),
+        (dict(radii=[1.0], chosen={"none": Attack()}), "'none'"),
+        (dict(radii=[1.0], sampler=SerializedSampler()), "no guarantee for dependent votes.*'serialized'"),
+    ]:
+        with pytest.raises(ValueError, match=named):
+            _run(deq, part, tmp_path / "journal", [0], **run)
+    with pytest.raises(ValueError, match="training mode"):
+        _run(LinearDEQ(), part, tmp_path / "journal", [0], [1.0])
+    for bad in ({"samples": -1}, {"steps": 0}, {"step_size": 0}, {"epsilon": 1}, {"forward": {"steps": 0}}):
+        with pytest.raises(ValidationError, match=next(iter(bad))):
+            Attack(**bad)
