@@ -92,9 +92,8 @@ def smoothed_loss(logits: Logits, x: Tensor, labels: Tensor, noise: Tensor | Non
     """-log mean_i softmax(logits(x + noise_i))_label (B,), noise (B or 1, m, ...); without noise the cross-entropy."""
     copies = x[:, None] if noise is None else x[:, None] + noise
     rows, count = copies.shape[:2]
-    log_p = F.log_softmax(logits(copies.flatten(0, 1)), dim=1)
-    of_label = log_p.gather(1, labels.repeat_interleave(count)[:, None]).view(rows, count)
-    return math.log(count) - of_label.logsumexp(dim=1)
+    losses = F.cross_entropy(logits(copies.flatten(0, 1)), labels.repeat_interleave(count), reduction="none")
+    return math.log(count) - (-losses.view(rows, count)).logsumexp(dim=1)
 
 
 def project(shift: Tensor, epsilon: Tensor) -> Tensor:
