@@ -11,9 +11,11 @@ from scipy import stats
 
 import srs
 from srs import attacks, models
-from srs.attacks import Attack, ascend, attack, attack_images, curtailed_predict, differentiable, project, smoothed_loss
+from srs.ascent import ascend, project, smoothed_loss
+from srs.attacks import Attack, attack, attack_images, curtailed_predict
 from srs.certification import ABSTAIN, Certification
 from srs.data import Part
+from srs.deq import differentiable
 from srs.noise import standard_normal
 from srs.results import Journal
 from srs.solvers import Solver
