@@ -1,27 +1,25 @@
 """Attacks on smoothed classifiers: l2-PGD on the base classifier, and Smooth-PGD (Salman et al. 2019, Section 2.2).
 
-An attack walks within the l2 ball of radius epsilon around an image, by steps of one length along the gradient of
--log mean_i softmax(logits(x + noise_i))_label; plain PGD has one copy and no noise. The ball of a certificate is not clipped
-to [0, 1], so attacked images are not either. A DEQ is differentiated implicitly.
+Both are the walk of :mod:`srs.ascent`; a DEQ is differentiated implicitly. What an attack has done is judged by PREDICT.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from srs.ascent import Logits, ascend
 from srs.certification import ABSTAIN, Certification
 from srs.data import Part
-from srs.deq import DEQ, implicit_solve
+from srs.deq import DEQ, differentiable
 from srs.noise import NoisyCopies, standard_normal
 from srs.results import Journal
-from srs.solvers import Solver, per_row
+from srs.solvers import Solver
 from srs.votes import UNDECIDED, Sampler
 
 CLEAN = "none"  # the attack's name in the records of clean images
@@ -29,8 +27,6 @@ CLEAN = "none"  # the attack's name in the records of clean images
 # Noise of the attacker, and of those who judge him: seeds from 2^63 on are not certification's, and no image has so large
 # a number that it could meet training's held-out noise, which has these seeds too.
 _SEEDS, _ASCENT, _JUDGEMENT = 1 << 63, 1 << 62, 1 << 61
-
-Logits = Callable[[Tensor], Tensor]
 
 
 class Attack(BaseModel):
@@ -69,57 +65,6 @@ def attack(
         raise ValueError(f"noise has {copies} copies an image, and samples = {settings.samples}: they must be equally many")
     scaled = None if noise is None else sigma * noise
     return ascend(logits, x, labels, scaled, epsilon, settings.steps, settings.step_size)
-
-
-def ascend(
-    logits: Logits, x: Tensor, labels: Tensor, noise: Tensor | None, epsilon: Tensor, steps: int, step_size: float
-) -> Tensor:
-    """Where ``steps`` steps up :func:`smoothed_loss` lead from ``x`` (B, ...), each projected onto the row's ball.
-
-    A row without a usable gradient (zero, or not finite) takes no step.
-    """
-    shift = torch.zeros_like(x)
-    for _ in range(steps):
-        shift.requires_grad_()
-        with torch.enable_grad():
-            loss = smoothed_loss(logits, x + shift, labels, noise).sum()  # a sum: no row's gradient sees another row
-        step = _unit(torch.autograd.grad(loss, shift)[0])
-        shift = project(shift.detach() + step_size * step, epsilon)
-    return x + shift
-
-
-def smoothed_loss(logits: Logits, x: Tensor, labels: Tensor, noise: Tensor | None = None) -> Tensor:
-    """-log mean_i softmax(logits(x + noise_i))_label (B,), noise (B or 1, m, ...); without noise the cross-entropy."""
-    copies = x[:, None] if noise is None else x[:, None] + noise
-    rows, count = copies.shape[:2]
-    log_p = F.log_softmax(logits(copies.flatten(0, 1)), dim=1)
-    of_label = log_p.gather(1, labels.repeat_interleave(count)[:, None]).view(rows, count)
-    return math.log(count) - of_label.logsumexp(dim=1)
-
-
-def project(shift: Tensor, epsilon: Tensor) -> Tensor:
-    """Rows (B, ...) scaled down to an l2 norm of at most ``epsilon`` (B,)."""
-    norm = shift.flatten(1).norm(dim=1).clamp_min(torch.finfo(shift.dtype).tiny)
-    return shift * per_row((epsilon / norm).clamp_max(1.0), shift)
-
-
-def differentiable(deq: DEQ, forward: Solver, backward: Solver) -> Logits:
-    """The map from images (B, ...) to logits (B, classes), with implicit gradients.
-
-    A row whose state or logits are not finite has logits 0 and gradient 0: it says nothing, and spoils no mean.
-    """
-
-    def logits(x: Tensor) -> Tensor:
-        if x.requires_grad:
-            x = x.view_as(x)
-            x.register_hook(_without_lost_rows)  # 0 NaN = NaN: a lost row's gradient is lost on its way back
-        injection = deq.inject(x)
-        z, _, _, solution = implicit_solve(deq.f, deq.initial_state(injection), injection, forward, backward)
-        out = deq.head(z)
-        kept = solution.finite & out.isfinite().all(dim=1)
-        return torch.where(kept[:, None], out, 0.0)
-
-    return logits
 
 
 def curtailed_predict(votes: Iterable[np.ndarray], n: int, alpha: float) -> tuple[int, int]:
@@ -248,18 +193,6 @@ def _usable_budgets(model, attacks: dict[str, Attack], radii: Iterable[float], s
     if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
         raise ValueError("the model, or a part of it, is in training mode: call model.eval()")
     return [radius for radius in budgets if radius > 0]
-
-
-def _unit(gradient: Tensor) -> Tensor:
-    """Rows of l2 norm 1, or 0 where there is no direction. Float64: a confident classifier's gradient is tiny."""
-    exact = gradient.double()
-    norm = per_row(exact.flatten(1).norm(dim=1), exact)
-    return torch.where(norm.isfinite() & (norm > 0), exact / norm, 0.0).to(gradient.dtype)
-
-
-def _without_lost_rows(gradient: Tensor) -> Tensor:
-    finite = gradient.flatten(1).isfinite().all(dim=1)
-    return torch.where(per_row(finite, gradient), gradient, 0.0)
 
 
 def _significant(first: int, against: int, alpha: float) -> bool:

@@ -71,7 +71,31 @@ def implicit_solve(
     return z, fz, z_in, solution
 
 
+def differentiable(deq: DEQ, forward: Solver, backward: Solver) -> Callable[[Tensor], Tensor]:
+    """The map from images (B, ...) to logits (B, classes), with implicit gradients.
+
+    A row whose state or logits are not finite has logits 0 and gradient 0: it says nothing, and spoils no mean.
+    """
+
+    def logits(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(_without_lost_rows)  # 0 NaN = NaN: a lost row's gradient is lost on its way back
+        injection = deq.inject(x)
+        z, _, _, solution = implicit_solve(deq.f, deq.initial_state(injection), injection, forward, backward)
+        out = deq.head(z)
+        kept = solution.finite & out.isfinite().all(dim=1)
+        return torch.where(kept[:, None], out, 0.0)
+
+    return logits
+
+
 def jacobian_penalty(fz: Tensor, z_in: Tensor) -> Tensor:
     """Hutchinson's estimate of E ||J^T v||^2 / dim, v standard normal (Bai et al. 2021, equation 5), batch mean."""
     product = torch.autograd.grad(fz, z_in, torch.randn_like(fz), create_graph=True)[0]
     return product.pow(2).mean()
+
+
+def _without_lost_rows(gradient: Tensor) -> Tensor:
+    finite = gradient.flatten(1).isfinite().all(dim=1)
+    return torch.where(per_row(finite, gradient), gradient, 0.0)

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from srs import models
-from srs.attacks import Logits, ascend, differentiable
+from srs.ascent import Logits, ascend
 from srs.data import DataConfig, Dataset, Part, augment
-from srs.deq import DEQ, classify, implicit_solve, jacobian_penalty
+from srs.deq import DEQ, classify, differentiable, implicit_solve, jacobian_penalty
 from srs.noise import standard_normal
 from srs.results import lock
 from srs.solvers import Solver, residuals

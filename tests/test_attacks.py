@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import LinearDEQ
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
 
 import srs
 from srs import attacks, models
-from srs.attacks import Attack, ascend, attack, attack_images, curtailed_predict, differentiable, project, smoothed_loss
+from srs.ascent import ascend, project, smoothed_loss
+from srs.attacks import Attack, attack, attack_images, curtailed_predict
 from srs.certification import ABSTAIN, Certification
 from srs.data import Part
+from srs.deq import differentiable
 from srs.noise import standard_normal
 from srs.results import Journal
 from srs.solvers import Solver
@@ -90,27 +92,27 @@ def test_projection():
 
 def test_rows_keep_to_their_own_balls_and_to_themselves():
     deq, x, labels, noise = TanhDEQ(), torch.randn(5, 4).double(), torch.tensor([0, 1, 2, 0, 1]), torch.randn(1, 3, 4).double()
-    epsilon, settings = torch.tensor([0.05, 0.2, 0.8, 0.0, 5.0]).double(), Attack(samples=3, forward=TIGHT, backward=TIGHT)
-    logits = differentiable(deq, settings.forward, settings.backward)
-    found = attack(logits, x, labels, epsilon, settings, 0.3, noise)
+    epsilon, chosen = torch.tensor([0.05, 0.2, 0.8, 0.0, 5.0]).double(), Attack(samples=3, forward=TIGHT, backward=TIGHT)
+    logits = differentiable(deq, chosen.forward, chosen.backward)
+    found = attack(logits, x, labels, epsilon, chosen, 0.3, noise)
     distance = (found - x).norm(dim=1)
     assert (distance <= epsilon + 1e-9).all() and torch.allclose(distance[:3], epsilon[:3])
-    assert distance[4] <= settings.steps * settings.step_size + 1e-9  # steps are of one length
+    assert distance[4] <= chosen.steps * chosen.step_size + 1e-9  # steps are of one length
     for row in range(5):
         here = slice(row, row + 1)
-        alone = attack(logits, x[here], labels[here], epsilon[here], settings, 0.3, noise)
+        alone = attack(logits, x[here], labels[here], epsilon[here], chosen, 0.3, noise)
         assert torch.allclose(alone[0], found[row], atol=1e-7)
     moved = smoothed_loss(deq.logits, found, labels, 0.3 * noise) - smoothed_loss(deq.logits, x, labels, 0.3 * noise)
     assert (moved[[0, 1, 2, 4]] > 0.01).all() and moved[3] == 0
     with pytest.raises(ValueError, match="noise has 0 copies.*samples = 3"):
-        attack(logits, x, labels, epsilon, settings)
+        attack(logits, x, labels, epsilon, chosen)
 
 
 def test_plain_pgd_walks_straight_to_the_boundary_of_a_half_space(linear_deq):
     x = torch.randn(3, 6)
     labels = torch.tensor([0 if linear_deq.true_radius(row) > 0 else 1 for row in x])
-    settings = Attack(steps=7, step_size=0.1)
-    found = attack(differentiable(linear_deq, TIGHT, TIGHT), x, labels, torch.full((3,), 9.0), settings)
+    chosen = Attack(steps=7, step_size=0.1)
+    found = attack(differentiable(linear_deq, TIGHT, TIGHT), x, labels, torch.full((3,), 9.0), chosen)
     for row, label, before in zip(found, labels, x):
         walked = linear_deq.true_radius(before) - linear_deq.true_radius(row)
         assert walked == pytest.approx(0.7 if label == 0 else -0.7, abs=1e-4)
@@ -186,6 +188,7 @@ def _elections(draw):
     return votes.astype(np.int16), draw(st.integers(1, n)), draw(st.sampled_from([0.001, 0.05, 0.3]))
 
 
+@settings(deadline=None)
 @given(_elections())
 def test_curtailed_predict_gives_the_answer_of_all_votes(election):
     votes, size, alpha = election
@@ -201,6 +204,7 @@ def test_curtailed_predict_gives_the_answer_of_all_votes(election):
     assert draws == sum(map(len, taken))  # what was not needed was not cast
 
 
+@settings(deadline=None)
 @given(_elections())
 def test_curtailed_predict_stops_no_later_than_it_must(election):
     """One batch earlier the rest could still have changed the answer: by going to the leader, or against him."""

@@ -10,8 +10,9 @@ import torch
 from pydantic import ValidationError
 
 from srs import models
-from srs.attacks import ascend, differentiable, smoothed_loss
+from srs.ascent import ascend, smoothed_loss
 from srs.data import DataConfig
+from srs.deq import differentiable
 from srs.solvers import Solver
 from srs.training import Adversary, Training, _Run, train, write_checkpoint
 
