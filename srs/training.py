@@ -214,7 +214,8 @@ class _Run:
 
     def _loss(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, dict[str, float]]:
         if isinstance(self.model, DEQ):
-            logits, finite, residual, penalty = self._equilibrium(x, epoch)
+            with self.model.weights_once():
+                logits, finite, residual, penalty = self._equilibrium(x, epoch)
         else:
             logits = self.model(x)
             finite, residual, penalty = logits.isfinite().all(dim=1), x.new_tensor(math.nan), x.new_zeros(())

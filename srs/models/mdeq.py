@@ -4,6 +4,8 @@ n branches; branch i holds C_i channels at 1/2^i of the working resolution. Betw
 flat vector (all branches end to end), so that solvers need not know about branches.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -225,9 +227,19 @@ class MDEQ(nn.Module):
             if isinstance(module, VariationalDropout):
                 module.mask = None
 
+    @contextmanager
+    def weights_once(self) -> Iterator[None]:
+        """Within, each normalized weight is computed once, with its gradient, however often f is evaluated."""
+        with parametrize.cached():
+            for module in self._normalized():
+                module.weight  # noqa: B018, now: a solver without gradients must not be the first to ask
+            yield
+
     def fold(self) -> "MDEQ":
         """Replace every weight-normalized weight by its value, in place; for evaluation. Returns itself."""
-        for module in self.modules():
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight")
+        for module in self._normalized():
+            parametrize.remove_parametrizations(module, "weight")
         return self
+
+    def _normalized(self) -> list[nn.Module]:
+        return [module for module in self.modules() if parametrize.is_parametrized(module, "weight")]
