@@ -1,19 +1,24 @@
 """Deep equilibrium models, certified by (serialized) randomized smoothing."""
 
-from srs.certification import ABSTAIN, Certificate, certify, predict
-from srs.deq import DEQ
-from srs.solvers import Solver, solve
-from srs.votes import DirectSampler, SerializedSampler, StandardSampler
+import importlib
 
-__all__ = [
-    "ABSTAIN",
-    "DEQ",
-    "Certificate",
-    "DirectSampler",
-    "SerializedSampler",
-    "Solver",
-    "StandardSampler",
-    "certify",
-    "predict",
-    "solve",
-]
+_HOMES = {
+    "ABSTAIN": "certification",
+    "Certificate": "certification",
+    "certify": "certification",
+    "predict": "certification",
+    "DEQ": "deq",
+    "Solver": "solvers",
+    "solve": "solvers",
+    "DirectSampler": "votes",
+    "SerializedSampler": "votes",
+    "StandardSampler": "votes",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    """The names above, imported when first asked for: a notebook's runner needs none of them, nor torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'srs' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"srs.{_HOMES[name]}"), name)

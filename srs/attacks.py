@@ -17,8 +17,8 @@ from srs.ascent import Logits, ascend
 from srs.certification import ABSTAIN, Certification
 from srs.data import Part
 from srs.deq import DEQ, differentiable
+from srs.journal import Journal
 from srs.noise import NoisyCopies, standard_normal
-from srs.results import Journal
 from srs.solvers import Solver
 from srs.votes import UNDECIDED, Sampler
 

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 
 from srs.data import Part, evenly_spaced
+from srs.journal import Journal, pack, unpack
 from srs.noise import NoisyCopies, audited_draws
-from srs.results import Journal, pack, unpack
 from srs.votes import Sampler, SerializedSampler, StandardSampler, Votes
 
 NOT_CAST = -2  # beside votes.UNDECIDED
@@ -140,9 +140,7 @@ class VoteTable:
             return cls(cast["index"].copy(), votes)
 
 
-def cast_votes(
-    model, images: Part, casting: Casting, journal: Journal, device: torch.device | str = "cpu"
-) -> VoteTable:
+def cast_votes(model, images: Part, casting: Casting, journal: Journal, device: torch.device | str = "cpu") -> VoteTable:
     """Cast the votes of an experiment; what is already in the journal is not cast again.
 
     Several images are computed side by side, as many as fill a batch with one chain each of the row with fewest chains.
@@ -153,9 +151,7 @@ def cast_votes(
     block = max(1, casting.batch_size // min((s.chains for s in plan if isinstance(s, SerializedSampler)), default=400))
     total = sum(len(draws) for every in plan.values() for draws in every)
     spent = sum(record["draws"] for record in done.values())
-    copies = [
-        NoisyCopies(images.images(np.array([i]))[0].to(device), int(i), casting.sigma, casting.seed) for i in indices
-    ]
+    copies = [NoisyCopies(images.images(np.array([i]))[0].to(device), int(i), casting.sigma, casting.seed) for i in indices]
     if len(done) == 0:
         _warm_up(model, copies[0], plan, casting)
     with tqdm(total=total, initial=spent, desc="votes", unit="vote", mininterval=2) as bar:

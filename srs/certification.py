@@ -5,7 +5,7 @@ Smoothed classifier: g(x) = argmax_c P(f(x + e) = c), e ~ N(0, sigma^2 I). Image
 in [0, 1]; noisy copies are not clipped. Draws 0 ... n0 - 1 choose the class, draws n0 ... n0 + n - 1 are counted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -181,17 +181,19 @@ class Assurance(BaseModel):
         return Certification(**shared, n=chosen.n, alpha=self.alpha, audit=chosen.audit or self.audit)
 
 
-def certificates(table: VoteTable, labels: np.ndarray, casting: Casting, assurance: Assurance) -> pd.DataFrame:
-    """One certificate for each group, method and image of an experiment, from its votes.
+def certificates(
+    table: VoteTable, labels: np.ndarray, casting: Casting, assurance: Assurance, groups: Iterable[str] | None = None
+) -> pd.DataFrame:
+    """One certificate for each group (all, or those named), method and image of an experiment, from its votes.
 
     ``labels`` are those of the whole test part. Beside the fields of :class:`Certificate`: group, method, index, label;
     ``mismatched``: of the ``n_a`` counted votes those that the reference does not confirm (NaN where it has not voted
     on all draws); and what the method alone would have cost, audit included: ``evaluations`` and ``seconds``.
     """
     rows = []
-    for group, content in casting.groups.items():
+    for group in casting.groups if groups is None else groups:
         config = assurance.settings(casting, group)
-        for method in content.samplers:
+        for method in casting.groups[group].samplers:
             for position in map(int, casting.members(group)):
                 index = int(table.index[position])
                 who = {"group": group, "method": method, "index": index, "label": int(labels[index])}

@@ -63,7 +63,9 @@ def plot_histograms(panels: dict[str, dict[str, np.ndarray]], xlabel: str, bins:
     values = np.concatenate([v for samples in panels.values() for v in samples.values()])
     edges = np.linspace(min(0.0, values.min(initial=0.0)), max(values.max(initial=0.0), 1e-3), bins + 1)
     for axes, (title, samples) in zip(row[0], panels.items()):
-        labels = [f"{name} (mean {v.mean():.3f}, {len(v)} images)" if len(v) else f"{name} (no image)" for name, v in samples.items()]
+        labels = [
+            f"{name} (mean {v.mean():.3f}, {len(v)} images)" if len(v) else f"{name} (no image)" for name, v in samples.items()
+        ]
         axes.hist(list(samples.values()), bins=edges, label=labels, color=sns.color_palette("colorblind")[: len(samples)])
         if edges[0] < 0:
             axes.axvline(0, color="0.3", linewidth=1)
@@ -83,7 +85,17 @@ def plot_levels(table: pd.DataFrame, sizes: Sequence[str]) -> Figure:
             error = [line["acr"] - line["lower"], line["upper"] - line["acr"]]
             color = sns.color_palette("colorblind")[number % 10]
             offset = 1 + 0.012 * (number - 3)  # error bars side by side
-            axes.errorbar(line["sigma"] * offset, line["acr"], error, label=method, linestyle=style, marker="o", ms=4, capsize=2, color=color)
+            axes.errorbar(
+                line["sigma"] * offset,
+                line["acr"],
+                error,
+                label=method,
+                linestyle=style,
+                marker="o",
+                ms=4,
+                capsize=2,
+                color=color,
+            )
         axes.set(title=size, xlabel="noise level sigma (pixel units)", ylabel="ACR", ylim=(0, None))
         axes.legend(fontsize=8)
     return figure
@@ -118,6 +130,16 @@ def plot_votes(
         axes[j + 1].set_title(f"draw {j + 1}", fontsize=9)
         axes[j + 1].set_xlabel("\n".join([" ", *("?" if c == UNDECIDED else str(c) for c in cast)]), fontsize=8)
     figure.subplots_adjust(wspace=0.15)
+    return figure
+
+
+def plot_images(part: Part, indices: Sequence[int]) -> Figure:
+    """Images side by side, with their labels."""
+    figure, row = plt.subplots(1, len(indices), figsize=(1.6 * len(indices), 1.8), squeeze=False)
+    for panel, index in zip(row[0], indices):
+        panel.imshow(part.images(np.array([index]))[0].permute(1, 2, 0).numpy().squeeze(), cmap="gray", vmin=0, vmax=1)
+        panel.set_title(f"image {index}, label {part.labels[index]}", fontsize=9)
+        panel.set_axis_off()
     return figure
 
 

@@ -2,7 +2,7 @@
 
     python -m srs.notebooks NOTEBOOK OUTPUT [--section NAME=DOTTED.PATH ...] [--set NAME=VALUE ...]
 
-``--section`` gives the notebook a section of params.yaml, ``--set`` a plain text value. All of params.yaml is checked first.
+``--section`` gives the notebook a section of params.yaml, ``--set`` a plain text value. The stage `check` has checked all of it.
 """
 
 import argparse
@@ -12,13 +12,15 @@ import threading
 import time
 from pathlib import Path
 
-import nbformat
-import papermill
-from nbconvert import HTMLExporter
-from papermill.exceptions import PapermillExecutionError
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's optional URI grammar: 1.5 s at every start, for nothing here
 
-from srs import params
-from srs.results import lock
+import nbformat  # noqa: E402
+import papermill  # noqa: E402
+from nbconvert import HTMLExporter  # noqa: E402
+from papermill.exceptions import PapermillExecutionError  # noqa: E402
+
+from srs import sections  # noqa: E402
+from srs.journal import lock  # noqa: E402
 
 # glibc: keep freed memory rather than hand it back after every evaluation of f (1.4 times the speed on two cores)
 _KEEP_MEMORY = {
@@ -75,9 +77,9 @@ def to_html(notebook: nbformat.NotebookNode, title: str) -> str:
 def _check_names(notebook: str | Path, parameters: dict) -> None:
     declared = set(papermill.inspect_notebook(str(notebook)))
     for name in parameters.keys() - declared:
-        raise params.ParameterError(f"{notebook} declares no parameter {name!r}: choose from {', '.join(sorted(declared))}")
+        raise sections.ParameterError(f"{notebook} declares no parameter {name!r}: choose from {', '.join(sorted(declared))}")
     for name in declared - parameters.keys():
-        raise params.ParameterError(f"{notebook} needs the parameter {name!r}: give --section or --set")
+        raise sections.ParameterError(f"{notebook} needs the parameter {name!r}: give --section or --set")
 
 
 def _stable(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -114,13 +116,12 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     _end_with_parent()
     try:
-        params.load()
-        values = params.read()
-        sections = dict(item.split("=", 1) for item in given.section)
-        parameters = {name: params.section(values, path) for name, path in sections.items()}
+        values = sections.read()
+        paths = dict(item.split("=", 1) for item in given.section)
+        parameters = {name: sections.section(values, path) for name, path in paths.items()}
         parameters |= dict(item.split("=", 1) for item in given.set)
         run(given.notebook, given.output, parameters)
-    except params.ParameterError as error:
+    except sections.ParameterError as error:
         sys.exit(f"params.yaml is not usable:\n{error}")
     except PapermillExecutionError as error:
         sys.exit(

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from srs.attacks import Attack
@@ -13,6 +12,7 @@ from srs.casting import Casting
 from srs.certification import Assurance
 from srs.data import DataConfig
 from srs.models import configure
+from srs.sections import ParameterError, read
 from srs.training import Training
 from srs.votes import Sampler
 
@@ -132,7 +132,11 @@ class Profile(_Section):
 
     def _certifiable(self, key: str, group: str) -> None:
         chosen = self.experiments[key].votes.groups[group]
-        if self.certificates.audit > chosen.n and chosen.audit is None and any(not s.independent for s in chosen.samplers.values()):
+        if (
+            self.certificates.audit > chosen.n
+            and chosen.audit is None
+            and any(not s.independent for s in chosen.samplers.values())
+        ):
             raise ValueError(
                 f"certificates.audit = {self.certificates.audit} must be at most experiments.{key}.votes.groups.{group}.n = {chosen.n}"
             )
@@ -159,34 +163,12 @@ class Study(_Section):
     active: Profile
 
 
-class ParameterError(ValueError):
-    """params.yaml is wrong; the message has a line for each fault: path, value, what is accepted."""
-
-
 def load(path: str | Path = "params.yaml") -> Study:
     """Read and check params.yaml. Raises ParameterError."""
     try:
         return Study.model_validate(read(path))
     except ValidationError as error:
         raise ParameterError("\n".join(_explain(error, str(path)))) from None
-
-
-def read(path: str | Path = "params.yaml") -> dict:
-    """params.yaml as plain values. Raises ParameterError where it is not YAML."""
-    try:
-        return yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{path} is not valid YAML: {error}") from None
-
-
-def section(params: dict, dotted: str) -> object:
-    """The value at a dotted path. Raises ParameterError that names the first missing key."""
-    value = params
-    for key in dotted.split("."):
-        if not isinstance(value, dict) or key not in value:
-            raise ParameterError(f"params.yaml has no {dotted!r}: {key!r} is missing")
-        value = value[key]
-    return value
 
 
 def _explain(error: ValidationError, path: str) -> Iterator[str]:

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 
 from srs import tables
 from srs.casting import VoteTable
+from srs.certification import Assurance, certificates
 from srs.data import Dataset
-from srs.params import Assurance, Attacks, Experiment, Report
+from srs.params import Attacks, Experiment, Report
 
 SIZE_NAMES = {"small": "MDEQ-SMALL", "large": "MDEQ-LARGE", "imagenet": "MDEQ, ImageNet's slot"}
 Source = tuple[str, str]  # an experiment and one of its groups
@@ -28,12 +29,14 @@ class Results:
     profile's folders. items.yaml and published.yaml lie beside the profile's data.
     """
 
-    def __init__(self, experiments: dict, report: dict, data: str, runs: str, certificates: dict | None = None, attacks=None):
+    def __init__(self, experiments: dict, report: dict, data: str, runs: str, certificates: dict, attacks: dict):
         self.experiments = {key: Experiment(**value) for key, value in experiments.items()}
         self.report = Report(**report)
-        self.assurance = Assurance(**(certificates or {}))
-        self.attacks = {key: Attacks(**value) for key, value in (attacks or {}).items()}
+        self.assurance = Assurance(**certificates)
+        self.attacks = {key: Attacks(**value) for key, value in attacks.items()}
         self.data, self.runs = Path(data), Path(runs)
+        self._votes: dict[str, VoteTable] = {}
+        self._rows: dict[Source, pd.DataFrame] = {}
 
     @cached_property
     def items(self) -> dict:
@@ -44,11 +47,14 @@ class Results:
         return yaml.safe_load((self.data.parent / "published.yaml").read_text())
 
     def rows(self, key: str, group: str = "main") -> pd.DataFrame:
-        """The certificates of one group, with their seconds."""
-        folder = self.runs / "certificates" / key
-        certificates, timings = (pd.read_csv(folder / f"{name}.csv") for name in ("certificates", "timings"))
-        certificates["seconds"] = timings["seconds"]
-        return certificates[certificates["group"] == group].drop(columns="group").reset_index(drop=True)
+        """The certificates of one group, with what each would have cost."""
+        if (key, group) not in self._rows:
+            labels = self.dataset(key).test.labels
+            casting = self.experiments[key].votes
+            self._rows[key, group] = certificates(self.votes(key), labels, casting, self.assurance, [group]).drop(
+                columns="group"
+            )
+        return self._rows[key, group]
 
     def samplers(self, key: str, group: str = "main") -> dict:
         """What casts the votes of each row."""
@@ -67,13 +73,19 @@ class Results:
         return self.experiments[key].votes.sigma
 
     def votes(self, key: str) -> VoteTable:
-        return VoteTable.load(self.runs / "votes" / key, self.experiments[key].votes)
+        if key not in self._votes:
+            self._votes[key] = VoteTable.load(self.runs / "votes" / key, self.experiments[key].votes)
+        return self._votes[key]
 
     def history(self, key: str) -> pd.DataFrame:
         return pd.read_csv(self.runs / "models" / key / "history.csv")
 
     def dataset(self, key: str) -> Dataset:
         return Dataset.load(self.data / f"{self.experiments[key].model.data}.npz")
+
+    def dataset_fields(self, name: str) -> dict:
+        """What a model must know of a data set."""
+        return Dataset.load(self.data / f"{name}.npz").model_fields()
 
     def basis(self, sources: Sequence[Source]) -> str:
         """The sentences that every caption ends with: what its numbers rest on."""
@@ -83,10 +95,15 @@ class Results:
             first, audit = rows.iloc[0], int(rows["k"].max())
             told.append(
                 f"{model}, sigma = {first['sigma']:g}; {rows['index'].nunique()} evenly spaced test images, "
-                f"N = {first['n']:,}, n0 = {first['n0']}, alpha = {first['alpha']:g}" + (f", K = {audit} audited draws" if audit else "")
+                f"N = {first['n']:,}, n0 = {first['n0']}, alpha = {first['alpha']:g}"
+                + (f", K = {audit} audited draws" if audit else "")
             )
         machines = dict.fromkeys(self._machine(key) for key, _ in sources)
-        return "; ".join(dict.fromkeys(told)) + f". Measured on {'; '.join(machines)}. " + self.stand_in([key for key, _ in sources])
+        return (
+            "; ".join(dict.fromkeys(told))
+            + f". Measured on {'; '.join(machines)}. "
+            + self.stand_in([key for key, _ in sources])
+        )
 
     def _models(self, sources: Sequence[Source]) -> list[str]:
         specs = [self.experiments[key].model for key, _ in sources]

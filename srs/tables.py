@@ -60,7 +60,9 @@ def certified_table(table: pd.DataFrame, caption: str) -> Styler:
     shown, best = pd.DataFrame(index=table.index), pd.DataFrame(index=table.index)
     for column in [c for c in dict.fromkeys(table.columns.get_level_values(0)) if c.startswith("r = ")]:
         cells = table[column]
-        shown[column] = [BEYOND if np.isnan(c.accuracy) else with_interval(c.accuracy, c.lower, c.upper) for c in cells.itertuples()]
+        shown[column] = [
+            BEYOND if np.isnan(c.accuracy) else with_interval(c.accuracy, c.lower, c.upper) for c in cells.itertuples()
+        ]
         best[column] = bold(cells["accuracy"])
     shown["largest r"] = table["", "largest r"].map("{:.2f}".format)
     shown["ACR"] = table["ACR", "ours"].map("{:.3f}".format)

@@ -25,8 +25,8 @@ from srs import models
 from srs.ascent import Logits, ascend
 from srs.data import DataConfig, Dataset, Part, augment
 from srs.deq import DEQ, classify, differentiable, implicit_solve, jacobian_penalty
+from srs.journal import lock
 from srs.noise import standard_normal
-from srs.results import lock
 from srs.solvers import Solver, residuals
 
 _HELD_OUT = 1 << 63  # sets the seeds of evaluation noise apart from those of certification

@@ -16,8 +16,8 @@ from srs.attacks import Attack, attack, attack_images, curtailed_predict
 from srs.certification import ABSTAIN, Certification
 from srs.data import Part
 from srs.deq import differentiable
+from srs.journal import Journal
 from srs.noise import standard_normal
-from srs.results import Journal
 from srs.solvers import Solver
 from srs.votes import UNDECIDED, DirectSampler, SerializedSampler, StandardSampler, Votes
 

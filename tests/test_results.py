@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from srs.results import Journal, average_certified_radius, certified_accuracy, fingerprint, pack, unpack
+from srs.journal import Journal, fingerprint, pack, unpack
+from srs.results import average_certified_radius, certified_accuracy
 
 ROWS = pd.DataFrame({"prediction": [1, 1, -1, 2, 0], "label": [1, 1, 1, 1, 0], "radius": [0.25, 0.2499999999, 0.0, 0.9, 0.0]})
 
@@ -44,7 +45,7 @@ def test_journal_keeps_whole_records_and_drops_a_torn_one(tmp_path):
 def test_a_second_process_waits_for_the_journal(tmp_path):
     path = tmp_path / "journal"
     journal = Journal(path)
-    script = f"from srs.results import Journal; j = Journal({str(path)!r}); print(j.records)"
+    script = f"from srs.journal import Journal; j = Journal({str(path)!r}); print(j.records)"
     second = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert "waiting: another process is writing" in second.stderr.readline()
     journal.append({"late": True})

@@ -1,0 +1,126 @@
+"""One page that leads to all reports: every item of the paper, the report where it stands, and the stage that made it.
+
+    python -m srs.index REPORTS
+
+It fails when an item is missing from its report, empty, or without its caption.
+"""
+
+import html
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import yaml
+
+from srs import params
+
+ITEMS = Path("data/items.yaml")
+_STYLE = """
+body { font: 16px/1.5 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 } th, td { text-align: left; padding: .3em .9em .3em 0; border-bottom: 1px solid #ddd }
+th { border-bottom: 1.5px solid #444 } a { color: #0b5394 }
+"""
+
+
+def promised(items: dict, profile: params.Profile) -> dict:
+    """The items that a profile can show: all but those of noise levels that it does not have."""
+    sizes = profile.report.sizes()
+    levels = {
+        (size, profile.experiments[key].votes.sigma)
+        for size, entry in sizes.items()
+        for key in entry.levels
+        if key != entry.main
+    }
+    return {name: item for name, item in items.items() if "sigma" not in item or (item["size"], item["sigma"]) in levels}
+
+
+def faults(reports: Path, items: dict) -> list[str]:
+    """What is wrong with the items in the executed notebooks: a line for each that is missing, empty or uncaptioned."""
+    outputs = {path.stem: _outputs(path) for path in sorted(reports.glob("*.ipynb"))}
+    found = []
+    for item, entry in items.items():
+        shown = outputs.get(entry["report"])
+        if shown is None:
+            found.append(f"{item}: no report {entry['report']}")
+        else:
+            found += [f"{item}: {fault} in {entry['report']}" for fault in _faults_of(item, shown)]
+    return found
+
+
+def _outputs(path: Path) -> list[dict]:
+    cells = nbformat.read(path, as_version=4).cells
+    return [o["data"] for cell in cells if cell.cell_type == "code" for o in cell.outputs if "data" in o]
+
+
+def _faults_of(item: str, outputs: list[dict]) -> list[str]:
+    marked = [i for i, data in enumerate(outputs) if f'id="{item}"' in data.get("text/html", "")]
+    if len(marked) != 1:
+        return [f"shown {len(marked)} times instead of once"]
+    page = outputs[marked[0]]["text/html"]
+    caption = re.sub(r"<[^>]*>", "", page.split(f'id="{item}"')[1].split("</caption>")[0].split("</p>")[0])
+    found = [] if len(caption.split()) > 8 else ["no caption"]
+    if item.startswith("figure"):
+        before = outputs[marked[0] - 1] if marked[0] else {}
+        if len(before.get("image/png", "")) < 10_000:
+            found.append("no picture before its caption")
+    elif len([cell for cell in re.findall(r"<td[^>]*>([^<]+)</td>", page) if cell.strip()]) < 6:
+        found.append("fewer than 6 filled cells")
+    return found
+
+
+def page(profile: params.Profile, items: dict, reports: Path, link: str, note: str = "") -> str:
+    """The index as HTML; hrefs to reports begin with ``link``."""
+    roles = {name: role.stands_for for name, role in profile.report.data.items()}
+    own = [name for name, role in roles.items() if name == role.lower().replace("-", "")]
+    told = [f"{name} stands in for {role}" for name, role in roles.items() if name not in own]
+    kinds = " ".join(
+        [
+            *(f"{name} is the paper's own data." for name in own),
+            *(f"{t}: those numbers are not the paper's task." for t in told),
+        ]
+    )
+    titles = {path.stem: _title(path) for path in sorted(reports.glob("*.ipynb"))}
+    rows = [
+        f'<tr><td><a href="{link}{entry["report"]}.html#{item}">{html.escape(_label(item))}</a></td><td>{html.escape(entry["title"])}</td>'
+        f"<td>{entry['report']}</td><td><code>{stage(entry['report'])}</code></td></tr>"
+        for item, entry in items.items()
+        if entry["report"] in titles
+    ]
+    listed = "".join(f'<li><a href="{link}{name}.html">{html.escape(title)}</a></li>' for name, title in titles.items())
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>SRS: reports</title><style>{_STYLE}</style></head><body>'
+        "<h1>Serialized randomized smoothing of deep equilibrium models: reports</h1>"
+        f"<p>Profile <code>{profile.name}</code>. {html.escape(kinds)} {note}</p><h2>Reports</h2><ul>{listed}</ul>"
+        "<h2>Every table and figure of the paper</h2><p>Titles are those of the paper's items; what stands in each report is ours, with published values "
+        "beside it where they are known to us.</p><table><thead><tr><th>item</th><th>in the paper</th><th>report</th><th>stage</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></body></html>\n"
+    )
+
+
+def stage(report: str) -> str:
+    """The DVC stage that makes a report."""
+    return "table2" if report == "10_table2" else f"report@{report}"
+
+
+def _title(path: Path) -> str:
+    return nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
+
+
+def _label(item: str) -> str:
+    kind, _, number = item.partition("_")
+    return f"{kind.capitalize()} {number}" if number else item.upper()
+
+
+def main() -> None:
+    reports = Path(sys.argv[1])
+    items, profile = yaml.safe_load(ITEMS.read_text()), params.load().active
+    items = promised(items, profile)
+    wrong = faults(reports, items)
+    if wrong:
+        sys.exit("the reports lack:\n" + "\n".join(wrong))
+    (reports.parent / "index.html").write_text(page(profile, items, reports, f"{reports.name}/"))
+
+
+if __name__ == "__main__":
+    main()

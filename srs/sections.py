@@ -1,0 +1,27 @@
+"""params.yaml as plain values; :mod:`srs.params` checks what they mean."""
+
+from pathlib import Path
+
+import yaml
+
+
+class ParameterError(ValueError):
+    """params.yaml is wrong; the message has a line for each fault: path, value, what is accepted."""
+
+
+def read(path: str | Path = "params.yaml") -> dict:
+    """params.yaml as plain values. Raises ParameterError where it is not YAML."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{path} is not valid YAML: {error}") from None
+
+
+def section(params: dict, dotted: str) -> object:
+    """The value at a dotted path. Raises ParameterError that names the first missing key."""
+    value = params
+    for key in dotted.split("."):
+        if not isinstance(value, dict) or key not in value:
+            raise ParameterError(f"params.yaml has no {dotted!r}: {key!r} is missing")
+        value = value[key]
+    return value
