@@ -4,7 +4,8 @@ Both are the walk of :mod:`srs.ascent`; a DEQ is differentiated implicitly. What
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,13 +16,15 @@ from tqdm import tqdm
 
 from srs.ascent import Logits, ascend
 from srs.certification import ABSTAIN, Certification
-from srs.data import Part
+from srs.data import Images
 from srs.deq import DEQ, differentiable
 from srs.journal import Journal
 from srs.noise import NoisyCopies, standard_normal
 from srs.solvers import Solver
 from srs.votes import UNDECIDED, Sampler
 
+_BLOCK = 8  # images attacked side by side
+_LOOK = 100  # draws between two looks at whether an answer is settled
 CLEAN = "none"  # the attack's name in the records of clean images
 
 # Noise of the attacker, and of those who judge him: seeds from 2^63 on are not certification's, and no image has so large
@@ -67,6 +70,31 @@ def attack(
     return ascend(logits, x, labels, scaled, epsilon, settings.steps, settings.step_size)
 
 
+class _Poll:
+    """PREDICT from ``n`` votes that come bit by bit: settled once no further vote can change the answer."""
+
+    def __init__(self, n: int, alpha: float):
+        self.n, self.alpha = n, alpha
+        self.counts, self.undecided, self.drawn = np.zeros(2, np.int64), 0, 0
+        self.answer: int | None = None  #: class or ABSTAIN, once settled
+
+    def add(self, votes: np.ndarray) -> None:
+        self.drawn += len(votes)
+        self.undecided += int((votes == UNDECIDED).sum())
+        more = np.bincount(votes[votes != UNDECIDED], minlength=len(self.counts))
+        self.counts = more + np.pad(self.counts, (0, len(more) - len(self.counts)))
+        left = self.n - self.drawn
+        if left < 0:
+            raise ValueError(f"votes must be n = {self.n}: got {self.drawn}")
+        order = np.argsort(self.counts, kind="stable")
+        first, against = int(self.counts[order[-1]]), int(self.counts[order[-2]]) + self.undecided
+        # the test gains with every vote for the leader and loses with every one against him: two extremes decide
+        if _significant(first, against + left, self.alpha):
+            self.answer = int(order[-1])
+        elif not _significant(first + left, against, self.alpha):
+            self.answer = ABSTAIN
+
+
 def curtailed_predict(votes: Iterable[np.ndarray], n: int, alpha: float) -> tuple[int, int]:
     """PREDICT from ``n`` votes that come in batches, stopped as soon as no further vote can change the answer.
 
@@ -75,28 +103,17 @@ def curtailed_predict(votes: Iterable[np.ndarray], n: int, alpha: float) -> tupl
 
     Raises ValueError when there are not n votes and fewer do not settle it.
     """
-    counts, undecided, drawn = np.zeros(2, np.int64), 0, 0
+    poll = _Poll(n, alpha)
     for batch in votes:
-        drawn += len(batch)
-        undecided += int((batch == UNDECIDED).sum())
-        more = np.bincount(batch[batch != UNDECIDED], minlength=len(counts))
-        counts = more + np.pad(counts, (0, len(more) - len(counts)))
-        left = n - drawn
-        if left < 0:
-            break
-        order = np.argsort(counts, kind="stable")
-        first, against = int(counts[order[-1]]), int(counts[order[-2]]) + undecided
-        # the test gains with every vote for the leader and loses with every one against him: two extremes decide
-        if _significant(first, against + left, alpha):
-            return int(order[-1]), drawn
-        if not _significant(first + left, against, alpha):
-            return ABSTAIN, drawn
-    raise ValueError(f"votes must be n = {n}: got {drawn}")
+        poll.add(batch)
+        if poll.answer is not None:
+            return poll.answer, poll.drawn
+    raise ValueError(f"votes must be n = {n}: got {poll.drawn}")
 
 
 def attack_images(
     model: nn.Module | DEQ,
-    images: Part,
+    images: Images,
     indices: np.ndarray,
     attacks: dict[str, Attack],
     radii: Iterable[float],
@@ -109,7 +126,8 @@ def attack_images(
 
     Records, one journal line each: index, label, attack, radius, distance (l2, in fact moved), prediction (class or
     ABSTAIN), fooled (another class than the label), draws (votes spent). Attack "none" at radius 0 is the clean image; where
-    its prediction is not the label there is nothing to attack and no other record. Records in the journal are not made again.
+    its prediction is not the label there is nothing to attack and no other record. Once an attack has won, it has won at every
+    larger radius with the same image, which is not judged again (draws 0). Records in the journal are not made again.
 
     ``sampler`` casts the votes, n0 + n of them at ``config``'s sigma and alpha; the attacks differentiate ``model``. Both use
     noise that certification under the same seed never draws, and each its own.
@@ -117,68 +135,102 @@ def attack_images(
     Raises ValueError for a name, a radius, a sampler or a model that cannot be used.
     """
     budgets = _usable_budgets(model, attacks, radii, sampler)
-    records: list[dict] = []
-    attacker = _Attacker(model, attacks, budgets, sampler, config, journal)
-    for index in tqdm(map(int, indices), total=len(indices), desc="attack", unit="image", mininterval=2):
-        image = images.images(np.array([index]))[0].to(device)
-        records += attacker.records(image, index, int(images.labels[index]))
-    return records
+    attacker = _Attacker(model, sampler, config, journal)
+    with tqdm(total=len(indices) * (1 + len(attacks)), desc="attack", unit="image", mininterval=2) as bar:
+        for block in (indices[first : first + _BLOCK] for first in range(0, len(indices), _BLOCK)):
+            targets = [_Target(images.images(np.array([i]))[0].to(device), int(i), int(images.labels[i])) for i in block]
+            attacker.judge([(target, target.image, CLEAN, 0.0) for target in targets])
+            bar.update(len(targets))
+            standing = [t for t in targets if attacker.done[t.index, CLEAN, 0.0]["prediction"] == t.label]
+            for name, settings in attacks.items():
+                if any((t.index, name, radius) not in attacker.done for t in standing for radius in budgets):
+                    attacker.attack(standing, name, settings, budgets)
+                bar.update(len(targets))
+    names = [(CLEAN, 0.0), *((name, radius) for name in attacks for radius in budgets)]
+    keys = [(int(i), *name) for i in indices for name in names]
+    return [attacker.done[key] for key in keys if key in attacker.done]
+
+
+@dataclass(frozen=True)
+class _Target:
+    image: Tensor
+    index: int
+    label: int
 
 
 class _Attacker:
     """What is common to all images of one :func:`attack_images`."""
 
-    def __init__(self, model, attacks, budgets: list[float], sampler, config: Certification, journal: Journal):
-        self.model, self.attacks, self.budgets = model, attacks, budgets
-        self.sampler, self.config, self.journal = sampler, config, journal
+    def __init__(self, model, sampler, config: Certification, journal: Journal):
+        self.model, self.sampler, self.config, self.journal = model, sampler, config, journal
         self.done = {(r["index"], r["attack"], r["radius"]): r for r in journal.records}
 
-    def records(self, image: Tensor, index: int, label: int) -> Iterator[dict]:
-        """The image's records, clean first; what the journal lacks is made."""
-        if (index, CLEAN, 0.0) not in self.done:
-            self._judge(image, image, index, label, CLEAN, 0.0)
-        clean = self.done[index, CLEAN, 0.0]
-        yield clean
-        for name in self.attacks if clean["prediction"] == label else ():
-            if any((index, name, radius) not in self.done for radius in self.budgets):
-                for radius, attacked in zip(self.budgets, self._attack(image, index, label, self.attacks[name])):
-                    if (index, name, radius) not in self.done:
-                        self._judge(image, attacked, index, label, name, radius)
-            yield from (self.done[index, name, radius] for radius in self.budgets)
+    def attack(self, targets: list[_Target], name: str, settings: Attack, budgets: list[float]) -> None:
+        """Attack and judge at every radius, smallest first: always all images, so that a resumed run computes the same."""
+        attacked = self._moved(targets, settings, budgets)
+        for number, radius in enumerate(budgets):
+            todo = []
+            for target, moved in zip(targets, attacked):
+                before = self.done.get((target.index, name, budgets[number - 1])) if number else None
+                if before is not None and before["fooled"]:
+                    self._enter(before | {"radius": radius, "draws": 0})
+                else:
+                    todo.append((target, moved[number], name, radius))
+            self.judge(todo)
 
-    def _attack(self, image: Tensor, index: int, label: int, settings: Attack) -> Tensor:
-        """One attacked image for each radius: always all of them, so that a resumed run computes the same batch."""
-        rows, noise = len(self.budgets), None
-        if settings.samples:
-            draws = np.arange(settings.samples)
-            noise = torch.from_numpy(standard_normal(_SEEDS + self.config.seed, _ASCENT + index, draws, image.numel()))
-            noise = noise.view(1, -1, *image.shape).to(image)
-        logits = self.model
+    def judge(self, cases: list[tuple[_Target, Tensor, str, float]]) -> None:
+        """PREDICT for attacked images side by side, each until its answer is settled; a record each."""
+        config = self.config
+        n = config.n0 + config.n
+        cases = [case for case in cases if (case[0].index, case[2], case[3]) not in self.done]
+        polls = [_Poll(n, config.alpha) for _ in cases]
+        copies = [NoisyCopies(c[1], _JUDGEMENT + c[0].index, config.sigma, _SEEDS + config.seed) for c in cases]
+        while open_ones := [i for i, poll in enumerate(polls) if poll.answer is None]:
+            draws = [np.arange(polls[i].drawn, min(polls[i].drawn + _LOOK, n)) for i in open_ones]
+            cast = self.sampler.sample_many(self.model, [copies[i] for i in open_ones], draws, config.batch_size)
+            for i, votes in zip(open_ones, cast):
+                polls[i].add(votes.classes)
+        for (target, attacked, name, radius), poll in zip(cases, polls):
+            self._enter(
+                {
+                    "index": target.index,
+                    "label": target.label,
+                    "attack": name,
+                    "radius": radius,
+                    "distance": float((attacked - target.image).double().norm()),
+                    "prediction": poll.answer,
+                    "fooled": poll.answer not in (target.label, ABSTAIN),
+                    "draws": poll.drawn,
+                }
+            )
+
+    def _moved(self, targets: list[_Target], settings: Attack, budgets: list[float]) -> list[Tensor]:
+        """For each image one attacked image a radius; as many images at once as fill a compute batch."""
+        size = max(1, self.config.batch_size // (len(budgets) * max(1, settings.samples)))
+        chunks = [targets[first : first + size] for first in range(0, len(targets), size)]
+        return [moved for chunk in chunks for moved in self._moved_together(chunk, settings, budgets)]
+
+    def _moved_together(self, targets: list[_Target], settings: Attack, budgets: list[float]) -> list[Tensor]:
+        logits, count = self.model, len(budgets)
         if isinstance(self.model, DEQ):
             logits = differentiable(self.model, settings.forward, settings.backward)
-        labels = torch.full((rows,), label, device=image.device)
-        epsilon = image.new_tensor(self.budgets)
-        return attack(logits, image.expand(rows, *image.shape), labels, epsilon, settings, self.config.sigma, noise)
+        x = torch.stack([target.image for target in targets]).repeat_interleave(count, dim=0)
+        labels = torch.tensor([target.label for target in targets], device=x.device).repeat_interleave(count)
+        noise = self._noise(targets, settings.samples).repeat_interleave(count, dim=0) if settings.samples else None
+        moved = attack(logits, x, labels, x.new_tensor(budgets * len(targets)), settings, self.config.sigma, noise)
+        return list(moved.split(count))
 
-    def _judge(self, image: Tensor, attacked: Tensor, index: int, label: int, name: str, radius: float) -> None:
-        config = self.config
-        copies = NoisyCopies(attacked, _JUDGEMENT + index, config.sigma, _SEEDS + config.seed)
-        n, size = config.n0 + config.n, config.batch_size
-        batches = (np.arange(first, min(first + size, n)) for first in range(0, n, size))
-        votes = (self.sampler.sample(self.model, copies, batch, size).classes for batch in batches)
-        prediction, draws = curtailed_predict(votes, n, config.alpha)
-        record = {
-            "index": index,
-            "label": label,
-            "attack": name,
-            "radius": radius,
-            "distance": float((attacked - image).double().norm()),
-            "prediction": prediction,
-            "fooled": prediction not in (label, ABSTAIN),
-            "draws": draws,
-        }
-        self.journal.append(record)
-        self.done[index, name, radius] = record
+    def _noise(self, targets: list[_Target], samples: int) -> Tensor:
+        """Standard normal (targets, samples, C, H, W), each image's own."""
+        image, draws = targets[0].image, np.arange(samples)
+        drawn = [standard_normal(_SEEDS + self.config.seed, _ASCENT + t.index, draws, image.numel()) for t in targets]
+        return torch.from_numpy(np.stack(drawn)).view(len(targets), samples, *image.shape).to(image)
+
+    def _enter(self, record: dict) -> None:
+        key = record["index"], record["attack"], record["radius"]
+        if key not in self.done:
+            self.journal.append(record)
+            self.done[key] = record
 
 
 def _usable_budgets(model, attacks: dict[str, Attack], radii: Iterable[float], sampler: Sampler) -> list[float]:

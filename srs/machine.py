@@ -17,8 +17,13 @@ def describe(device: torch.device | str = "cpu") -> dict[str, str]:
     return {"hardware": hardware, "python": platform.python_version(), "torch": torch.__version__}
 
 
-def prepare_device() -> str:
-    """CUDA where there is one, else the CPU, set up so that equal inputs give equal results in full float32."""
+def prepare_device(threads: int | None = None) -> str:
+    """CUDA where there is one, else the CPU, set up so that equal inputs give equal results in full float32.
+
+    ``threads`` for this process's work on the CPU; None: torch's choice.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
     if not torch.cuda.is_available():
         return "cpu"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for

@@ -45,7 +45,7 @@ class Experiment(_Section):
 class Attacks(_Section):
     """Empirical robustness of an experiment's certified smoothed classifier: ``attacks`` on ``images`` evenly spaced ones
     among the experiment's, at each of ``radii``; each attacked image is classified by PREDICT with ``n`` draws.
-    ``method`` names the row of the group ``main`` whose certificates stand beside."""
+    ``method`` names the row of the group ``main`` whose certificates stand beside. ``threads``: as in Training."""
 
     experiment: str
     method: str
@@ -53,6 +53,7 @@ class Attacks(_Section):
     n: int = Field(ge=1)
     radii: list[float]
     attacks: dict[str, Attack] = Field(min_length=1)
+    threads: int | None = Field(None, ge=1)
 
 
 class DataRole(_Section):

@@ -54,6 +54,7 @@ class Training(BaseModel):
 
     ``schedule`` "cosine" falls to ``final_learning_rate``, step by step; "step" divides the rate by 10 after each third of the
     epochs (Cohen et al. 2019). Unrolling, solvers and Jacobian regularization mean nothing to a model that is no DEQ.
+    ``threads`` of the CPU (None: torch's choice): small images gain nothing from a second, and two trainings can run at once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -79,6 +80,7 @@ class Training(BaseModel):
     evaluate_every: int = Field(10, ge=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
     checkpoint_seconds: float = Field(20.0, gt=0)
+    threads: int | None = Field(None, ge=1)
 
 
 def train(
