@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from srs import bounds
 from srs.ascent import Logits, ascend
 from srs.certification import ABSTAIN, Certification
 from srs.data import Images
@@ -24,7 +24,7 @@ from srs.solvers import Solver
 from srs.votes import UNDECIDED, Sampler
 
 _BLOCK = 8  # images attacked side by side
-_LOOK = 100  # draws between two looks at whether an answer is settled
+_LOOK = 50  # draws between two looks at the evidence
 CLEAN = "none"  # the attack's name in the records of clean images
 
 # Noise of the attacker, and of those who judge him: seeds from 2^63 on are not certification's, and no image has so large
@@ -70,45 +70,30 @@ def attack(
     return ascend(logits, x, labels, scaled, epsilon, settings.steps, settings.step_size)
 
 
-class _Poll:
-    """PREDICT from ``n`` votes that come bit by bit: settled once no further vote can change the answer."""
+class Poll:
+    """A sequential PREDICT over ``classes`` classes: votes come bit by bit, until one class is shown to be the most probable.
 
-    def __init__(self, n: int, alpha: float):
-        self.n, self.alpha = n, alpha
-        self.counts, self.undecided, self.drawn = np.zeros(2, np.int64), 0, 0
-        self.answer: int | None = None  #: class or ABSTAIN, once settled
+    ``answer`` is that class, ABSTAIN once ``n`` votes have not shown any, None before. It names another class than the
+    smoothed classifier's with probability at most ``alpha``, whenever one looks: of the votes for a wrong class and for the
+    most probable one, at most half are expected to go to the wrong, and a test martingale (:func:`srs.bounds.log_evidence`)
+    says so at level alpha / classes. Undecided votes count for the runner-up.
+    """
+
+    def __init__(self, n: int, alpha: float, classes: int):
+        self.n, self.threshold = n, math.log(classes / alpha)
+        self.counts, self.undecided, self.drawn = np.zeros(classes, np.int64), 0, 0
+        self.answer: int | None = None
 
     def add(self, votes: np.ndarray) -> None:
         self.drawn += len(votes)
         self.undecided += int((votes == UNDECIDED).sum())
-        more = np.bincount(votes[votes != UNDECIDED], minlength=len(self.counts))
-        self.counts = more + np.pad(self.counts, (0, len(more) - len(self.counts)))
-        left = self.n - self.drawn
-        if left < 0:
-            raise ValueError(f"votes must be n = {self.n}: got {self.drawn}")
+        self.counts += np.bincount(votes[votes != UNDECIDED], minlength=len(self.counts))
         order = np.argsort(self.counts, kind="stable")
         first, against = int(self.counts[order[-1]]), int(self.counts[order[-2]]) + self.undecided
-        # the test gains with every vote for the leader and loses with every one against him: two extremes decide
-        if _significant(first, against + left, self.alpha):
+        if bounds.log_evidence(first, first + against, 0.5) >= self.threshold:
             self.answer = int(order[-1])
-        elif not _significant(first + left, against, self.alpha):
+        elif self.drawn >= self.n:
             self.answer = ABSTAIN
-
-
-def curtailed_predict(votes: Iterable[np.ndarray], n: int, alpha: float) -> tuple[int, int]:
-    """PREDICT from ``n`` votes that come in batches, stopped as soon as no further vote can change the answer.
-
-    Returns (class or ABSTAIN, draws used). The answer is always that of all n votes, as :func:`srs.predict` gives it: the
-    exact binomial test of the two classes with most votes, undecided votes counted for the runner-up.
-
-    Raises ValueError when there are not n votes and fewer do not settle it.
-    """
-    poll = _Poll(n, alpha)
-    for batch in votes:
-        poll.add(batch)
-        if poll.answer is not None:
-            return poll.answer, poll.drawn
-    raise ValueError(f"votes must be n = {n}: got {poll.drawn}")
 
 
 def attack_images(
@@ -122,15 +107,15 @@ def attack_images(
     journal: Journal,
     device: torch.device | str = "cpu",
 ) -> list[dict]:
-    """Attack ``images[indices]`` at every positive radius, and ask PREDICT for the smoothed class of what comes out.
+    """Attack ``images[indices]`` at every positive radius, and ask a sequential PREDICT for what smoothed class comes out.
 
     Records, one journal line each: index, label, attack, radius, distance (l2, in fact moved), prediction (class or
     ABSTAIN), fooled (another class than the label), draws (votes spent). Attack "none" at radius 0 is the clean image; where
     its prediction is not the label there is nothing to attack and no other record. Once an attack has won, it has won at every
     larger radius with the same image, which is not judged again (draws 0). Records in the journal are not made again.
 
-    ``sampler`` casts the votes, n0 + n of them at ``config``'s sigma and alpha; the attacks differentiate ``model``. Both use
-    noise that certification under the same seed never draws, and each its own.
+    ``sampler`` casts the votes, at most n0 + n of them, at ``config``'s sigma and alpha; the attacks differentiate ``model``.
+    Both use noise that certification under the same seed never draws, and each its own.
 
     Raises ValueError for a name, a radius, a sampler or a model that cannot be used.
     """
@@ -179,11 +164,14 @@ class _Attacker:
             self.judge(todo)
 
     def judge(self, cases: list[tuple[_Target, Tensor, str, float]]) -> None:
-        """PREDICT for attacked images side by side, each until its answer is settled; a record each."""
+        """:class:`Poll` attacked images side by side; a record each."""
         config = self.config
         n = config.n0 + config.n
         cases = [case for case in cases if (case[0].index, case[2], case[3]) not in self.done]
-        polls = [_Poll(n, config.alpha) for _ in cases]
+        if not cases:
+            return
+        classes = _count_classes(self.model, cases[0][1])
+        polls = [Poll(n, config.alpha, classes) for _ in cases]
         copies = [NoisyCopies(c[1], _JUDGEMENT + c[0].index, config.sigma, _SEEDS + config.seed) for c in cases]
         while open_ones := [i for i, poll in enumerate(polls) if poll.answer is None]:
             draws = [np.arange(polls[i].drawn, min(polls[i].drawn + _LOOK, n)) for i in open_ones]
@@ -233,6 +221,12 @@ class _Attacker:
             self.done[key] = record
 
 
+@torch.no_grad()
+def _count_classes(model, image: Tensor) -> int:
+    logits = differentiable(model, Solver(steps=1), Solver(steps=1)) if isinstance(model, DEQ) else model
+    return logits(image[None]).shape[1]
+
+
 def _usable_budgets(model, attacks: dict[str, Attack], radii: Iterable[float], sampler: Sampler) -> list[float]:
     """The positive radii, ascending; everything else about the arguments is checked too."""
     budgets = sorted({float(radius) for radius in radii})
@@ -245,8 +239,3 @@ def _usable_budgets(model, attacks: dict[str, Attack], radii: Iterable[float], s
     if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
         raise ValueError("the model, or a part of it, is in training mode: call model.eval()")
     return [radius for radius in budgets if radius > 0]
-
-
-def _significant(first: int, against: int, alpha: float) -> bool:
-    """Whether ``first`` votes are more than ``against`` by the exact binomial test at level alpha."""
-    return first > against and stats.binomtest(first, first + against, 0.5).pvalue <= alpha

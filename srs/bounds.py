@@ -1,13 +1,13 @@
 """Bounds and radii: pure functions of counts.
 
 Source of the statistics: Clopper and Pearson (1934). Of the radius: Cohen et al. (2019), Theorem 1. Of the correlation-
-eliminated bound: Gao et al. (2024), Theorem 3.1.
+eliminated bound: Gao et al. (2024), Theorem 3.1. Of the sequential test: Ville (1939), Robbins (1970).
 """
 
 import math
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy import special, stats
 
 
 def clopper_pearson_lower(successes: float, trials: int, alpha: float) -> float:
@@ -51,6 +51,20 @@ def theorem_3_1(n_a: int, n: int, n1: int, n2: int, alpha: float) -> SerializedB
     p_m_upper = 1.0 if n2 == 0 else 1 - clopper_pearson_lower(n1, n2, alpha / 2)
     effective = math.floor((1 - p_m_upper) * n_a)
     return SerializedBound(clopper_pearson_lower(effective, n, alpha / 2), p_m_upper)
+
+
+def log_evidence(successes: int, trials: int, p_0: float) -> float:
+    """Logarithm of a test martingale against "p <= p_0": at any time, with any stopping rule, it exceeds log(1 / alpha) with
+    probability at most alpha if that is true (Ville 1939).
+
+    The martingale mixes the likelihood ratios of all p in (p_0, 1], uniformly, against p_0 (Robbins 1970). Raises ValueError
+    for counts outside 0 <= successes <= trials or p_0 outside (0, 1).
+    """
+    if not 0 <= successes <= trials or not 0 < p_0 < 1:
+        raise ValueError(f"{successes} successes in {trials} trials against p_0 = {p_0}: expected counts in order, 0 < p_0 < 1")
+    failures = trials - successes
+    mixed = special.betaln(successes + 1, failures + 1) + stats.beta.logsf(p_0, successes + 1, failures + 1)
+    return float(mixed - math.log1p(-p_0) - successes * math.log(p_0) - failures * math.log1p(-p_0))
 
 
 def largest_radius(n: int, alpha: float, sigma: float, audit: int | None = None) -> float:

@@ -1,4 +1,5 @@
-"""Copy the active profile's reports to reports/<profile>/, to be committed, with a note of what they come from.
+"""Copy the active profile's reports to reports/<profile>/ and its index to reports/, to be committed, with a note of what they
+come from.
 
 python -m srs.publish
 """
@@ -12,8 +13,9 @@ import sys
 from pathlib import Path
 
 import nbformat
+import yaml
 
-from srs import params
+from srs import index, params
 
 LARGEST = 2_000_000  # bytes of one file
 
@@ -54,21 +56,25 @@ def _provenance(runs: Path) -> str:
         ["git", "status", "--porcelain", "srs", "notebooks", "params.yaml", "dvc.yaml"], capture_output=True
     )
     state = " with uncommitted changes" if changed.stdout else ""
-    machines = {path.read_text() for path in sorted(runs.glob("certificates/*/machine.json"))}
+    machines = {path.read_text() for path in sorted(runs.glob("votes/*/machine.json"))}
     lines = [", ".join(f"{name}: {value}" for name, value in json.loads(text).items()) for text in sorted(machines)]
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return f"Published on {today} from commit `{commit}`{state}.\n\nMeasured on: {'; '.join(lines)}.\n"
 
 
 def main() -> None:
-    name = params.load().active.name
-    runs, target = Path("runs") / name, Path("reports") / name
+    profile = params.load().active
+    runs, target = Path("runs") / profile.name, Path("reports") / profile.name
     try:
         written = publish(runs / "reports", target)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
+    provenance = _provenance(runs)
     pages = "".join(f"- [{path.stem}]({path.name})\n" for path in written if path.suffix == ".html")
-    (target / "README.md").write_text(f"# Reports of the profile `{name}`\n\n{_provenance(runs)}\n{pages}")
+    (target / "README.md").write_text(f"# Reports of the profile `{profile.name}`\n\n{provenance}\n{pages}")
+    items = index.promised(yaml.safe_load(index.ITEMS.read_text()), profile)
+    page = index.page(profile, items, target, f"{profile.name}/", note=provenance.replace("`", ""))
+    (target.parent / "index.html").write_text(page)
     print(f"{len(written)} files in {target}")
 
 

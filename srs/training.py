@@ -54,7 +54,8 @@ class Training(BaseModel):
 
     ``schedule`` "cosine" falls to ``final_learning_rate``, step by step; "step" divides the rate by 10 after each third of the
     epochs (Cohen et al. 2019). Unrolling, solvers and Jacobian regularization mean nothing to a model that is no DEQ.
-    ``threads`` of the CPU (None: torch's choice): small images gain nothing from a second, and two trainings can run at once.
+    ``jacobian_weight`` grows by ``jacobian_increase`` every 50,000 steps; while f is unrolled it is
+    ``unrolled_jacobian_weight``, where one is given. ``threads`` of the CPU (None: torch's choice): small images gain nothing from a second, and two trainings can run at once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -73,6 +74,8 @@ class Training(BaseModel):
     forward: Solver = Solver(method="broyden", steps=8, stop="relative")
     backward: Solver = Solver(method="broyden", steps=7, stop="relative")
     jacobian_weight: float = Field(0.5, ge=0)
+    unrolled_jacobian_weight: float | None = Field(None, ge=0)
+    jacobian_increase: float = Field(0.0, ge=0)
     jacobian_frequency: float = Field(0.05, ge=0, le=1)
     jacobian_epochs: int = Field(90, ge=0)
     adversary: Adversary | None = None
@@ -233,7 +236,13 @@ class _Run:
             "residual": residual.item(),
             "lost": (~finite).sum().item(),
         }
-        return loss + self.config.jacobian_weight * penalty, measured
+        return loss + self._jacobian_weight() * penalty, measured
+
+    def _jacobian_weight(self) -> float:
+        config = self.config
+        if self._unrolls() and config.unrolled_jacobian_weight is not None:
+            return config.unrolled_jacobian_weight
+        return config.jacobian_weight + config.jacobian_increase * (self.step // 50_000)
 
     def _equilibrium(self, x: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A DEQ's logits (B, classes), which rows are finite (B,), mean residual, Jacobian penalty."""

@@ -4,22 +4,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import LinearDEQ
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
 
 import srs
 from srs import attacks, models
 from srs.ascent import ascend, project, smoothed_loss
-from srs.attacks import Attack, attack, attack_images, curtailed_predict
+from srs.attacks import Attack, Poll, attack, attack_images
 from srs.certification import ABSTAIN, Certification
 from srs.data import Part
 from srs.deq import differentiable
 from srs.journal import Journal
 from srs.noise import standard_normal
 from srs.solvers import Solver
-from srs.votes import UNDECIDED, DirectSampler, SerializedSampler, StandardSampler, Votes
+from srs.votes import UNDECIDED, DirectSampler, SerializedSampler, StandardSampler
 
 TIGHT = Solver(method="broyden", steps=60, stop="relative", tolerance=1e-12)
 SHORT = Solver(method="anderson", steps=8)
@@ -162,98 +160,35 @@ def test_the_attack_raises_the_loss_of_a_trained_model(trained, digits):
     assert all(p.grad is None for p in trained.parameters())
 
 
-# PREDICT, curtailed
+# PREDICT, sequential
 
 
-def _predict(votes, alpha):
-    """PREDICT of all votes, as Cohen et al. (2019) have it; undecided votes count against."""
-    tally = sorted(((votes == c).sum(), c) for c in range(4))
-    (second, _), (first, top) = tally[-2:]
-    against = second + (votes == UNDECIDED).sum()
-    if first <= against:
-        return ABSTAIN
-    return top if stats.binomtest(int(first), int(first + against), 0.5).pvalue <= alpha else ABSTAIN
+def _answer(votes, n=1_000, alpha=0.001, classes=4, step=20):
+    poll = Poll(n, alpha, classes)
+    for first in range(0, n, step):
+        poll.add(votes[first : first + step])
+        if poll.answer is not None:
+            break
+    return poll.answer, poll.drawn
 
 
-@st.composite
-def _elections(draw):
-    """Votes of up to four classes and undecided ones, from clear to close, in any order and in batches of any size."""
-    n = draw(st.integers(1, 60))
-    clear = draw(st.sampled_from([0.4, 0.6, 0.8, 1.0]))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    other = rng.choice([UNDECIDED, 0, 1, 2, 3], n, p=[0.1, 0.1, 0.4, 0.3, 0.1])
-    votes = np.where(rng.random(n) < clear, draw(st.integers(0, 3)), other)
-    if draw(st.booleans()):
-        votes = np.sort(votes)[:: draw(st.sampled_from([1, -1]))]
-    return votes.astype(np.int16), draw(st.integers(1, n)), draw(st.sampled_from([0.001, 0.05, 0.3]))
+def test_a_clear_vote_is_settled_soon_and_a_close_one_is_not():
+    assert _answer(np.full(1_000, 2)) == (2, 20)
+    rng = np.random.default_rng(0)
+    assert _answer(rng.choice(4, 1_000, p=[0.8, 0.2, 0, 0]))[1] < 100
+    assert _answer(rng.choice(4, 1_000, p=[0.4, 0.2, 0.2, 0.2]))[0] == 0  # no majority is needed
+    assert _answer(rng.choice(4, 1_000, p=[0.4, 0.39, 0.2, 0.01])) == (ABSTAIN, 1_000)
+    assert _answer(np.full(1_000, UNDECIDED)) == (ABSTAIN, 1_000)
 
 
-@settings(deadline=None)
-@given(_elections())
-def test_curtailed_predict_gives_the_answer_of_all_votes(election):
-    votes, size, alpha = election
-    taken = []
-
-    def batches():
-        for first in range(0, len(votes), size):
-            taken.append(votes[first : first + size])
-            yield taken[-1]
-
-    prediction, draws = curtailed_predict(batches(), len(votes), alpha)
-    assert prediction == _predict(votes, alpha)
-    assert draws == sum(map(len, taken))  # what was not needed was not cast
-
-
-@settings(deadline=None)
-@given(_elections())
-def test_curtailed_predict_stops_no_later_than_it_must(election):
-    """One batch earlier the rest could still have changed the answer: by going to the leader, or against him."""
-    votes, size, alpha = election
-    _, draws = curtailed_predict((votes[i : i + size] for i in range(0, len(votes), size)), len(votes), alpha)
-    if draws > size:
-        known = votes[: (draws - 1) // size * size]
-        left = np.ones(len(votes) - len(known), int)
-        leader = np.bincount(known[known != UNDECIDED], minlength=4).argmax()
-        assert _predict(np.concatenate([known, leader * left]), alpha) != _predict(
-            np.concatenate([known, UNDECIDED * left]), alpha
-        )
-
-
-@pytest.mark.parametrize("n", [10, 23, 40])
-def test_curtailed_predict_is_exact_at_the_edge_of_significance(n):
-    """One vote at a time, and all that are for the leader, or all against him, come last."""
-    for against in range((n + 1) // 2):
-        for votes in (
-            [0] * (n - against) + [1] * against,
-            [0] * (against + 1) + [1] * against + [0] * (n - 2 * against - 1),
-        ):
-            votes = np.array(votes, np.int16)
-            assert curtailed_predict(votes[:, None], n, 0.05)[0] == _predict(votes, 0.05)
-
-
-def test_curtailed_predict_saves_half_of_a_unanimous_vote_and_counts_its_votes():
-    votes = np.zeros((100, 100), np.int16)
-    prediction, draws = curtailed_predict(votes, 10_000, 0.001)
-    assert prediction == 0 and 5_000 < draws <= 5_300
-    with pytest.raises(ValueError, match="votes must be n = 10000: got 200"):
-        curtailed_predict(votes[:2], 10_000, 0.001)
-    with pytest.raises(ValueError, match="votes must be n = 150: got 200"):
-        curtailed_predict([np.arange(100) % 2] * 2, 150, 0.001)
-
-
-def test_curtailed_predict_is_predict(linear_deq):
-    class Cast(DirectSampler):
-        def sample(self, model, copies, draws, batch_size):
-            rng = np.random.default_rng(copies.index)
-            return Votes(rng.choice([UNDECIDED, 0, 2], 120, p=[0.1, 0.25, 0.65]).astype(np.int16), np.ones(120, np.int32), np.zeros(120, np.float32))
-
-    answers = []
-    for index in range(20):
-        whole = srs.predict(linear_deq, torch.zeros(6), sigma=1.0, n0=20, n=100, alpha=0.001, index=index, sampler=Cast())
-        votes = Cast().sample(None, srs.noise.NoisyCopies(torch.zeros(6), index, 1.0, 0), np.arange(120), 0).classes
-        answers.append(whole)
-        assert curtailed_predict(votes.reshape(12, 10), 120, 0.001)[0] == whole
-    assert set(answers) == {ABSTAIN, 2}
+def test_a_poll_is_seldom_wrong_whenever_it_stops():
+    """Two classes with half each (neither may be named), at every look: at most alpha of the runs, by an exact binomial test."""
+    rng, runs, alpha = np.random.default_rng(1), 2_000, 0.05
+    named = [_answer(rng.integers(0, 2, 400), n=400, alpha=alpha, classes=2, step=5)[0] != ABSTAIN for _ in range(runs)]
+    assert stats.binomtest(sum(named), runs, alpha, alternative="greater").pvalue > 1e-3
+    assert sum(named) > 0
+    hasty = [_answer(rng.integers(0, 2, 400), n=400, alpha=20 * alpha, classes=2, step=5)[0] != ABSTAIN for _ in range(200)]
+    assert stats.binomtest(sum(hasty), 200, alpha, alternative="greater").pvalue < 1e-3  # the test above can fail
 
 
 # Attacks on images whose truth is known

@@ -1,8 +1,9 @@
 import mpmath
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import integrate, stats
 
 from srs import bounds
 
@@ -83,3 +84,23 @@ def test_clear_errors():
         bounds.clopper_pearson_lower(3, 5, 1.5)
     with pytest.raises(ValueError, match="n1 = 5, n2 = 4"):
         bounds.theorem_3_1(10, 20, 5, 4, 0.01)
+
+
+def _ratio(p, k, n, p_0):
+    return (p / p_0) ** k * ((1 - p) / (1 - p_0)) ** (n - k)
+
+
+@pytest.mark.parametrize("p_0", [0.5, 0.69])
+def test_evidence_is_the_integral_that_it_says(p_0):
+    for k, n in [(0, 0), (0, 7), (5, 7), (30, 30), (300, 400)]:
+        mixed, _ = integrate.quad(_ratio, p_0, 1, args=(k, n, p_0), epsabs=0, epsrel=1e-10)
+        assert bounds.log_evidence(k, n, p_0) == pytest.approx(np.log(mixed / (1 - p_0)), rel=1e-6, abs=1e-9)
+    with pytest.raises(ValueError, match="6 successes in 5 trials"):
+        bounds.log_evidence(6, 5, p_0)
+
+
+def test_evidence_is_a_martingale_at_the_edge_of_its_hypothesis():
+    for k, n in [(3, 5), (40, 60)]:
+        up, down = np.exp(bounds.log_evidence(k + 1, n + 1, 0.6)), np.exp(bounds.log_evidence(k, n + 1, 0.6))
+        assert 0.6 * up + 0.4 * down == pytest.approx(np.exp(bounds.log_evidence(k, n, 0.6)), rel=1e-9)
+        assert 0.5 * up + 0.5 * down < np.exp(bounds.log_evidence(k, n, 0.6))

@@ -7,8 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from conftest import wait_until
 
-from srs import notebooks, params
+from srs import notebooks, sections
 
 ROOT = Path(__file__).parent.parent
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -49,9 +50,9 @@ def test_equal_runs_give_equal_bytes_and_a_page_without_code_or_network(notebook
 
 
 def test_parameter_names_are_checked_before_anything_runs(notebook, tmp_path):
-    with pytest.raises(params.ParameterError, match="declares no parameter 'm': choose from n, name"):
+    with pytest.raises(sections.ParameterError, match="declares no parameter 'm': choose from n, name"):
         notebooks.run(notebook, tmp_path / "out.ipynb", {"n": 1, "name": "x", "m": 2})
-    with pytest.raises(params.ParameterError, match="needs the parameter 'name'"):
+    with pytest.raises(sections.ParameterError, match="needs the parameter 'name'"):
         notebooks.run(notebook, tmp_path / "out.ipynb", {"n": 1})
     assert not list(tmp_path.glob("out*"))
 
@@ -85,7 +86,7 @@ def test_a_killed_dvc_leaves_nobody_at_work(tmp_path):
     parent = subprocess.Popen(
         [sys.executable, "-c", f"import subprocess; subprocess.run({runner!r})"], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    _wait_until(beats.is_file)
+    wait_until(beats.is_file)
     parent.kill()
     parent.wait()
 
@@ -94,14 +95,7 @@ def test_a_killed_dvc_leaves_nobody_at_work(tmp_path):
         time.sleep(1.5)
         return beats.stat().st_size == size
 
-    _wait_until(silent)
-
-
-def _wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(silent)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
@@ -130,15 +124,18 @@ def test_a_stage_tracks_the_code_that_its_notebook_uses():
 
     But for what only runs, checks, shows or stores, unless the stage's product is what it shows.
     """
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     for name, stage in _stages().items():
         sources = [dep for dep in stage["deps"] if dep.startswith("runs/notebooks/")]
         if "srs.notebooks" not in stage["cmd"]:
             continue
-        neutral = {"params", "machine", "results"} | ({"figures"} if name != "report" else set())
-        notebook = ROOT / sources[0].replace("runs/", "").replace("${item}", "05_table2")
-        code = "\n".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")
+        shown = name in ("report", "table2")
+        neutral = {"params", "machine", "journal"} | (set() if shown else {"figures", "results"})
         tracked = {Path(dep).stem for dep in stage["deps"] if dep.startswith("srs/")}
-        assert _used(code, neutral) <= tracked, name
+        for item in graph[name].get("foreach", [""]) if name == "report" else [""]:
+            notebook = ROOT / sources[0].replace("runs/", "").replace("${item}", item)
+            code = "\n".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")
+            assert _used(code, neutral) <= tracked, (name, item)
 
 
 def _used(code: str, neutral: set[str]) -> set[str]:

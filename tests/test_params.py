@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from srs import params
+from srs import params, sections
 
 TEXT = (Path(__file__).parent.parent / "params.yaml").read_text()
 
@@ -19,47 +19,68 @@ def _load(tmp_path, *edits):
 def test_the_file_itself_is_well_formed_and_the_default_is_embedded():
     study = params.load(Path(__file__).parent.parent / "params.yaml")
     assert study.active == study.profiles["embedded"]
-    assert {"smoke", "embedded"} <= set(study.profiles)
+    assert {"smoke", "embedded", "paper"} == set(study.profiles)
     assert all(name == profile.name for name, profile in study.profiles.items())
 
 
 @pytest.mark.parametrize(
     "old, new, named",
     [
-        ("audit: 400", "auditt: 400", "settings.auditt: no such parameter; did you mean audit"),
-        ("audit: 400", "audit: 40000", "audit = 40000 must be at most n = 2000"),
-        ("n: 2000", "n: 5", "n = 5 is too small for alpha = 0.001.*at least 10"),
-        ("alpha: 0.001, audit: 400", "alpha: 1.5, audit: 400", r"settings.alpha: .*less than 1 \(got 1.5\)"),
-        ("images: 50", "images: 5000", "images = 5000 is out of range.*500 test images"),
-        ("steps: 30", "steps: 0", r"MDEQ-30A.solver.steps: .*greater than or equal to 1 \(got 0\)"),
+        ("alpha: 0.001, audit: 400", "alpha: 0.001, auditt: 400", "certificates.auditt: no such parameter; did you mean audit"),
+        ("alpha: 0.001, audit: 400", "alpha: 0.001, audit: 40000", r"audit = 40000 must be at most .*groups.main.n = 2000"),
+        ("images: 50, n: 2000", "images: 50, n: 5", "audit = 400 must be at most .*n = 5"),
+        (
+            "{images: 50, n: 2000, samplers: *direct}",
+            "{images: 50, n: 5, samplers: *direct}",
+            "n = 5 is too small for alpha = 0.001",
+        ),
+        ("alpha: 0.001, audit: 400", "alpha: 1.5, audit: 400", r"certificates.alpha: .*less than 1 \(got 1.5\)"),
+        ("images: 50\n", "images: 5000\n", "images = 5000 is out of range.*500 test images"),
+        (
+            "{images: 50, n: 2000, samplers: *main}",
+            "{images: 51, n: 2000, samplers: *main}",
+            "images = 51 is out of range: 1 to images = 50",
+        ),
+        ("steps: 30}}", "steps: 0}}", r"MDEQ-30A.solver.steps: .*greater than or equal to 1 \(got 0\)"),
         ("kind: serialized", "kind: serial", "'serial' .*'standard', 'serialized'"),
         ("preset: mdeq-small", "preset: mdeq-smal", "'mdeq-smal' is unknown: choose one of mdeq-small"),
         ("learning_rate: 0.001", "learning_rate: fast", r"training.learning_rate: .*number.*\(got 'fast'\)"),
-        ("reference: MDEQ-30A", "reference: SRS-MDEQ-1A", "'SRS-MDEQ-1A' must name a standard sampler: MDEQ-1A"),
-        ("model: {data: digits", "model: {data: letters", "model.data = 'letters' is unknown: choose one of digits"),
-        ("table2: small", "table2: large", "report.table2 = 'large' is unknown: choose one of small"),
+        ("reference: *mdeq-14b", "reference: *srs-1b", "reference"),
+        (
+            "model: &small {data: digits",
+            "model: &small {data: letters",
+            "model.data = 'letters' is unknown: choose one of digits",
+        ),
+        ("main: small-050\n", "main: small-051\n", "report.small = 'small-051' is unknown: choose one of small-050"),
+        ("resnet: resnet-050", "resnet: vgg", "report.resnet = 'vgg' is unknown"),
+        (
+            "{experiment: small-050, method: SRS-MDEQ-3A",
+            "{experiment: small-050, method: SRS-MDEQ-9A",
+            "'SRS-MDEQ-9A' is unknown: choose one of MDEQ-1A",
+        ),
+        ("attack: small", "attack: tiny", "attack = 'tiny' is unknown: choose one of small"),
         ("crop_padding: 1", "crop_paddin: 1", "crop_paddin: no such parameter; did you mean crop_padding"),
-        ("preset: mdeq-small", "preset: mdeq-small, overrides: {dropuot: 0.1}", "dropuot"),
-        ("radii: [0, 0.25", "radii: [0.25", "must start at 0 and ascend"),
-        ("sigma: 0.5, n0", "sigma: .inf, n0", "settings.sigma: .*finite"),
-        ("chains: 400}", "chains: 400, restart: 2, start: clean}", "restart = 2 needs start = 'previous'"),
+        ("overrides: {expansion: 2}}", "overrides: {expansoin: 2}}", "expansoin"),
+        ("&cifar-radii [0, 0.25", "&cifar-radii [0.25", "must start at 0 and ascend"),
+        ("sigma: 0.5\n", "sigma: .inf\n", "sigma: .*finite"),
+        ("start: clean}", "start: clean, restart: 2}", "restart = 2 needs start = 'previous'"),
         ("active: *embedded", "active: {name: x}", "active.datasets: Field required"),
         ("active: *embedded", "active: *embeded", "not valid YAML"),
     ],
 )
 def test_every_fault_is_named_with_its_place_and_what_would_do(tmp_path, old, new, named):
-    with pytest.raises(params.ParameterError, match=named):
+    with pytest.raises(sections.ParameterError, match=named):
         _load(tmp_path, (old, new))
 
 
 def test_a_fault_of_the_active_profile_is_told_once(tmp_path):
-    with pytest.raises(params.ParameterError) as error:
-        _load(tmp_path, ("n: 2000", "n: 5"))
+    with pytest.raises(sections.ParameterError) as error:
+        _load(tmp_path, ("{images: 50, n: 2000, samplers: *direct}", "{images: 50, n: 5, samplers: *direct}"))
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_sections():
     values = {"a": {"b": [1]}}
-    assert params.section(values, "a.b") == [1]
-    with pytest.raises(params.ParameterError, match="no 'a.c.d': 'c' is missing"):
-        params.section(values, "a.c.d")
+    assert sections.section(values, "a.b") == [1]
+    with pytest.raises(sections.ParameterError, match="no 'a.c.d': 'c' is missing"):
+        sections.section(values, "a.c.d")

@@ -88,10 +88,11 @@ class ResidualBlock(nn.Module):
         self.norm3 = nn.GroupNorm(config.groups, channels)
 
     def forward(self, z: Tensor, injection: Tensor | None) -> Tensor:
-        out = self.dropout(self.conv2(F.relu(self.norm1(self.conv1(z)))))
+        # in place where autograd allows it: most of the time beside the convolutions goes into moving memory
+        out = self.dropout(self.conv2(F.relu_(self.norm1(self.conv1(z)))))
         if injection is not None:
             out = out + injection
-        return self.norm3(F.relu(self.norm2(out) + z))
+        return self.norm3(self.norm2(out).add_(z).relu_())
 
 
 class FusionPath(nn.Module):
@@ -124,7 +125,9 @@ class MDEQLayer(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(c, config) for c in config.channels)
         self.paths = nn.ModuleDict({f"{j}_to_{i}": FusionPath(j, i, config) for i in branches for j in branches if i != j})
         self.post = nn.ModuleList(
-            nn.Sequential(nn.ReLU(), weight_norm(_conv(c, c, 1)), nn.GroupNorm(max(1, config.groups // 2), c, affine=False))
+            nn.Sequential(
+                nn.ReLU(inplace=True), weight_norm(_conv(c, c, 1)), nn.GroupNorm(max(1, config.groups // 2), c, affine=False)
+            )
             for c in config.channels
         )
 
@@ -132,10 +135,10 @@ class MDEQLayer(nn.Module):
         outs = [block(z, injection if i == 0 else None) for i, (block, z) in enumerate(zip(self.blocks, zs))]
         fused = []
         for i, post in enumerate(self.post):
-            total = outs[i]
+            total = outs[i].clone()
             for j, out in enumerate(outs):
                 if j != i:
-                    total = total + self.paths[f"{j}_to_{i}"](out)
+                    total += self.paths[f"{j}_to_{i}"](out)
             fused.append(post(total))
         return fused
 

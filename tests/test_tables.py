@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+
+from srs import bounds, tables
+from srs.solvers import Solver
+from srs.votes import SerializedSampler, StandardSampler
+
+ROOT = Path(__file__).parent.parent
+RADII = [0, 0.25, 0.5, 1.0, 1.5]
+
+
+def _rows(method, radii, k=0, evaluations=1_000, wrong=0, seconds=2.0):
+    """Certificates with the given radii; the last ``wrong`` predictions are wrong."""
+    images = len(radii)
+    return pd.DataFrame(
+        {
+            "index": range(images),
+            "label": 3,
+            "method": method,
+            "prediction": [3] * (images - wrong) + [4] * wrong,
+            "radius": radii,
+            "n0": 100,
+            "n": 1_000,
+            "alpha": 0.001,
+            "sigma": 0.5,
+            "k": k,
+            "n1": k // 2,
+            "n2": k,
+            "evaluations": evaluations,
+            "seconds": seconds,
+        }
+    )
+
+
+@pytest.fixture
+def rows():
+    standard = _rows("MDEQ-30A", [0.3, 0.6, 1.1, 0.2], evaluations=30_000, wrong=1)
+    serialized = _rows("SRS-MDEQ-3A", [0.2, 0.4, 0.6, 0.0], k=200, evaluations=6_000, seconds=0.5)
+    return pd.concat([standard, serialized], ignore_index=True)
+
+
+@pytest.fixture
+def table(rows):
+    return tables.summary(rows, RADII, "MDEQ-30A")
+
+
+def test_summary_is_computed_from_the_rows(table):
+    assert table["r = 0"]["accuracy"].tolist() == [0.75, 1.0]
+    assert table["r = 0.25"]["accuracy"].tolist() == [0.75, 0.5]
+    assert table["r = 0.5"]["accuracy"].tolist() == [0.5, 0.25]
+    assert table.loc["MDEQ-30A", ("ACR", "ours")] == pytest.approx(2.0 / 4)
+    assert table.loc["MDEQ-30A", ("ACR", "as released")] == pytest.approx(2.2 / 4)
+    assert table["speed-up"].loc["SRS-MDEQ-3A"].tolist() == [5.0, 4.0]
+
+
+def test_cells_beyond_reach_are_no_zeros(table):
+    limits = [bounds.largest_radius(1_000, 0.001, 0.5), bounds.largest_radius(1_000, 0.001, 0.5, audit=200)]
+    assert table["", "largest r"].tolist() == limits
+    assert limits[1] < 1.0 < limits[0] < 1.5
+    assert table["r = 1"]["accuracy"].isna().tolist() == [False, True]
+    assert table["r = 1.5"]["accuracy"].isna().all()
+    page = tables.certified_table(table, "caption").to_html()
+    assert page.count(f">{tables.BEYOND}<") == 3
+
+
+def test_best_values_are_bold(table):
+    styler = tables.certified_table(table, "caption")
+    page = styler.to_html()
+    assert "caption" in page and "75 [19, 99]" in page
+    bold = {cell for style in styler._compute().ctx.items() if ("font-weight", "bold") in style[1] for cell in [style[0]]}
+    assert (1, 0) in bold and (0, 0) not in bold  # r = 0: 100 beats 75
+    assert (0, 1) in bold and (1, 1) not in bold  # r = 0.25: 75 beats 50
+    assert not any(column == 4 for _, column in bold)  # r = 1.5: nobody can
+
+
+def test_published_twin_shows_what_is_not_known():
+    methods = ["MDEQ-30A", "SRS-MDEQ-3A", "MDEQ-5A"]
+    known = yaml.safe_load((ROOT / "data" / "published.yaml").read_text())
+    page = tables.published_table(known["table2"], known["cifar10_radii"], methods, [0, 0.25, 0.3], "as published").to_html()
+    assert ">62<" in page and ">60<" in page and ">3.08<" in page
+    assert page.count(tables.NOT_KNOWN) == 1 + 2 + 4  # r = 0.3 and SRS's seconds; all of MDEQ-5A
+
+
+def test_sentences_follow_the_numbers(rows, table):
+    samplers = {"MDEQ-30A": StandardSampler(), "SRS-MDEQ-3A": SerializedSampler(chains=220)}
+    text = tables.read_comparison(table, rows, "MDEQ-30A", samplers)
+    assert "**MDEQ-30A** certifies 75% of 4 images" in text
+    assert "**SRS-MDEQ-3A** certifies 100% at r = 0 (+25 points against MDEQ-30A, paired 95 % interval -" in text
+    assert "20% of MDEQ-30A's evaluations of f and 25% of its time" in text
+    assert "did not confirm 50.0% of its audited votes" in text
+    assert "20% of its votes are warm-up votes" in text
+    worse = rows.copy()
+    worse.loc[worse["method"] == "SRS-MDEQ-3A", "prediction"] = 4
+    other = tables.summary(worse, RADII, "MDEQ-30A")
+    assert "(-75 points against MDEQ-30A" in tables.read_comparison(other, worse, "MDEQ-30A", samplers)
+    assert "same certificates" not in text
+    one = SerializedSampler(solver=Solver(steps=1))
+    twice = pd.concat([rows, rows[4:].assign(method="SRS-MDEQ-1N")], ignore_index=True)
+    both = tables.summary(twice, RADII, "MDEQ-30A")
+    named = {"MDEQ-30A": StandardSampler(), "SRS-MDEQ-3A": one, "SRS-MDEQ-1N": one}
+    assert "**SRS-MDEQ-3A** and **SRS-MDEQ-1N** gave the same" in tables.read_comparison(both, twice, "MDEQ-30A", named)
+
+
+def test_paired_differences_cover_the_truth():
+    """20 % of images are gained, 10 % lost: the interval of the difference holds +10 points often enough."""
+    rng, runs, held = np.random.default_rng(0), 300, 0
+    for _ in range(runs):
+        kind = rng.choice(3, 60, p=[0.2, 0.1, 0.7])
+        a, b = _rows("A", [1.0] * 60), _rows("B", [1.0] * 60)
+        a.loc[kind == 1, "prediction"] = 4
+        b.loc[kind == 0, "prediction"] = 4
+        difference, low, high = tables.paired_difference(pd.concat([a, b]), "A", "B")
+        assert difference == pytest.approx(((kind == 0).sum() - (kind == 1).sum()) / 60) and low <= difference <= high
+        held += low <= 0.1 <= high
+    assert stats.binomtest(held, runs, 0.95, alternative="less").pvalue > 1e-3
+
+
+def test_paired_differences_look_at_common_images_and_at_the_radius(rows):
+    few = pd.concat([rows[rows["method"] == "MDEQ-30A"], rows[(rows["method"] == "SRS-MDEQ-3A") & (rows["index"] < 2)]])
+    assert tables.paired_difference(few, "SRS-MDEQ-3A", "MDEQ-30A", 0.5)[0] == -0.5
+    assert tables.paired_difference(few, "SRS-MDEQ-3A", "MDEQ-30A", 0.0)[0] == 0.0
