@@ -55,7 +55,8 @@ class Training(BaseModel):
     ``schedule`` "cosine" falls to ``final_learning_rate``, step by step; "step" divides the rate by 10 after each third of the
     epochs (Cohen et al. 2019). Unrolling, solvers and Jacobian regularization mean nothing to a model that is no DEQ.
     ``jacobian_weight`` grows by ``jacobian_increase`` every 50,000 steps; while f is unrolled it is
-    ``unrolled_jacobian_weight``, where one is given. ``threads`` of the CPU (None: torch's choice): small images gain nothing from a second, and two trainings can run at once.
+    ``unrolled_jacobian_weight``, where one is given. ``threads`` of the CPU (None: torch's choice): small images gain
+    nothing from a second, and two trainings can run at once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
