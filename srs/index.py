@@ -18,8 +18,10 @@ from srs import params
 ITEMS = Path("data/items.yaml")
 _STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } th, td { text-align: left; padding: .3em .9em .3em 0; border-bottom: 1px solid #ddd }
-th { border-bottom: 1.5px solid #444 } a { color: #0b5394 }
+table { border-collapse: collapse; margin: 1em 0 }
+th, td { text-align: left; padding: .3em .9em .3em 0; border-bottom: 1px solid #ddd }
+th { border-bottom: 1.5px solid #444 }
+a { color: #0b5394 }
 """
 
 
@@ -71,31 +73,45 @@ def _faults_of(item: str, outputs: list[dict]) -> list[str]:
 
 def page(profile: params.Profile, items: dict, reports: Path, link: str, note: str = "") -> str:
     """The index as HTML; hrefs to reports begin with ``link``."""
-    roles = {name: role.stands_for for name, role in profile.report.data.items()}
-    own = [name for name, role in roles.items() if name == role.lower().replace("-", "")]
-    told = [f"{name} stands in for {role}" for name, role in roles.items() if name not in own]
-    kinds = " ".join(
-        [
-            *(f"{name} is the paper's own data." for name in own),
-            *(f"{t}: those numbers are not the paper's task." for t in told),
-        ]
-    )
     titles = {path.stem: _title(path) for path in sorted(reports.glob("*.ipynb"))}
-    rows = [
-        f'<tr><td><a href="{link}{entry["report"]}.html#{item}">{html.escape(_label(item))}</a></td><td>{html.escape(entry["title"])}</td>'
-        f"<td>{entry['report']}</td><td><code>{stage(entry['report'])}</code></td></tr>"
-        for item, entry in items.items()
-        if entry["report"] in titles
-    ]
     listed = "".join(f'<li><a href="{link}{name}.html">{html.escape(title)}</a></li>' for name, title in titles.items())
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>SRS: reports</title><style>{_STYLE}</style></head><body>'
-        "<h1>Serialized randomized smoothing of deep equilibrium models: reports</h1>"
-        f"<p>Profile <code>{profile.name}</code>. {html.escape(kinds)} {note}</p><h2>Reports</h2><ul>{listed}</ul>"
-        "<h2>Every table and figure of the paper</h2><p>Titles are those of the paper's items; what stands in each report is ours, with published values "
-        "beside it where they are known to us.</p><table><thead><tr><th>item</th><th>in the paper</th><th>report</th><th>stage</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></body></html>\n"
-    )
+    rows = "".join(_row(item, entry, link) for item, entry in items.items() if entry["report"] in titles)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>SRS: reports</title><style>{_STYLE}</style></head><body>
+<h1>Serialized randomized smoothing of deep equilibrium models: reports</h1>
+<p>Profile <code>{profile.name}</code>. {html.escape(_whose_task(profile))} {html.escape(note)}</p>
+<h2>Reports</h2>
+<ul>{listed}</ul>
+<h2>Every table and figure of the paper</h2>
+<p>Titles are those of the paper's items; what stands in each report is ours, with published values beside it where they are
+known to us.</p>
+<table><thead><tr><th>item</th><th>in the paper</th><th>report</th><th>stage</th></tr></thead><tbody>{rows}</tbody></table>
+</body></html>
+"""
+
+
+def _row(item: str, entry: dict, link: str) -> str:
+    report = entry["report"]
+    anchor = f'<a href="{link}{report}.html#{item}">{label(item)}</a>'
+    cells = anchor, html.escape(entry["title"]), report, f"<code>{stage(report)}</code>"
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _whose_task(profile: params.Profile) -> str:
+    """Says what is stand-in and what is the paper's own task."""
+    told = []
+    for name, role in profile.report.data.items():
+        if role.stands_in(name):
+            told.append(f"{name} stands in for {role.stands_for}: those numbers are not about the paper's own task.")
+        else:
+            told.append(f"{name} is the paper's own data.")
+    return " ".join(told)
+
+
+def label(item: str) -> str:
+    """The paper's name of an item: table_2 -> Table 2."""
+    kind, _, number = item.partition("_")
+    return f"{kind.capitalize()} {number}" if number else item.upper()
 
 
 def stage(report: str) -> str:
@@ -105,11 +121,6 @@ def stage(report: str) -> str:
 
 def _title(path: Path) -> str:
     return nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
-
-
-def _label(item: str) -> str:
-    kind, _, number = item.partition("_")
-    return f"{kind.capitalize()} {number}" if number else item.upper()
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
     python -m srs.notebooks NOTEBOOK OUTPUT [--section NAME=DOTTED.PATH ...] [--set NAME=VALUE ...]
 
-``--section`` gives the notebook a section of params.yaml, ``--set`` a plain text value. The stage `check` has checked all of it.
+``--section`` gives the notebook a section of params.yaml, which the stage `check` has checked as a whole; ``--set`` a plain
+text value.
 """
 
 import argparse

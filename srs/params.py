@@ -62,6 +62,10 @@ class DataRole(_Section):
     stands_for: str
     radii: list[float]
 
+    def stands_in(self, name: str) -> bool:
+        """Whether the data set of this ``name`` is another than what it stands for."""
+        return name != self.stands_for.lower().replace("-", "")
+
     @model_validator(mode="after")
     def _radii_ascend_from_zero(self) -> "DataRole":
         if self.radii[:1] != [0] or sorted(set(self.radii)) != self.radii:
@@ -133,19 +137,15 @@ class Profile(_Section):
 
     def _certifiable(self, key: str, group: str) -> None:
         chosen = self.experiments[key].votes.groups[group]
-        if (
-            self.certificates.audit > chosen.n
-            and chosen.audit is None
-            and any(not s.independent for s in chosen.samplers.values())
-        ):
-            raise ValueError(
-                f"certificates.audit = {self.certificates.audit} must be at most experiments.{key}.votes.groups.{group}.n = {chosen.n}"
-            )
+        place = f"experiments.{key}.votes.groups.{group}"
+        audited = any(not sampler.independent for sampler in chosen.samplers.values())
+        if audited and chosen.audit is None and self.certificates.audit > chosen.n:
+            raise ValueError(f"certificates.audit = {self.certificates.audit} must be at most {place}.n = {chosen.n}")
         try:
             self.certificates.settings(self.experiments[key].votes, group)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(f"experiments.{key}.votes.groups.{group}: {reason}") from None
+            raise ValueError(f"{place}: {reason}") from None
 
 
 def _known(path: str, name: str, choices: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from srs import tables
 from srs.casting import VoteTable
 from srs.certification import Assurance, certificates
 from srs.data import Dataset
+from srs.index import label
 from srs.params import Attacks, Experiment, Report
 
 SIZE_NAMES = {"small": "MDEQ-SMALL", "large": "MDEQ-LARGE", "imagenet": "MDEQ, ImageNet's slot"}
@@ -116,12 +117,13 @@ class Results:
     def stand_in(self, keys: Sequence[str]) -> str:
         """Says which data set stands in for which; nothing where the data are the paper's own."""
         names = dict.fromkeys(self.experiments[key].model.data for key in keys)
-        roles = {name: self.report.data[name].stands_for for name in names}
-        return " ".join(
-            f"Stand-in data: {name} takes the place of {role}."
+        roles = {name: self.report.data[name] for name in names}
+        told = [
+            f"Stand-in data: {name} takes the place of {role.stands_for}."
             for name, role in roles.items()
-            if name.replace("-", "") != role.lower().replace("-", "")
-        )
+            if role.stands_in(name)
+        ]
+        return " ".join(told)
 
     def caption(self, item: str, text: str, sources: Sequence[Source] = ()) -> str:
         """HTML that marks and captions an item of the paper: its number, ``text``, and what it rests on.
@@ -138,9 +140,10 @@ class Results:
         source = [(key, group)]
         table = tables.summary(rows, self.radii(key), reference)
         text = (
-            f"{what} Certified accuracy in percent at l2 radius r, with its 95 % Clopper-Pearson interval over the images; best in bold. "
-            f"{tables.BEYOND}: beyond the largest r that N, K and alpha allow, whatever the votes. ACR: average certified radius, "
-            "wrong or abstained images counting 0; as released: every radius counted, wrong predictions included."
+            f"{what} Certified accuracy in percent at l2 radius r, with its 95 % Clopper-Pearson interval over the images; "
+            f"best in bold. {tables.BEYOND}: beyond the largest r that N, K and alpha allow, whatever the votes. ACR: average "
+            "certified radius, wrong or abstained images counting 0; as released: every radius counted, wrong predictions "
+            "included."
         )
         title = self.caption(item, text, source) if item else f"<b>Not in the paper.</b> {text} {self.basis(source)}"
         display(tables.certified_table(table, title))
@@ -160,8 +163,8 @@ class Results:
             return
         at = self.published["imagenet_radii" if "ImageNet" in setting else "cifar10_radii"]
         caption = (
-            f"<b>{name}, as published</b> ({setting}; N = 10,000, 500 images, one A100). Not our numbers; {tables.NOT_KNOWN}: not "
-            "among the published values that are known to us."
+            f"<b>{name}, as published</b> ({setting}; N = 10,000, 500 images, one A100). Not our numbers; {tables.NOT_KNOWN}: "
+            "not among the published values that are known to us."
         )
         display(tables.published_table(entries, at, rows, radii, caption))
 
@@ -172,12 +175,6 @@ class Results:
             rows = self.rows(key, group)
             found.append(rows[rows["method"] == method].assign(method=name))
         return pd.concat(found, ignore_index=True)
-
-
-def label(item: str) -> str:
-    """The paper's name of an item: table_2 -> Table 2."""
-    kind, _, number = item.partition("_")
-    return f"{kind.capitalize()} {number}" if number else item.upper()
 
 
 def show_figure(figure: Figure, caption: str) -> None:

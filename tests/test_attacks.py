@@ -182,7 +182,7 @@ def test_a_clear_vote_is_settled_soon_and_a_close_one_is_not():
 
 
 def test_a_poll_is_seldom_wrong_whenever_it_stops():
-    """Two classes with half each (neither may be named), at every look: at most alpha of the runs, by an exact binomial test."""
+    """Two classes with half each, so that neither may be named: at most alpha of the runs, by an exact binomial test."""
     rng, runs, alpha = np.random.default_rng(1), 2_000, 0.05
     named = [_answer(rng.integers(0, 2, 400), n=400, alpha=alpha, classes=2, step=5)[0] != ABSTAIN for _ in range(runs)]
     assert stats.binomtest(sum(named), runs, alpha, alternative="greater").pvalue > 1e-3

@@ -1,0 +1,83 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from srs import reports
+from srs.casting import cast_votes
+from srs.certification import Assurance, certificates
+from srs.journal import Journal
+from srs.params import Experiment
+
+ROOT = Path(__file__).parent.parent
+SMOKE = yaml.safe_load((ROOT / "params.yaml").read_text())["profiles"]["smoke"]
+
+
+@pytest.fixture(scope="module")
+def results(trained, digits, tmp_path_factory):
+    """One experiment of the smoke profile, with votes of a small trained model, where a report would find them."""
+    root = tmp_path_factory.mktemp("study")
+    data, runs = root / "data" / "smoke", root / "runs" / "smoke"
+    (runs / "votes" / "small-050").mkdir(parents=True)
+    data.mkdir(parents=True)
+    digits.save(data / "digits.npz")
+    for name in ("items.yaml", "published.yaml"):
+        shutil.copy(ROOT / "data" / name, data.parent)
+    (runs / "votes" / "small-050" / "machine.json").write_text(json.dumps({"hardware": "2 cores of X", "torch": "9.9"}))
+    journal = Journal(root / "journal")
+    cast_votes(trained, digits.test, _experiment().votes, journal).save(runs / "votes" / "small-050")
+    journal.close()
+    one = {"small-050": SMOKE["experiments"]["small-050"]}
+    return reports.Results(one, SMOKE["report"], str(data), str(runs), SMOKE["certificates"], SMOKE["attacks"])
+
+
+def _experiment():
+    return Experiment(**SMOKE["experiments"]["small-050"])
+
+
+def test_rows_are_the_certificates_of_the_votes(results, digits):
+    votes = results.votes("small-050")
+    expected = certificates(votes, digits.test.labels, _experiment().votes, Assurance(**SMOKE["certificates"]), ["steps"])
+    pd.testing.assert_frame_equal(results.rows("small-050", "steps"), expected.drop(columns="group"))
+    assert results.reference("small-050", "steps") == "MDEQ-30A"
+
+
+def test_captions_say_what_they_rest_on(results):
+    text = results.caption("table_2", "Accuracy.", [("small-050", "main")])
+    for part in (
+        'id="table_2"',
+        "Table 2, ours",
+        "Accuracy.",
+        "sigma = 0.5",
+        "4 evenly spaced",
+        "N = 200",
+        "K = 40",
+        "2 cores of X",
+    ):
+        assert part in text
+    assert "Stand-in data: digits takes the place of CIFAR-10." in text
+    with pytest.raises(KeyError, match="table_99"):
+        results.caption("table_99", "")
+
+
+def test_combined_rows_keep_their_own_names_and_groups(results):
+    rows = results.combined({"a": ("small-050", "main", "MDEQ-30A"), "b": ("small-050", "steps", "SRS-MDEQ-5A")})
+    assert rows.groupby("method")["n"].first().to_dict() == {"a": 200, "b": 100}
+    assert rows.groupby("method").size().to_dict() == {"a": 4, "b": 2}
+
+
+def test_relative_radius_difference():
+    rows = pd.DataFrame({"index": [0, 1, 2] * 2, "method": ["R"] * 3 + ["A"] * 3, "radius": [1.0, 0.5, 0.0, 0.8, 0.6, 0.3]})
+    assert reports.differences(rows, "A", "R") == pytest.approx([0.2, 0.2])  # the third reference radius is 0
+
+
+def test_mismatch_gap_is_bound_minus_true_rate(results):
+    rows = results.rows("small-050", "consistency")
+    part = rows[(rows["method"] == "SRS-MDEQ-1A") & (rows["n_a"] > 0)]
+    bound, gap = reports.mismatch(rows, "SRS-MDEQ-1A")
+    assert np.array_equal(bound, part["p_m_upper"]) and gap == pytest.approx(bound - part["mismatched"] / part["n_a"])
+    assert part["mismatched"].sum() > 0
