@@ -67,3 +67,9 @@ def test_the_readme_has_no_blanks_left():
 @pytest.mark.parametrize("path", re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text()))
 def test_the_readmes_links_exist(path):
     assert (ROOT / path).exists()
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
+    assert any("Serialized Random Smoothing" in reference["title"] for reference in citation["references"])

@@ -163,3 +163,15 @@ def test_clear_errors():
     for bad in ({"steps": 0}, {"method": "newton"}, {"tolerance": -1}, {"mixing": 2}, {"step": 3}):
         with pytest.raises(ValidationError, match=next(iter(bad))):
             Solver(**bad)
+
+
+@pytest.mark.parametrize("method", ["naive", "anderson", "broyden"])
+def test_canonical_settings_are_the_same_computation(method):
+    f, z0, x = (lambda z, x: torch.tanh(z * 0.7 + x)), torch.zeros(5, 4), torch.randn(5, 4)
+    one = Solver(method=method, steps=1)
+    assert one.canonical() == Solver(method="naive", steps=1)
+    assert torch.equal(solve(f, z0, x, one).z, solve(f, z0, x, one.canonical()).z)
+    for other in ({"steps": 2}, {"steps": 1, "stop": "relative"}):
+        assert Solver(method=method, **other).canonical() == Solver(method=method, **other)
+    mixed = Solver(method="anderson", steps=1, mixing=0.5)
+    assert mixed.canonical() == mixed and not torch.equal(solve(f, z0, x, mixed).z, solve(f, z0, x, one).z)

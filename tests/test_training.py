@@ -1,12 +1,10 @@
 import os
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
+from conftest import kill_when
 from pydantic import ValidationError
 
 from srs import models
@@ -71,15 +69,8 @@ t._train(few(prepare(DataConfig())), {checkpoint!r}, checkpoint_seconds=1e-6)
 def test_killed_training_resumes_to_the_same_weights(undisturbed, few_digits, tmp_path):
     checkpoint = tmp_path / "run.pt"
     script = _KILLED.format(tests=os.path.dirname(__file__), checkpoint=str(checkpoint))
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    steps = 0
-    while steps < 5 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.01)
-        if checkpoint.is_file():
-            steps = torch.load(checkpoint, weights_only=True)["step"]
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    far = lambda: checkpoint.is_file() and torch.load(checkpoint, weights_only=True)["step"] >= 5  # noqa: E731
+    kill_when(far, [sys.executable, "-c", script])
     assert 5 <= torch.load(checkpoint, weights_only=True)["step"] < 20
     assert _same_bytes(undisturbed, _train(few_digits, checkpoint), tmp_path)
 
@@ -224,3 +215,16 @@ def test_parameter_errors():
     ):
         with pytest.raises(ValidationError, match=next(iter(bad))):
             Training(**bad)
+
+
+def test_the_jacobian_weight_follows_its_schedule(few_digits, tmp_path):
+    config = Training(epochs=1, unrolled_steps=10, jacobian_weight=2.5, unrolled_jacobian_weight=0.03, jacobian_increase=0.1)
+    model = models.build("mdeq-tiny", **few_digits.model_fields())
+    run = _Run(model, few_digits, DataConfig(), config, tmp_path / "run.pt", torch.device("cpu"))
+    found = []
+    for run.step in (0, 9, 10, 49_999, 50_000, 149_999):
+        found.append(run._jacobian_weight())
+    assert found == pytest.approx([0.03, 0.03, 2.5, 2.5, 2.6, 2.7])
+    plain = Training(unrolled_steps=10, jacobian_weight=0.5)
+    run.config, run.step = plain, 0
+    assert run._jacobian_weight() == 0.5
