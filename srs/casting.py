@@ -6,6 +6,7 @@ definition (a single fixed step of any solver). The reference, which audits comp
 itself a row, elsewhere on the audited draws alone.
 """
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 
-from srs.data import Part, evenly_spaced
+from srs.data import Images, evenly_spaced
 from srs.journal import Journal, pack, unpack
 from srs.noise import NoisyCopies, audited_draws
 from srs.votes import Sampler, SerializedSampler, StandardSampler, Votes
@@ -22,11 +23,13 @@ from srs.votes import Sampler, SerializedSampler, StandardSampler, Votes
 NOT_CAST = -2  # beside votes.UNDECIDED
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A checked section of params.yaml."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Group(_Section):
+class Group(Section):
     """Rows that are shown together: ``n`` counted draws of ``images`` evenly spaced ones among the experiment's images.
 
     ``audit`` overrides how many draws are audited; a group of serialized rows without the reference must give it.
@@ -38,7 +41,7 @@ class Group(_Section):
     samplers: dict[str, Sampler] = Field(min_length=1)
 
 
-class Casting(_Section):
+class Casting(Section):
     """Settings of an experiment's votes: noise level ``sigma`` and ``seed``, ``n0`` selection draws, ``images`` evenly spaced
     test images. ``chains`` is for serialized rows that give none. ``batch_size`` copies are computed at once: it
     changes no vote."""
@@ -78,18 +81,23 @@ class Casting(_Section):
     def plan(self, indices: np.ndarray) -> dict[Sampler, list[np.ndarray]]:
         """For each distinct sampler the draws of each image that it votes on; the reference first."""
         reference = self.reference.canonical()
-        needed: dict[Sampler, list[set]] = {reference: [set() for _ in indices]}
+        first: dict[Sampler, np.ndarray] = {reference: np.zeros(len(indices), np.int64)}  # how many draws from the first on
+        audited: list[list[np.ndarray]] = [[] for _ in indices]  # by the reference, beyond those
         for name, group in self.groups.items():
-            every = set(range(self.n0 + group.n))
+            members = self.members(name)
             for row in group.samplers:
-                wanted = needed.setdefault(self.sampler(name, row), [set() for _ in indices])
-                for position in self.members(name):
-                    wanted[position] |= every
-            if group.audit is not None:
-                for position in self.members(name):
-                    index = int(indices[position])
-                    needed[reference][position] |= set(audited_draws(self.seed, index, self.n0, group.n, group.audit).tolist())
-        return {sampler: [np.array(sorted(d), np.int64) for d in draws] for sampler, draws in needed.items() if any(draws)}
+                wanted = first.setdefault(self.sampler(name, row), np.zeros(len(indices), np.int64))
+                wanted[members] = np.maximum(wanted[members], self.n0 + group.n)
+            if group.audit is not None and any(not sampler.independent for sampler in group.samplers.values()):
+                for position in members:
+                    drawn = audited_draws(self.seed, int(indices[position]), self.n0, group.n, group.audit)
+                    audited[position].append(drawn)
+        ranges = {n: np.arange(n) for wanted in first.values() for n in wanted.tolist()}
+        plan = {sampler: [ranges[n] for n in wanted.tolist()] for sampler, wanted in first.items()}
+        plan[reference] = [
+            np.unique(np.concatenate([draws, *extra])) if extra else draws for draws, extra in zip(plan[reference], audited)
+        ]
+        return {sampler: draws for sampler, draws in plan.items() if any(len(d) for d in draws)}
 
 
 @dataclass(frozen=True)
@@ -140,60 +148,65 @@ class VoteTable:
             return cls(cast["index"].copy(), votes)
 
 
-def cast_votes(model, images: Part, casting: Casting, journal: Journal, device: torch.device | str = "cpu") -> VoteTable:
+def cast_votes(model, images: Images, casting: Casting, journal: Journal, device: torch.device | str = "cpu") -> VoteTable:
     """Cast the votes of an experiment; what is already in the journal is not cast again.
 
-    Several images are computed side by side, as many as fill a batch with one chain each of the row with fewest chains.
+    Several images are computed side by side, as many as fill a batch with the row that has fewest chains.
     """
     indices = evenly_spaced(len(images), casting.images)
     plan = casting.plan(indices)
-    done = {(record["index"], record["sampler"]): record for record in journal.records}
+    done = {(record["index"], record["sampler"], record["drawn"]): record for record in journal.records}
+    keys = {sampler: [_key(int(i), sampler, d) for i, d in zip(indices, draws)] for sampler, draws in plan.items()}
     block = max(1, casting.batch_size // min((s.chains for s in plan if isinstance(s, SerializedSampler)), default=400))
-    total = sum(len(draws) for every in plan.values() for draws in every)
-    spent = sum(record["draws"] for record in done.values())
     copies = [NoisyCopies(images.images(np.array([i]))[0].to(device), int(i), casting.sigma, casting.seed) for i in indices]
-    if len(done) == 0:
+    todo = {s: [p for p, d in enumerate(draws) if len(d) and keys[s][p] not in done] for s, draws in plan.items()}
+    if any(todo.values()):
         _warm_up(model, copies[0], plan, casting)
-    with tqdm(total=total, initial=spent, desc="votes", unit="vote", mininterval=2) as bar:
-        for first in range(0, len(indices), block):
-            for number, (sampler, draws) in enumerate(plan.items()):
-                todo = [p for p in range(first, min(first + block, len(indices))) if (int(indices[p]), number) not in done]
-                for alike in _equal_counts([p for p in todo if len(draws[p])], draws, sampler.independent):
-                    cast = sampler.sample_many(model, [copies[p] for p in alike], [draws[p] for p in alike], casting.batch_size)
-                    for position, votes in zip(alike, cast):
-                        record = _record(int(indices[position]), number, votes)
-                        journal.append(record)
-                        done[record["index"], number] = record
-                        bar.update(record["draws"])
-    return _table(indices, plan, done)
+    total = sum(len(d) for draws in plan.values() for d in draws)
+    left = sum(len(plan[sampler][p]) for sampler, positions in todo.items() for p in positions)
+    with tqdm(total=total, initial=total - left, desc="votes", unit="vote", mininterval=2) as bar:
+        for sampler, positions in todo.items():
+            for alike in _side_by_side(positions, plan[sampler], block):
+                draws = [plan[sampler][p] for p in alike]
+                cast = sampler.sample_many(model, [copies[p] for p in alike], draws, casting.batch_size)
+                for position, votes in zip(alike, cast):
+                    record = _record(keys[sampler][position], votes)
+                    journal.append(record)
+                    done[keys[sampler][position]] = record
+                    bar.update(len(votes.classes))
+    return _table(indices, plan, {sampler: [done.get(key) for key in keys[sampler]] for sampler in plan})
 
 
-def _equal_counts(positions: list[int], draws: list[np.ndarray], together: bool) -> list[list[int]]:
-    """Images to compute side by side: chains run in step, so theirs must have equally many draws."""
-    if together:
-        return [positions] if positions else []
+def _key(index: int, sampler: Sampler, draws: np.ndarray) -> tuple[int, str, str]:
+    """What a record in the journal is of: an image, a sampler, and which draws."""
+    drawn = f"{len(draws)}:{zlib.crc32(draws.tobytes()):08x}"
+    return index, sampler.model_dump_json(), drawn
+
+
+def _side_by_side(positions: list[int], draws: list[np.ndarray], block: int) -> list[list[int]]:
+    """Images to compute at once, ``block`` at most: chains run in step, so theirs must have equally many draws."""
     counts = sorted({len(draws[p]) for p in positions})
-    return [[p for p in positions if len(draws[p]) == count] for count in counts]
+    alike = [[p for p in positions if len(draws[p]) == count] for count in counts]
+    return [part[first : first + block] for part in alike for first in range(0, len(part), block)]
 
 
-def _record(index: int, number: int, votes: Votes) -> dict:
+def _record(key: tuple[int, str, str], votes: Votes) -> dict:
     packed = {"classes": pack(votes.classes), "evaluations": pack(votes.evaluations)}
     packed["seconds"] = pack(votes.seconds.view(np.int32))
-    return {"index": index, "sampler": number, "draws": len(votes.classes)} | packed
+    return dict(zip(("index", "sampler", "drawn"), key)) | packed
 
 
-def _table(indices: np.ndarray, plan: dict[Sampler, list[np.ndarray]], done: dict) -> VoteTable:
+def _table(indices: np.ndarray, plan: dict[Sampler, list[np.ndarray]], records: dict[Sampler, list[dict | None]]) -> VoteTable:
     table = {}
-    for number, (sampler, draws) in enumerate(plan.items()):
+    for sampler, draws in plan.items():
         width = max(int(d[-1]) + 1 for d in draws if len(d))
         votes = Votes(
             np.full((len(indices), width), NOT_CAST, np.int16),
             np.zeros((len(indices), width), np.int32),
             np.zeros((len(indices), width), np.float32),
         )
-        for position, numbers in enumerate(draws):
+        for position, (numbers, record) in enumerate(zip(draws, records[sampler])):
             if len(numbers):
-                record = done[int(indices[position]), number]
                 votes.classes[position, numbers] = unpack(record["classes"])
                 votes.evaluations[position, numbers] = unpack(record["evaluations"])
                 votes.seconds[position, numbers] = unpack(record["seconds"]).view(np.float32)

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from srs.attacks import Attack
-from srs.casting import Casting
+from srs.casting import Casting, Section
 from srs.certification import Assurance
 from srs.data import DataConfig
 from srs.models import configure
@@ -17,11 +17,7 @@ from srs.training import Training
 from srs.votes import Sampler
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelSpec(_Section):
+class ModelSpec(Section):
     """Which network on which data set; ``overrides`` replace fields of the preset."""
 
     data: str
@@ -34,7 +30,7 @@ class ModelSpec(_Section):
         return self
 
 
-class Experiment(_Section):
+class Experiment(Section):
     """One trained model and the votes that are cast with it."""
 
     model: ModelSpec
@@ -42,7 +38,7 @@ class Experiment(_Section):
     votes: Casting
 
 
-class Attacks(_Section):
+class Attacks(Section):
     """Empirical robustness of an experiment's certified smoothed classifier: ``attacks`` on ``images`` evenly spaced ones
     among the experiment's, at each of ``radii``; each attacked image is classified by PREDICT with ``n`` draws.
     ``method`` names the row of the group ``main`` whose certificates stand beside. ``threads``: as in Training."""
@@ -56,7 +52,7 @@ class Attacks(_Section):
     threads: int | None = Field(None, ge=1)
 
 
-class DataRole(_Section):
+class DataRole(Section):
     """What a data set stands for in the reports, and the radii of its tables."""
 
     stands_for: str
@@ -73,7 +69,7 @@ class DataRole(_Section):
         return self
 
 
-class Size(_Section):
+class Size(Section):
     """The experiments of one model size: the ``main`` one, all noise ``levels``, the main one's ``repeats`` under other
     seeds, and its entry in ``attacks``."""
 
@@ -83,7 +79,7 @@ class Size(_Section):
     attack: str | None = None
 
 
-class Report(_Section):
+class Report(Section):
     """What the reports show: which experiment stands where the paper has which."""
 
     data: dict[str, DataRole]
@@ -98,7 +94,7 @@ class Report(_Section):
         return {"small": self.small, "large": self.large, "imagenet": self.imagenet}
 
 
-class Profile(_Section):
+class Profile(Section):
     """One size of the whole study."""
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
@@ -154,7 +150,7 @@ def _known(path: str, name: str, choices: Iterable[str]) -> str:
     return name
 
 
-class Study(_Section):
+class Study(Section):
     """params.yaml: named rows, attacks and radii to refer to, the profiles, and the active one."""
 
     samplers: dict[str, dict[str, Sampler]]

@@ -29,7 +29,7 @@ MARGIN = 1e-4  # in logits
 @dataclass(frozen=True)
 class Votes:
     """Votes and their price, draw by draw: ``classes`` (n,) int16, ``evaluations`` of f (n,) int32, ``seconds`` (n,)
-    float32: each draw's share of the time of the batch that it was computed in."""
+    float32: each draw's share of the time of the batch that it was computed in, without that of making the noise."""
 
     classes: np.ndarray
     evaluations: np.ndarray
@@ -76,8 +76,8 @@ class _IndependentSampler(_Sampler):
         places = np.concatenate([np.arange(len(numbers)) for numbers in draws])
         numbers = np.concatenate(draws)
         for rows in _batches(np.arange(len(which)), batch_size):
-            began = time.perf_counter()
             x = gather(copies, which[rows], numbers[rows])
+            began = time.perf_counter()
             logits, evaluations = self._logits(model, x)
             classes = _settle(logits, lambda row, x=x: self._logits(model, x[row])[0])
             _share(cast, which[rows], places[rows], classes, evaluations, began)
@@ -152,13 +152,14 @@ class SerializedSampler(_Sampler):
         """Chains number ``chain`` of the images ``which``, side by side from their first draw to their last below ``n``."""
         state: Tensor | None = None
         for turn in range(-(-n // self.chains)):
-            began = time.perf_counter()
             alive = turn * self.chains + chain < n
             if not alive.any():
                 return
             which, chain = which[alive], chain[alive]
             numbers = turn * self.chains + chain
-            injection = model.inject(gather(copies, which, numbers))
+            x = gather(copies, which, numbers)
+            began = time.perf_counter()
+            injection = model.inject(x)
             initial = model.initial_state(injection)
             if clean is not None:
                 z0 = clean[torch.from_numpy(which).to(clean.device)]
