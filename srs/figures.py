@@ -11,7 +11,6 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
 from srs.data import Part
 from srs.noise import NoisyCopies
@@ -99,15 +98,6 @@ def plot_levels(table: pd.DataFrame, sizes: Sequence[str]) -> Figure:
         axes.set(title=size, xlabel="noise level sigma (pixel units)", ylabel="ACR", ylim=(0, None))
         axes.legend(fontsize=8)
     return figure
-
-
-def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval (percentile) of a mean; the mean itself where all values are equal."""
-    values = np.asarray(values, float)
-    if len(values) < 2 or np.ptp(values) == 0:
-        return (float(values.mean()),) * 2 if len(values) else (np.nan, np.nan)
-    found = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=2_000, rng=np.random.default_rng(seed))
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def plot_votes(

@@ -39,7 +39,8 @@ def promised(items: dict, profile: params.Profile) -> dict:
 
 def faults(reports: Path, items: dict) -> list[str]:
     """What is wrong with the items in the executed notebooks: a line for each that is missing, empty or uncaptioned."""
-    outputs = {path.stem: _outputs(path) for path in sorted(reports.glob("*.ipynb"))}
+    names = dict.fromkeys(entry["report"] for entry in items.values())
+    outputs = {name: _outputs(reports / f"{name}.ipynb") for name in names if (reports / f"{name}.ipynb").is_file()}
     found = []
     for item, entry in items.items():
         shown = outputs.get(entry["report"])
@@ -71,9 +72,9 @@ def _faults_of(item: str, outputs: list[dict]) -> list[str]:
     return found
 
 
-def page(profile: params.Profile, items: dict, reports: Path, link: str, note: str = "") -> str:
-    """The index as HTML; hrefs to reports begin with ``link``."""
-    titles = {path.stem: _title(path) for path in sorted(reports.glob("*.ipynb"))}
+def page(profile: params.Profile, items: dict, reports: list[Path], link: str, note: str = "") -> str:
+    """The index of the executed ``reports`` as HTML; hrefs to them begin with ``link``."""
+    titles = {path.stem: _title(path) for path in reports}
     listed = "".join(f'<li><a href="{link}{name}.html">{html.escape(title)}</a></li>' for name, title in titles.items())
     rows = "".join(_row(item, entry, link) for item, entry in items.items() if entry["report"] in titles)
     return f"""<!doctype html>
@@ -101,11 +102,16 @@ def _whose_task(profile: params.Profile) -> str:
     """Says what is stand-in and what is the paper's own task."""
     told = []
     for name, role in profile.report.data.items():
-        if role.stands_in(name):
+        if stands_in(profile.datasets[name].name):
             told.append(f"{name} stands in for {role.stands_for}: those numbers are not about the paper's own task.")
         else:
             told.append(f"{name} is the paper's own data.")
     return " ".join(told)
+
+
+def stands_in(source: str) -> bool:
+    """Whether a data source only takes the place of the paper's data."""
+    return source in ("digits", "mnist")
 
 
 def label(item: str) -> str:
@@ -123,14 +129,21 @@ def _title(path: Path) -> str:
     return nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
 
 
+def read() -> tuple[list[str], dict]:
+    """The names of all reports, in order, and the items of the paper."""
+    content = yaml.safe_load(ITEMS.read_text())
+    return content["reports"], content["items"]
+
+
 def main() -> None:
     reports = Path(sys.argv[1])
-    items, profile = yaml.safe_load(ITEMS.read_text()), params.load().active
+    (names, items), profile = read(), params.load().active
     items = promised(items, profile)
     wrong = faults(reports, items)
     if wrong:
         sys.exit("the reports lack:\n" + "\n".join(wrong))
-    (reports.parent / "index.html").write_text(page(profile, items, reports, f"{reports.name}/"))
+    found = [reports / f"{name}.ipynb" for name in names]
+    (reports.parent / "index.html").write_text(page(profile, items, found, f"{reports.name}/"))
 
 
 if __name__ == "__main__":

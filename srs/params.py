@@ -38,15 +38,36 @@ class Experiment(Section):
     votes: Casting
 
 
+#: The groups that reports read of the main experiment of each size, and rows that they name beside the reference.
+_NEEDED = {
+    "small": {
+        "main": ("MDEQ-1A", "SRS-MDEQ-1A", "SRS-MDEQ-3A"),
+        "consistency": tuple(f"{kind}-{steps}A" for kind in ("MDEQ", "SRS-MDEQ") for steps in (1, 3)),
+        "steps": ("SRS-MDEQ-3A", "SRS-MDEQ-5A"),
+        "solvers": ("MDEQ-30N", "MDEQ-30A"),
+        "warmup_steps": (),
+        "warmup_solvers": (),
+        "restart": (),
+    },
+    "imagenet": {"main": ("MDEQ-1B", "SRS-MDEQ-1B", "SRS-MDEQ-3B"), "steps": ()},
+}
+_NEEDED["large"] = {
+    **{name: rows for name, rows in _NEEDED["small"].items() if name not in ("warmup_solvers", "restart")},
+    "start": tuple(f"SRS-MDEQ-{steps}A {start} start" for steps in (1, 3) for start in ("clean", "previous")),
+}
+
+
 class Attacks(Section):
     """Empirical robustness of an experiment's certified smoothed classifier: ``attacks`` on ``images`` evenly spaced ones
-    among the experiment's, at each of ``radii``; each attacked image is classified by PREDICT with ``n`` draws.
+    among its group ``main``'s, at each of ``radii``; each attacked image is classified by PREDICT with up to ``n`` draws.
     ``method`` names the row of the group ``main`` whose certificates stand beside. ``threads``: as in Training."""
 
     experiment: str
     method: str
     images: int = Field(ge=1)
-    n: int = Field(ge=1)
+    n: int = Field(ge=20)
+    seed: int = Field(0, ge=0, lt=1 << 63)
+    batch_size: int = Field(400, ge=1)
     radii: list[float]
     attacks: dict[str, Attack] = Field(min_length=1)
     threads: int | None = Field(None, ge=1)
@@ -57,10 +78,6 @@ class DataRole(Section):
 
     stands_for: str
     radii: list[float]
-
-    def stands_in(self, name: str) -> bool:
-        """Whether the data set of this ``name`` is another than what it stands for."""
-        return name != self.stands_for.lower().replace("-", "")
 
     @model_validator(mode="after")
     def _radii_ascend_from_zero(self) -> "DataRole":
@@ -78,9 +95,12 @@ class Size(Section):
     repeats: list[str] = []
     attack: str | None = None
 
+    def experiments(self) -> list[str]:
+        return list(dict.fromkeys([self.main, *self.levels, *self.repeats]))
+
 
 class Report(Section):
-    """What the reports show: which experiment stands where the paper has which."""
+    """What the reports show: which experiment stands where the paper has which; ``others`` are shown though it has none."""
 
     data: dict[str, DataRole]
     small: Size
@@ -89,6 +109,7 @@ class Report(Section):
     resnet: str
     smoothadv: str
     no_jacobian: str
+    others: list[str] = []
 
     def sizes(self) -> dict[str, Size]:
         return {"small": self.small, "large": self.large, "imagenet": self.imagenet}
@@ -120,16 +141,42 @@ class Profile(Section):
             attacked = self.experiments[_known(f"attacks.{key}.experiment", attacks.experiment, self.experiments)]
             rows = attacked.votes.groups[_known(f"attacks.{key}: group", "main", attacked.votes.groups)].samplers
             _known(f"attacks.{key}.method", attacks.method, rows)
-            if attacks.images > attacked.votes.images:
-                raise ValueError(f"attacks.{key}.images = {attacks.images} is out of range: 1 to {attacked.votes.images}")
-        for name in ("resnet", "smoothadv", "no_jacobian"):
-            _known(f"report.{name}", getattr(self.report, name), self.experiments)
-        for name, size in self.report.sizes().items():
-            for experiment in (size.main, *size.levels, *size.repeats):
-                _known(f"report.{name}", experiment, self.experiments)
-            if size.attack is not None:
-                _known(f"report.{name}.attack", size.attack, self.attacks)
+            most = attacked.votes.groups["main"].images
+            if attacks.images > most:
+                raise ValueError(f"attacks.{key}.images = {attacks.images} is out of range: 1 to {most}")
+        self._reports_find_their_rows()
         return self
+
+    def _reports_find_their_rows(self) -> None:
+        report = self.report
+        for name in ("resnet", "smoothadv", "no_jacobian"):
+            _known(f"report.{name}", getattr(report, name), self.experiments)
+        for name, size in report.sizes().items():
+            for key in size.experiments():
+                self._has_rows(f"report.{name}", key, "main")
+            for group, rows in _NEEDED[name].items():
+                self._has_rows(f"report.{name}", size.main, group, rows)
+            if name != "imagenet":
+                _known(f"report.{name}.attack", size.attack, self.attacks)
+                if not any(group.startswith("samples") for group in self.experiments[size.main].votes.groups):
+                    raise ValueError(f"experiments.{size.main}.votes.groups needs a group samples_*, with SRS-MDEQ-3A")
+        for key in report.others:
+            self._has_rows("report.others", key, "main")
+        for name in ("smoothadv", "no_jacobian"):
+            self._has_rows(f"report.{name}", getattr(report, name), "pair", ("SRS-MDEQ-1A", "SRS-MDEQ-3A"))
+        if self.experiments[report.smoothadv].training.adversary is None:
+            raise ValueError(
+                f"report.smoothadv = {report.smoothadv!r} is not trained by SmoothAdv: give its training an adversary"
+            )
+
+    def _has_rows(self, path: str, key: str, group: str, rows: Iterable[str] = ()) -> None:
+        """Whether an experiment has a group, with the reference and some rows by name."""
+        votes = self.experiments[_known(path, key, self.experiments)].votes
+        samplers = votes.groups[_known(f"{path}: the group", group, votes.groups)].samplers
+        for row in rows:
+            _known(f"experiments.{key}.votes.groups.{group}: the row", row, samplers)
+        if votes.reference not in samplers.values():
+            raise ValueError(f"experiments.{key}.votes.groups.{group} needs the reference among its samplers")
 
     def _certifiable(self, key: str, group: str) -> None:
         chosen = self.experiments[key].votes.groups[group]

@@ -13,21 +13,20 @@ import sys
 from pathlib import Path
 
 import nbformat
-import yaml
 
 from srs import index, params
 
 LARGEST = 2_000_000  # bytes of one file
 
 
-def publish(source: Path, target: Path) -> list[Path]:
-    """Replace ``target`` by the executed notebooks and pages of ``source`` and by their figures as PNG files.
+def publish(reports: list[Path], target: Path) -> list[Path]:
+    """Replace ``target`` by executed notebooks, their pages, and their figures as PNG files.
 
-    Raises FileNotFoundError where there is no report yet and ValueError for a file over 2 MB.
+    Raises FileNotFoundError where a report is missing and ValueError for a file over 2 MB.
     """
-    reports = sorted(source.glob("*.ipynb"))
-    if not reports:
-        raise FileNotFoundError(f"no report in {source}: run `make repro` first")
+    for report in reports:
+        if not report.is_file():
+            raise FileNotFoundError(f"no report {report}: run `make repro` first")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     written = []
@@ -53,7 +52,7 @@ def _figures(report: Path) -> list[bytes]:
 def _provenance(runs: Path) -> str:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     changed = subprocess.run(
-        ["git", "status", "--porcelain", "srs", "notebooks", "params.yaml", "dvc.yaml"], capture_output=True
+        ["git", "status", "--porcelain", "srs", "notebooks", "data", "params.yaml", "dvc.yaml"], capture_output=True
     )
     state = " with uncommitted changes" if changed.stdout else ""
     machines = {path.read_text() for path in sorted(runs.glob("votes/*/machine.json"))}
@@ -65,15 +64,18 @@ def _provenance(runs: Path) -> str:
 def main() -> None:
     profile = params.load().active
     runs, target = Path("runs") / profile.name, Path("reports") / profile.name
+    names, items = index.read()
+    if subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet"]).returncode:
+        sys.exit("the reports are not those of the present parameters and code: run `make repro` first")
     try:
-        written = publish(runs / "reports", target)
+        written = publish([runs / "reports" / f"{name}.ipynb" for name in names], target)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     provenance = _provenance(runs)
     pages = "".join(f"- [{path.stem}]({path.name})\n" for path in written if path.suffix == ".html")
     (target / "README.md").write_text(f"# Reports of the profile `{profile.name}`\n\n{provenance}\n{pages}")
-    items = index.promised(yaml.safe_load(index.ITEMS.read_text()), profile)
-    page = index.page(profile, items, target, f"{profile.name}/", note=provenance.replace("`", ""))
+    found = [target / f"{name}.ipynb" for name in names]
+    page = index.page(profile, index.promised(items, profile), found, f"{profile.name}/", note=provenance.replace("`", ""))
     (target.parent / "index.html").write_text(page)
     print(f"{len(written)} files in {target}")
 

@@ -16,7 +16,7 @@ from srs import tables
 from srs.casting import VoteTable
 from srs.certification import Assurance, certificates
 from srs.data import Dataset
-from srs.index import label
+from srs.index import label, stands_in
 from srs.params import Attacks, Experiment, Report
 
 SIZE_NAMES = {"small": "MDEQ-SMALL", "large": "MDEQ-LARGE", "imagenet": "MDEQ, ImageNet's slot"}
@@ -36,12 +36,13 @@ class Results:
         self.assurance = Assurance(**certificates)
         self.attacks = {key: Attacks(**value) for key, value in attacks.items()}
         self.data, self.runs = Path(data), Path(runs)
+        self._datasets: dict[str, Dataset] = {}
         self._votes: dict[str, VoteTable] = {}
         self._rows: dict[Source, pd.DataFrame] = {}
 
     @cached_property
     def items(self) -> dict:
-        return yaml.safe_load((self.data.parent / "items.yaml").read_text())
+        return yaml.safe_load((self.data.parent / "items.yaml").read_text())["items"]
 
     @cached_property
     def published(self) -> dict:
@@ -67,6 +68,11 @@ class Results:
         casting = self.experiments[key].votes
         return next(row for row, sampler in casting.groups[group].samplers.items() if sampler == casting.reference)
 
+    def sample_groups(self, key: str) -> list[str]:
+        """The groups that differ in their number of draws, in its order."""
+        groups = self.experiments[key].votes.groups
+        return sorted((name for name in groups if name.startswith("samples")), key=lambda name: groups[name].n)
+
     def radii(self, key: str) -> list[float]:
         return self.report.data[self.experiments[key].model.data].radii
 
@@ -82,11 +88,10 @@ class Results:
         return pd.read_csv(self.runs / "models" / key / "history.csv")
 
     def dataset(self, key: str) -> Dataset:
-        return Dataset.load(self.data / f"{self.experiments[key].model.data}.npz")
-
-    def dataset_fields(self, name: str) -> dict:
-        """What a model must know of a data set."""
-        return Dataset.load(self.data / f"{name}.npz").model_fields()
+        name = self.experiments[key].model.data
+        if name not in self._datasets:
+            self._datasets[name] = Dataset.load(self.data / f"{name}.npz")
+        return self._datasets[name]
 
     def basis(self, sources: Sequence[Source]) -> str:
         """The sentences that every caption ends with: what its numbers rest on."""
@@ -107,8 +112,12 @@ class Results:
         )
 
     def _models(self, sources: Sequence[Source]) -> list[str]:
-        specs = [self.experiments[key].model for key, _ in sources]
-        return [f"{key} ({spec.preset} on {spec.data})" for (key, _), spec in zip(sources, specs)]
+        return [f"{key} ({self._model(key)})" for key, _ in sources]
+
+    def _model(self, key: str) -> str:
+        spec = self.experiments[key].model
+        changes = ", ".join(f"{name} = {value}" for name, value in spec.overrides.items())
+        return spec.preset + (f" with {changes}" if changes else "") + f", on {spec.data}"
 
     def _machine(self, key: str) -> str:
         machine = json.loads((self.runs / "votes" / key / "machine.json").read_text())
@@ -116,14 +125,12 @@ class Results:
 
     def stand_in(self, keys: Sequence[str]) -> str:
         """Says which data set stands in for which; nothing where the data are the paper's own."""
-        names = dict.fromkeys(self.experiments[key].model.data for key in keys)
-        roles = {name: self.report.data[name] for name in names}
-        told = [
-            f"Stand-in data: {name} takes the place of {role.stands_for}."
-            for name, role in roles.items()
-            if role.stands_in(name)
-        ]
-        return " ".join(told)
+        datasets = {self.experiments[key].model.data: self.dataset(key) for key in keys}
+        return " ".join(
+            f"Stand-in data: {name} takes the place of {self.report.data[name].stands_for}."
+            for name, dataset in datasets.items()
+            if stands_in(dataset.name)
+        )
 
     def caption(self, item: str, text: str, sources: Sequence[Source] = ()) -> str:
         """HTML that marks and captions an item of the paper: its number, ``text``, and what it rests on.

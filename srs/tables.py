@@ -123,16 +123,20 @@ def with_interval(share: float, lower: float, upper: float) -> str:
     return f"{100 * share:.0f} [{100 * lower:.0f}, {100 * upper:.0f}]"
 
 
-def paired_difference(rows: pd.DataFrame, method: str, other: str, r: float = 0.0) -> tuple[float, float, float]:
-    """Certified accuracy at ``r`` of ``method`` minus that of ``other``, on the same images, with a 95 % interval.
+def paired_difference(
+    rows: pd.DataFrame, method: str, other: str, r: float = 0.0, alpha: float = 0.05
+) -> tuple[float, float, float]:
+    """Certified accuracy at ``r`` of ``method`` minus that of ``other``, on the same images, with its 1 - alpha interval.
 
-    The interval is exact and conservative: from Clopper-Pearson intervals, each at 97.5 %, for the shares of images
-    gained and lost (Bonferroni).
+    The interval is exact and conservative: from Clopper-Pearson intervals, each at level 1 - alpha / 2, for the shares of
+    images gained and lost (Bonferroni). NaN where the two have no image in common.
     """
     counts = certified(rows, r).groupby([rows["index"], rows["method"]]).first().unstack()
-    both = counts[[method, other]].dropna()
+    both = counts[[method, other]].dropna().astype(bool)
+    if both.empty:
+        return np.nan, np.nan, np.nan
     gained, lost = int((both[method] & ~both[other]).sum()), int((both[other] & ~both[method]).sum())
-    gains, losses = (clopper_pearson_interval(count, len(both), 0.025) for count in (gained, lost))
+    gains, losses = (clopper_pearson_interval(count, len(both), alpha / 2) for count in (gained, lost))
     return (gained - lost) / len(both), gains[0] - losses[1], gains[1] - losses[0]
 
 

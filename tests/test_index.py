@@ -7,7 +7,8 @@ import yaml
 from srs import index, params
 
 ROOT = Path(__file__).parent.parent
-ITEMS = yaml.safe_load((ROOT / index.ITEMS).read_text())
+CONTENT = yaml.safe_load((ROOT / index.ITEMS).read_text())
+ITEMS = CONTENT["items"]
 WORDS = "a caption that says what is shown, and on what it rests"
 TABLE = {"text/html": f'<table><caption><span id="table_1"></span>{WORDS}</caption>' + "<td>1</td>" * 8 + "</table>"}
 PICTURE, CAPTION = {"image/png": "x" * 20_000}, {"text/html": f'<p><span id="figure_1"></span>{WORDS}</p>'}
@@ -56,15 +57,16 @@ def test_an_absent_report_is_a_fault(tmp_path):
 def test_the_page_leads_to_every_item_and_says_whose_task_it_is(tmp_path):
     _report(tmp_path, TABLE, PICTURE, CAPTION)
     study = params.load(ROOT / "params.yaml")
-    page = index.page(study.profiles["embedded"], TWO, tmp_path, "reports/")
+    page = index.page(study.profiles["embedded"], TWO, [tmp_path / "11.ipynb"], "reports/")
     for part in ('href="reports/11.html#table_1">Table 1<', 'href="reports/11.html#figure_1">Figure 1<', "report@11"):
         assert part in page
     assert "Main &lt;results&gt;" in page and "http" not in page
     assert "digits stands in for CIFAR-10" in page
-    assert "cifar10 is the paper&#x27;s own data" in index.page(study.profiles["paper"], TWO, tmp_path, "")
+    assert "cifar10 is the paper&#x27;s own data" in index.page(study.profiles["paper"], TWO, [tmp_path / "11.ipynb"], "")
 
 
 def test_every_report_is_a_stage_of_the_graph():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    known = {"table2", *(f"report@{name}" for name in stages["report"]["foreach"])}
-    assert {index.stage(item["report"]) for item in ITEMS.values()} <= known
+    assert CONTENT["reports"] == ["10_table2", *stages["report"]["foreach"]]
+    assert {item["report"] for item in ITEMS.values()} <= set(CONTENT["reports"])
+    assert index.stage("10_table2") in stages
