@@ -1,7 +1,6 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import pytest
 from test_tables import rows  # noqa: F401, a fixture
 
 from srs import figures
@@ -58,10 +57,3 @@ def test_levels_have_error_bars():
     figure = figures.plot_levels(pd.DataFrame([{**line, "sigma": s} for s in (0.25, 0.5)]), ["S"])
     assert len(figure.axes[0].containers) == 1 and figure.axes[0].get_xlabel()
     plt.close("all")
-
-
-def test_mean_interval():
-    assert figures.mean_interval([0.5, 0.5]) == (0.5, 0.5)
-    assert np.isnan(figures.mean_interval([])).all()
-    low, high = figures.mean_interval(np.random.default_rng(0).normal(1.0, 1.0, 400))
-    assert low < 1.0 < high and high - low == pytest.approx(4 / 20, rel=0.2)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from srs import results
 from srs.journal import Journal, fingerprint, pack, unpack
 from srs.results import average_certified_radius, certified_accuracy
 
@@ -64,3 +65,17 @@ def test_fingerprint_sees_every_input(tmp_path):
 def test_packing_round_trip():
     values = np.array([-1, 0, 7, 1_000_000])
     assert unpack(pack(values)).tolist() == values.tolist()
+
+
+def test_mean_interval():
+    for values in ([], [0.5], [0.5, 0.5]):  # nothing is known of their spread
+        assert np.isnan(results.mean_interval(values)).all()
+    low, high = results.mean_interval(np.random.default_rng(0).normal(1.0, 1.0, 400))
+    assert low < 1.0 < high and high - low == pytest.approx(4 / 20, rel=0.2)
+
+
+def test_ratio_interval():
+    below = np.random.default_rng(0).uniform(1, 2, 200)
+    ratio, low, high = results.ratio_interval(3 * below + np.random.default_rng(1).normal(0, 0.1, 200), below)
+    assert low < 3.0 < high and low < ratio < high and high - low < 0.1
+    assert np.isnan(results.ratio_interval([2.0], [1.0])[1:]).all()
