@@ -22,6 +22,7 @@ table { border-collapse: collapse; margin: 1em 0 }
 th, td { text-align: left; padding: .3em .9em .3em 0; border-bottom: 1px solid #ddd }
 th { border-bottom: 1.5px solid #444 }
 a { color: #0b5394 }
+td:first-child { white-space: nowrap }
 """
 
 
