@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from srs import bounds
 from srs.ascent import Logits, ascend
-from srs.certification import ABSTAIN, Certification
+from srs.certification import ABSTAIN, Certification, require_evaluation_mode
 from srs.data import Images
 from srs.deq import DEQ, differentiable
 from srs.journal import Journal
@@ -149,6 +149,7 @@ class _Attacker:
     def __init__(self, model, sampler, config: Certification, journal: Journal):
         self.model, self.sampler, self.config, self.journal = model, sampler, config, journal
         self.done = {(r["index"], r["attack"], r["radius"]): r for r in journal.records}
+        self.classes: int | None = None  # known from the first image
 
     def attack(self, targets: list[_Target], name: str, settings: Attack, budgets: list[float]) -> None:
         """Attack and judge at every radius, smallest first: always all images, so that a resumed run computes the same."""
@@ -170,8 +171,8 @@ class _Attacker:
         cases = [case for case in cases if (case[0].index, case[2], case[3]) not in self.done]
         if not cases:
             return
-        classes = _count_classes(self.model, cases[0][1])
-        polls = [Poll(n, config.alpha, classes) for _ in cases]
+        self.classes = self.classes or _count_classes(self.model, cases[0][1])
+        polls = [Poll(n, config.alpha, self.classes) for _ in cases]
         copies = [NoisyCopies(c[1], _JUDGEMENT + c[0].index, config.sigma, _SEEDS + config.seed) for c in cases]
         while open_ones := [i for i, poll in enumerate(polls) if poll.answer is None]:
             draws = [np.arange(polls[i].drawn, min(polls[i].drawn + _LOOK, n)) for i in open_ones]
@@ -236,6 +237,5 @@ def _usable_budgets(model, attacks: dict[str, Attack], radii: Iterable[float], s
         raise ValueError(f"attacks has the name {CLEAN!r}, which is kept for clean images: choose another")
     if not sampler.independent:
         raise ValueError(f"PREDICT has no guarantee for dependent votes: sampler kind {sampler.kind!r}; use 'standard'")
-    if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
-        raise ValueError("the model, or a part of it, is in training mode: call model.eval()")
+    require_evaluation_mode(model)
     return [radius for radius in budgets if radius > 0]

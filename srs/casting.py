@@ -40,6 +40,11 @@ class Group(Section):
     audit: int | None = Field(None, ge=1)
     samplers: dict[str, Sampler] = Field(min_length=1)
 
+    @property
+    def serialized(self) -> bool:
+        """Whether a row needs an audit."""
+        return any(not sampler.independent for sampler in self.samplers.values())
+
 
 class Casting(Section):
     """Settings of an experiment's votes: noise level ``sigma`` and ``seed``, ``n0`` selection draws, ``images`` evenly spaced
@@ -62,8 +67,7 @@ class Casting(Section):
                 raise ValueError(f"groups.{name}.images = {group.images} is out of range: 1 to images = {self.images}")
             if group.audit is not None and group.audit > group.n:
                 raise ValueError(f"groups.{name}.audit = {group.audit} must be at most n = {group.n}")
-            serialized = any(not sampler.independent for sampler in group.samplers.values())
-            if serialized and group.audit is None and self.reference not in group.samplers.values():
+            if group.serialized and group.audit is None and self.reference not in group.samplers.values():
                 raise ValueError(f"groups.{name} has serialized rows: list the reference among its samplers, or give audit")
         return self
 
@@ -88,7 +92,7 @@ class Casting(Section):
             for row in group.samplers:
                 wanted = first.setdefault(self.sampler(name, row), np.zeros(len(indices), np.int64))
                 wanted[members] = np.maximum(wanted[members], self.n0 + group.n)
-            if group.audit is not None and any(not sampler.independent for sampler in group.samplers.values()):
+            if group.audit is not None and group.serialized:
                 for position in members:
                     drawn = audited_draws(self.seed, int(indices[position]), self.n0, group.n, group.audit)
                     audited[position].append(drawn)
@@ -112,8 +116,7 @@ class VoteTable:
 
     def of(self, sampler: Sampler, position: int, draws: np.ndarray | slice) -> Votes:
         """Votes of one image. Raises ValueError where one of them was not cast."""
-        cast = self.votes[sampler.canonical()]
-        found = Votes(cast.classes[position, draws], cast.evaluations[position, draws], cast.seconds[position, draws])
+        found = self.votes[sampler.canonical()].take((position, draws))
         if (found.classes == NOT_CAST).any():
             raise ValueError(f"image {self.index[position]}: some of these draws were not cast by {sampler!r}")
         return found
@@ -200,11 +203,7 @@ def _table(indices: np.ndarray, plan: dict[Sampler, list[np.ndarray]], records: 
     table = {}
     for sampler, draws in plan.items():
         width = max(int(d[-1]) + 1 for d in draws if len(d))
-        votes = Votes(
-            np.full((len(indices), width), NOT_CAST, np.int16),
-            np.zeros((len(indices), width), np.int32),
-            np.zeros((len(indices), width), np.float32),
-        )
+        votes = Votes.blank((len(indices), width), NOT_CAST)
         for position, (numbers, record) in enumerate(zip(draws, records[sampler])):
             if len(numbers):
                 votes.classes[position, numbers] = unpack(record["classes"])

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from srs import bounds, noise
-from srs.casting import Casting, VoteTable
+from srs.casting import Casting, Section, VoteTable
 from srs.deq import DEQ
 from srs.noise import NoisyCopies
 from srs.votes import UNDECIDED, DirectSampler, Sampler, StandardSampler, Votes
@@ -166,10 +166,8 @@ def serialized_certificate(votes: Votes, audited: np.ndarray, reference: Votes, 
     )
 
 
-class Assurance(BaseModel):
+class Assurance(Section):
     """What certificates of an experiment share: failure probability ``alpha`` and ``audit`` = K audited draws."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     alpha: float = Field(0.001, gt=0, lt=1)
     audit: int = Field(400, ge=1)
@@ -241,11 +239,16 @@ def _default_sampler(model) -> Sampler:
     return StandardSampler() if isinstance(model, DEQ) else DirectSampler()
 
 
-def _copies(model, image: Tensor, index: int, config: Certification) -> NoisyCopies:
+def require_evaluation_mode(model) -> None:
+    """Raises ValueError for a module of which any part is in training mode."""
     if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
         raise ValueError(
             "the model, or a part of it, is in training mode, where votes depend on one another: call model.eval()"
         )
+
+
+def _copies(model, image: Tensor, index: int, config: Certification) -> NoisyCopies:
+    require_evaluation_mode(model)
     if not isinstance(image, Tensor) or not image.is_floating_point():
         raise ValueError(f"image must be a tensor of floats, pixels in [0, 1]; got {getattr(image, 'dtype', type(image))}")
     if not image.isfinite().all():

@@ -181,8 +181,7 @@ class Profile(Section):
     def _certifiable(self, key: str, group: str) -> None:
         chosen = self.experiments[key].votes.groups[group]
         place = f"experiments.{key}.votes.groups.{group}"
-        audited = any(not sampler.independent for sampler in chosen.samplers.values())
-        if audited and chosen.audit is None and self.certificates.audit > chosen.n:
+        if chosen.serialized and chosen.audit is None and self.certificates.audit > chosen.n:
             raise ValueError(f"certificates.audit = {self.certificates.audit} must be at most {place}.n = {chosen.n}")
         try:
             self.certificates.settings(self.experiments[key].votes, group)

@@ -36,11 +36,11 @@ class Votes:
     seconds: np.ndarray
 
     @classmethod
-    def blank(cls, n: int) -> "Votes":
-        return cls(np.full(n, UNDECIDED, np.int16), np.zeros(n, np.int32), np.zeros(n, np.float32))
+    def blank(cls, shape: int | tuple[int, ...], fill: int = UNDECIDED) -> "Votes":
+        return cls(np.full(shape, fill, np.int16), np.zeros(shape, np.int32), np.zeros(shape, np.float32))
 
-    def take(self, draws: np.ndarray | slice) -> "Votes":
-        return Votes(self.classes[draws], self.evaluations[draws], self.seconds[draws])
+    def take(self, places) -> "Votes":
+        return Votes(self.classes[places], self.evaluations[places], self.seconds[places])
 
 
 def decide(logits: Tensor) -> Tensor:
