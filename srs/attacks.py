@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ from srs.data import Images
 from srs.deq import DEQ, differentiable
 from srs.journal import Journal
 from srs.noise import NoisyCopies, standard_normal
+from srs.sections import Section
 from srs.solvers import Solver
 from srs.votes import UNDECIDED, Sampler
 
@@ -32,13 +33,11 @@ CLEAN = "none"  # the attack's name in the records of clean images
 _SEEDS, _ASCENT, _JUDGEMENT = 1 << 63, 1 << 62, 1 << 61
 
 
-class Attack(BaseModel):
+class Attack(Section):
     """PGD of ``steps`` steps of l2 length ``step_size`` over ``samples`` noisy copies (0: the clean image, plain PGD).
 
     ``forward`` and ``backward`` solve for a DEQ's state and its gradient; they mean nothing to other classifiers.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     samples: int = Field(0, ge=0)
     steps: int = Field(20, ge=1)

@@ -12,21 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from srs.data import Images, evenly_spaced
 from srs.journal import Journal, pack, unpack
 from srs.noise import NoisyCopies, audited_draws
+from srs.sections import Section
 from srs.votes import Sampler, SerializedSampler, StandardSampler, Votes
 
 NOT_CAST = -2  # beside votes.UNDECIDED
-
-
-class Section(BaseModel):
-    """A checked section of params.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Group(Section):

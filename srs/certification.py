@@ -10,26 +10,25 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from scipy import stats
 from torch import Tensor, nn
 
 from srs import bounds, noise
-from srs.casting import Casting, Section, VoteTable
+from srs.casting import Casting, VoteTable
 from srs.deq import DEQ
 from srs.noise import NoisyCopies
+from srs.sections import Section
 from srs.votes import UNDECIDED, DirectSampler, Sampler, StandardSampler, Votes
 
 ABSTAIN = -1
 
 
-class Certification(BaseModel):
+class Certification(Section):
     """Settings of a certificate: noise level ``sigma``, ``n0`` + ``n`` draws, failure probability ``alpha``, ``audit`` = K
     draws audited for serialized votes, ``seed`` of noise and audit. ``batch_size`` is how many copies are computed at
     once and changes no vote.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     sigma: float = Field(0.5, gt=0)
     n0: int = Field(100, ge=1)

@@ -16,14 +16,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
+
+from srs.sections import Section
 
 PARTS = ("train", "validation", "test")
 MEASURED = 5_000  # training images of a folder, evenly spaced, that its channel statistics rest on
 
 
-class DataConfig(BaseModel):
+class DataConfig(Section):
     """Which data, how they are split, and how training augments them.
 
     ``root`` is where ``cifar10`` lies (or downloads to) and what ``folder`` reads. ``image_size`` zero-pads ``digits``
@@ -31,8 +33,6 @@ class DataConfig(BaseModel):
     image_size) and the central square of image_size pixels is kept. ``test`` images are split off only where the source
     has no test part of its own. ``validation`` images are held out of the training part, for choices.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["digits", "mnist", "cifar10", "folder"] = "digits"
     root: str | None = None

@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from srs.data import Part
+from srs.data import Images
 from srs.noise import NoisyCopies
 from srs.results import certified_accuracy
 from srs.tables import reachable
@@ -101,7 +101,7 @@ def plot_levels(table: pd.DataFrame, sizes: Sequence[str]) -> Figure:
 
 
 def plot_votes(
-    part: Part, index: int, votes: dict[str, np.ndarray], n0: int, sigma: float, seed: int, shown: int = 10
+    part: Images, index: int, votes: dict[str, np.ndarray], n0: int, sigma: float, seed: int, shown: int = 10
 ) -> Figure:
     """One image, its first counted noisy copies, and each method's vote on every one of them."""
     image = part.images(np.array([index]))[0]
@@ -123,7 +123,7 @@ def plot_votes(
     return figure
 
 
-def plot_images(part: Part, indices: Sequence[int]) -> Figure:
+def plot_images(part: Images, indices: Sequence[int]) -> Figure:
     """Images side by side, with their labels."""
     figure, row = plt.subplots(1, len(indices), figsize=(1.6 * len(indices), 1.8), squeeze=False)
     for panel, index in zip(row[0], indices):

@@ -8,11 +8,11 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from srs.attacks import Attack
-from srs.casting import Casting, Section
+from srs.casting import Casting
 from srs.certification import Assurance
 from srs.data import DataConfig
 from srs.models import configure
-from srs.sections import ParameterError, read
+from srs.sections import ParameterError, Section, read
 from srs.training import Training
 from srs.votes import Sampler
 

@@ -1,8 +1,15 @@
-"""params.yaml as plain values; :mod:`srs.params` checks what they mean."""
+"""params.yaml as plain values, and what its checked sections have in common; :mod:`srs.params` checks the whole."""
 
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A checked section of params.yaml: unknown names, NaN and infinity are refused, values stay as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ParameterError(ValueError):

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
+
+from srs.sections import Section
 
 Method = Literal["naive", "anderson", "broyden"]
 
 
-class Solver(BaseModel):
+class Solver(Section):
     """Settings of a fixed-point solver.
 
     With ``stop="fixed"`` every row takes exactly ``steps`` evaluations of f. With ``"relative"`` or ``"absolute"``
     each row stops by itself, and is then frozen, once its residual is at most ``tolerance``. ``memory``, ``ridge``
     and ``mixing`` belong to Anderson acceleration; Broyden keeps the ``broyden_memory`` latest rank-one updates.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Method = "anderson"
     steps: int = Field(30, ge=1)

@@ -123,6 +123,11 @@ def with_interval(share: float, lower: float, upper: float) -> str:
     return f"{100 * share:.0f} [{100 * lower:.0f}, {100 * upper:.0f}]"
 
 
+def share(count: int, total: int) -> str:
+    """``count`` of ``total`` in percent with its exact 95 % interval; a dash where ``total`` is 0."""
+    return with_interval(count / total, *clopper_pearson_interval(count, total, 0.05)) if total else BEYOND
+
+
 def paired_difference(
     rows: pd.DataFrame, method: str, other: str, r: float = 0.0, alpha: float = 0.05
 ) -> tuple[float, float, float]:

@@ -17,30 +17,29 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from srs import models
 from srs.ascent import Logits, ascend
-from srs.data import DataConfig, Dataset, Part, augment
+from srs.data import DataConfig, Dataset, Images, augment
 from srs.deq import DEQ, classify, differentiable, implicit_solve, jacobian_penalty
 from srs.journal import lock
 from srs.noise import standard_normal
+from srs.sections import Section
 from srs.solvers import Solver, residuals
 
 _HELD_OUT = 1 << 63  # sets the seeds of evaluation noise apart from those of certification
 
 
-class Adversary(BaseModel):
+class Adversary(Section):
     """SmoothAdv training with PGD (Salman et al. 2019); defaults are those of the paper's Table 5.
 
     From epoch ``first_epoch`` on (0: all of them) each image is moved by ``steps`` l2 steps of ``step_size`` (None:
     2 epsilon / steps) up the loss of the mean softmax over ``samples`` noisy copies, within ``epsilon``; the same copies of
     the moved image, ``batch_size`` x ``samples`` rows a step, are then trained on.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epsilon: float = Field(0.5, gt=0)
     steps: int = Field(2, ge=1)
@@ -49,7 +48,7 @@ class Adversary(BaseModel):
     step_size: float | None = Field(None, gt=0)
 
 
-class Training(BaseModel):
+class Training(Section):
     """The schedule; defaults are the paper's for MDEQ-SMALL on CIFAR-10 (Tables 6 and 8).
 
     ``schedule`` "cosine" falls to ``final_learning_rate``, step by step; "step" divides the rate by 10 after each third of the
@@ -58,8 +57,6 @@ class Training(BaseModel):
     ``unrolled_jacobian_weight``, where one is given. ``threads`` of the CPU (None: torch's choice): small images gain
     nothing from a second, and two trainings can run at once.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     sigma: float = Field(0.5, ge=0)
     epochs: int = Field(120, ge=1)
@@ -278,7 +275,7 @@ class _Run:
         self.sums = {}
 
 
-def evaluate(model: nn.Module, part: Part, config: Training) -> dict[str, float]:
+def evaluate(model: nn.Module, part: Images, config: Training) -> dict[str, float]:
     """Noisy accuracy (one copy of each image) and mean relative residual of the evaluation solver on ``part``.
 
     The residual of a model that is no DEQ is NaN.

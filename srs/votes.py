@@ -15,11 +15,12 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from srs.deq import DEQ, classify
 from srs.noise import NoisyCopies, gather
+from srs.sections import Section
 from srs.solvers import Solver, per_row, solve
 
 UNDECIDED = -1
@@ -50,9 +51,7 @@ def decide(logits: Tensor) -> Tensor:
     return torch.where(decided, top.indices[:, 0], UNDECIDED)
 
 
-class _Sampler(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+class _Sampler(Section):
     def canonical(self) -> Self:
         """The same computation under the plainest settings; equal ones cast the same votes."""
         solvers = {name: value.canonical() for name, value in self if isinstance(value, Solver)}

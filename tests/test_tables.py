@@ -124,3 +124,8 @@ def test_paired_differences_look_at_common_images_and_at_the_radius(rows):
     few = pd.concat([rows[rows["method"] == "MDEQ-30A"], rows[(rows["method"] == "SRS-MDEQ-3A") & (rows["index"] < 2)]])
     assert tables.paired_difference(few, "SRS-MDEQ-3A", "MDEQ-30A", 0.5)[0] == -0.5
     assert tables.paired_difference(few, "SRS-MDEQ-3A", "MDEQ-30A", 0.0)[0] == 0.0
+
+
+def test_share_of_nothing_is_a_dash():
+    assert tables.share(0, 0) == tables.BEYOND
+    assert tables.share(1, 2) == "50 [1, 99]"

@@ -10,16 +10,16 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
+from srs.sections import Section
 
-class MDEQConfig(BaseModel):
+
+class MDEQConfig(Section):
     """Every size of an MDEQ. Channel statistics ``mean`` and ``std`` make the model's first layer, in pixel units."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     channels: tuple[int, ...] = Field(min_length=1)
     head_channels: tuple[int, ...]

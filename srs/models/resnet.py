@@ -9,19 +9,19 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from srs.sections import Section
 
-class ResNetConfig(BaseModel):
+
+class ResNetConfig(Section):
     """Every size of a ResNet. Channel statistics ``mean`` and ``std`` make the model's first layer, in pixel units.
 
     ``shortcut`` where resolution and width change: "pad" (He et al., option A: every second pixel, zero channels; no
     parameters) or "projection" (option B: 1x1 convolution and BatchNorm, as in Cohen et al.'s released code).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     depth: int = Field(110, ge=8)
     widths: tuple[int, int, int] = (16, 32, 64)
