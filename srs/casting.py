@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from srs.data import Images, evenly_spaced
 from srs.journal import Journal, pack, unpack
-from srs.noise import NoisyCopies, audited_draws
+from srs.noise import NoisyCopies, audit_order
 from srs.sections import Section
 from srs.votes import Sampler, SerializedSampler, StandardSampler, Votes
 
@@ -27,7 +27,8 @@ NOT_CAST = -2  # beside votes.UNDECIDED
 class Group(Section):
     """Rows that are shown together: ``n`` counted draws of ``images`` evenly spaced ones among the experiment's images.
 
-    ``audit`` overrides how many draws are audited; a group of serialized rows without the reference must give it.
+    ``audit`` overrides how many draws are audited; a group of serialized rows without the reference must give it, and has
+    the reference vote on the draws that a random audit or one of the first batch takes.
     """
 
     images: int = Field(ge=1)
@@ -73,6 +74,11 @@ class Casting(Section):
             sampler = sampler.model_copy(update={"chains": self.chains})
         return sampler.canonical()
 
+    def _first_counted(self, group: str) -> set[int]:
+        """Where an audit of the first batch after the warm-up begins, for each serialized row of a group."""
+        rows = [self.sampler(group, row) for row in self.groups[group].samplers]
+        return {max(self.n0, row.warm_draws) for row in rows if not row.independent}
+
     def members(self, group: str) -> np.ndarray:
         """Which of the experiment's images (by position) are the group's."""
         return evenly_spaced(self.images, self.groups[group].images)
@@ -89,8 +95,11 @@ class Casting(Section):
                 wanted[members] = np.maximum(wanted[members], self.n0 + group.n)
             if group.audit is not None and group.serialized:
                 for position in members:
-                    drawn = audited_draws(self.seed, int(indices[position]), self.n0, group.n, group.audit)
-                    audited[position].append(drawn)
+                    order = audit_order(self.seed, int(indices[position]), self.n0, group.n)
+                    audited[position].append(order[: group.audit])
+                    audited[position] += [
+                        np.arange(first, min(first + group.audit, self.n0 + group.n)) for first in self._first_counted(name)
+                    ]
         ranges = {n: np.arange(n) for wanted in first.values() for n in wanted.tolist()}
         plan = {sampler: [ranges[n] for n in wanted.tolist()] for sampler, wanted in first.items()}
         plan[reference] = [
@@ -103,7 +112,8 @@ class Casting(Section):
 class VoteTable:
     """All votes of an experiment: for each distinct sampler an array (images, draws) of classes, evaluations, seconds.
 
-    ``index`` (images,) are the images' numbers in the test part. Draws that were not cast hold class NOT_CAST.
+    ``index`` (images,) are the images' numbers in the test part. Draws that were not cast hold class NOT_CAST; all arrays
+    have room for every draw of the experiment.
     """
 
     index: np.ndarray
@@ -125,7 +135,7 @@ class VoteTable:
         """votes.npz and, apart from it, timings.npz, which differs from run to run."""
         arrays, seconds = {"index": self.index}, {}
         for number, (sampler, votes) in enumerate(self.votes.items()):
-            arrays |= {f"{number}_classes": votes.classes, f"{number}_evaluations": votes.evaluations}
+            arrays |= {f"{number}_{name}": getattr(votes, name) for name in Votes.TYPES if name != "seconds"}
             arrays[f"{number}_sampler"] = np.array(sampler.model_dump_json())
             seconds[f"{number}_seconds"] = votes.seconds
         np.savez_compressed(folder / "votes.npz", **arrays)
@@ -140,7 +150,7 @@ class VoteTable:
                 if str(cast[f"{number}_sampler"]) != sampler.model_dump_json():
                     raise ValueError(f"{folder} holds other votes than params.yaml asks for: cast them again (dvc repro)")
             votes = {
-                sampler: Votes(cast[f"{i}_classes"], cast[f"{i}_evaluations"], timings[f"{i}_seconds"])
+                sampler: Votes(**{n: (timings if n == "seconds" else cast)[f"{i}_{n}"] for n in Votes.TYPES})
                 for i, sampler in enumerate(samplers)
             }
             return cls(cast["index"].copy(), votes)
@@ -189,21 +199,17 @@ def _side_by_side(positions: list[int], draws: list[np.ndarray], block: int) -> 
 
 
 def _record(key: tuple[int, str, str], votes: Votes) -> dict:
-    packed = {"classes": pack(votes.classes), "evaluations": pack(votes.evaluations)}
-    packed["seconds"] = pack(votes.seconds.view(np.int32))
-    return dict(zip(("index", "sampler", "drawn"), key)) | packed
+    return dict(zip(("index", "sampler", "drawn"), key)) | {name: pack(getattr(votes, name)) for name in Votes.TYPES}
 
 
 def _table(indices: np.ndarray, plan: dict[Sampler, list[np.ndarray]], records: dict[Sampler, list[dict | None]]) -> VoteTable:
     table = {}
+    width = max(int(numbers[-1]) + 1 for draws in plan.values() for numbers in draws if len(numbers))
     for sampler, draws in plan.items():
-        width = max(int(d[-1]) + 1 for d in draws if len(d))
         votes = Votes.blank((len(indices), width), NOT_CAST)
         for position, (numbers, record) in enumerate(zip(draws, records[sampler])):
             if len(numbers):
-                votes.classes[position, numbers] = unpack(record["classes"])
-                votes.evaluations[position, numbers] = unpack(record["evaluations"])
-                votes.seconds[position, numbers] = unpack(record["seconds"]).view(np.float32)
+                votes.put((position, numbers), Votes(**{name: unpack(record[name]) for name in Votes.TYPES}))
         table[sampler] = votes
     return VoteTable(indices, table)
 

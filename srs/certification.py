@@ -1,12 +1,14 @@
-"""Certificates by randomized smoothing: CERTIFY and PREDICT (Cohen et al. 2019), and the serialized variant with the
-audit of Theorem 3.1 (Gao et al. 2024).
+"""Certificates by randomized smoothing: CERTIFY and PREDICT (Cohen et al. 2019), and their serialized variants (Gao et al.
+2024) with audits whose guarantee is proved in docs/certificates.md.
 
 Smoothed classifier: g(x) = argmax_c P(f(x + e) = c), e ~ N(0, sigma^2 I). Images, sigma and radii share one unit, pixels
 in [0, 1]; noisy copies are not clipped. Draws 0 ... n0 - 1 choose the class, draws n0 ... n0 + n - 1 are counted.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,27 +16,66 @@ from pydantic import Field, model_validator
 from scipy import stats
 from torch import Tensor, nn
 
-from srs import bounds, noise
+from srs import bounds
 from srs.casting import Casting, VoteTable
 from srs.deq import DEQ
-from srs.noise import NoisyCopies
+from srs.noise import NoisyCopies, audit_order
 from srs.sections import Section
 from srs.votes import UNDECIDED, DirectSampler, Sampler, StandardSampler, Votes
 
 ABSTAIN = -1
 
 
-class Certification(Section):
-    """Settings of a certificate: noise level ``sigma``, ``n0`` + ``n`` draws, failure probability ``alpha``, ``audit`` = K
-    draws audited for serialized votes, ``seed`` of noise and audit. ``batch_size`` is how many copies are computed at
-    once and changes no vote.
+class Assurance(Section):
+    """What certificates promise, and how serialized votes are audited.
+
+    They fail with probability at most ``alpha``, of which the audit's test takes the share ``split``. ``audit`` = K counted
+    draws are audited: the reference solves those among them whose vote was for the certified class. ``audit_draw``: "random"
+    (after the run, from a stream apart from the noise's) or the "first_batch" after the warm-up, as the paper's released code
+    has it. ``estimator``: see :mod:`srs.bounds`. Only "finite_population" with "random" is a guarantee.
+
+    ``census``: this share of the counted draws, those with the least logit ``margin`` or the greatest ``residual``
+    (``doubt``), is solved by the reference whatever the vote was; the audit covers the rest.
+    """
+
+    alpha: float = Field(0.001, gt=0, lt=1)
+    audit: int = Field(400, ge=0)
+    audit_draw: bounds.AuditDraw = "random"
+    estimator: bounds.Estimator = "finite_population"
+    split: float = Field(0.5, gt=0, lt=1)
+    census: float = Field(0.0, ge=0, le=1)
+    doubt: Literal["margin", "residual"] = "margin"
+
+    @model_validator(mode="after")
+    def _census_has_a_theorem(self) -> "Assurance":
+        if self.census and not self.guarantee:
+            raise ValueError(
+                f"census = {self.census} needs estimator = 'finite_population' and audit_draw = 'random', "
+                f"got {self.estimator!r} and {self.audit_draw!r}"
+            )
+        return self
+
+    @property
+    def guarantee(self) -> bool:
+        """Whether serialized certificates hold with probability 1 - alpha, by proof."""
+        return bounds.guaranteed(self.estimator, self.audit_draw)
+
+    def settings(self, casting: Casting, group: str) -> "Certification":
+        """The settings of one group's certificates. Raises as :class:`Certification` does."""
+        shared = casting.model_dump(include={"sigma", "n0", "seed", "batch_size"})
+        chosen = casting.groups[group]
+        ours = self.model_dump() | ({"audit": chosen.audit} if chosen.audit else {})
+        return Certification(**shared, **ours, n=chosen.n)
+
+
+class Certification(Assurance):
+    """Settings of a certificate: noise level ``sigma``, ``n0`` + ``n`` draws, ``seed`` of noise and audit, and those of
+    :class:`Assurance`. ``batch_size`` is how many copies are computed at once and changes no vote.
     """
 
     sigma: float = Field(0.5, gt=0)
     n0: int = Field(100, ge=1)
     n: int = Field(10_000, ge=1)
-    alpha: float = Field(0.001, gt=0, lt=1)
-    audit: int = Field(400, ge=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
     batch_size: int = Field(400, ge=1)
 
@@ -47,22 +88,50 @@ class Certification(Section):
             )
         return self
 
+    def require_audit(self) -> None:
+        """Raises ValueError where the audit is larger than n, or so small that not even a perfect run could be certified."""
+        if self.audit > self.n:
+            raise ValueError(f"audit = {self.audit} is out of range: at most n = {self.n} draws can be audited")
+        if not self.census and bounds.largest_radius(self.n, self.alpha, 1.0, self.audit, split=self.split) == 0:
+            least = bounds.smallest_audit(self.n, self.alpha, self.split)
+            raise ValueError(
+                f"audit = {self.audit} of n = {self.n} draws can certify nothing at alpha = {self.alpha}: "
+                + (f"at least {least} are needed" if least else "n is too small for serialized votes")
+            )
+
     def draws(self) -> np.ndarray:
         return np.arange(self.n0 + self.n)
 
-    def audited_draws(self, index: int) -> np.ndarray:
-        """The K counted draws of image ``index`` that are audited. Raises ValueError when audit > n."""
-        return noise.audited_draws(self.seed, index, self.n0, self.n, self.audit)
+    def census_draws(self, votes: Votes) -> np.ndarray:
+        """The counted draws that the reference solves in any case, most doubtful first."""
+        if not self.census:
+            return np.empty(0, np.int64)
+        doubt = -votes.margins if self.doubt == "margin" else votes.residuals
+        doubt = np.nan_to_num(doubt[self.n0 :].astype(np.float32), nan=np.inf)
+        return np.argsort(-doubt, kind="stable")[: math.ceil(self.census * self.n)] + self.n0
+
+    def audited_draws(self, index: int, first: int = 0, without: np.ndarray = ()) -> np.ndarray:
+        """The counted draws of image ``index`` that are audited: K of those not in ``without``, or as many as there are.
+
+        ``first``: the number of draws of the warm-up, which an audit of the first batch passes over.
+        """
+        if self.audit_draw == "random":
+            order = audit_order(self.seed, index, self.n0, self.n)
+        else:
+            order = np.arange(max(self.n0, first), self.n0 + self.n)
+        return order[~np.isin(order, without)][: self.audit]
 
 
 @dataclass(frozen=True)
 class Certificate:
     """With probability at least 1 - alpha over the draws: if ``prediction`` is not ABSTAIN (-1), then the smoothed
-    classifier's class is ``prediction`` at the image and at every point closer than ``radius`` (l2, pixel units).
+    classifier's class is ``prediction`` at the image and at every point closer than ``radius`` (l2, pixel units). Where
+    ``guarantee`` is False, nothing is promised.
 
     ``n_a`` of ``n`` counted votes went to the class that the selection draws named; ``undecided`` went to none. For
     serialized votes ``k`` draws were audited, ``n2`` of them votes for that class, ``n1`` of those confirmed by the
-    reference; 0 elsewhere. ``evaluations`` of f include the audit's.
+    reference; ``census`` more draws were solved by the reference, which gave ``known`` of them to that class. 0 elsewhere.
+    ``evaluations`` of f include the audit's.
     """
 
     prediction: int
@@ -77,7 +146,13 @@ class Certificate:
     k: int = 0
     n1: int = 0
     n2: int = 0
+    census: int = 0
+    known: int = 0
     p_m_upper: float = 0.0
+    estimator: str = ""
+    audit_draw: str = ""
+    split: float = 0.0
+    guarantee: bool = True
     evaluations: int = 0
 
 
@@ -98,17 +173,22 @@ def certify(
     and the certificate is about the reference's smoothed classifier. ``index`` numbers the image: with ``seed`` it picks
     the noise. Other ``settings`` are the fields of :class:`Certification`.
 
-    Raises pydantic's ValidationError for a bad setting, ValueError for an unusable image or a model in training mode.
+    Raises pydantic's ValidationError for a bad setting, ValueError for an unusable image, a model in training mode or an
+    audit that could certify nothing.
     """
     config = Certification(sigma=sigma, **settings)
     copies = _copies(model, image, index, config)
     sampler = sampler or _default_sampler(model)
-    audited = np.empty(0) if sampler.independent else config.audited_draws(index)
+    if not sampler.independent:
+        config.require_audit()
     votes = sampler.sample(model, copies, config.draws(), config.batch_size)
     if sampler.independent:
         return standard_certificate(votes, config)
-    confirmed = (reference or StandardSampler()).sample(model, copies, audited, config.batch_size)
-    return serialized_certificate(votes, audited, confirmed, config)
+
+    def solve_again(draws: np.ndarray) -> Votes:
+        return (reference or StandardSampler()).sample(model, copies, draws, config.batch_size)
+
+    return serialized_certificate(votes, solve_again, config, index, sampler.warm_draws)[0]
 
 
 def predict(
@@ -117,19 +197,25 @@ def predict(
     *,
     sigma: float,
     sampler: Sampler | None = None,
+    reference: Sampler | None = None,
     index: int = 0,
     **settings,
 ) -> int:
     """PREDICT: the smoothed classifier's class at ``image``, or ABSTAIN; wrong with probability at most alpha.
 
     All n0 + n draws vote; the exact binomial test compares the two classes with most votes, undecided votes counted for
-    the runner-up. Raises as :func:`certify` does, and ValueError for a serialized sampler: the test needs
-    independent votes, and no guarantee is known without them.
+    the runner-up. Serialized votes allow no such test; there the class is that of :func:`certify`, audit included.
+    Raises as that does, and ValueError where the audit's settings are no guarantee.
     """
     config = Certification(sigma=sigma, **settings)
     sampler = sampler or _default_sampler(model)
     if not sampler.independent:
-        raise ValueError(f"predict has no guarantee for dependent votes: sampler kind {sampler.kind!r}; use 'standard'")
+        if not config.guarantee:
+            raise ValueError(
+                f"predict needs a guarantee: estimator = {config.estimator!r} with audit_draw = {config.audit_draw!r} has "
+                "none; use 'finite_population' with 'random'"
+            )
+        return certify(model, image, sigma=sigma, sampler=sampler, reference=reference, index=index, **settings).prediction
     copies = _copies(model, image, index, config)
     votes = sampler.sample(model, copies, config.draws(), config.batch_size).classes
     counts = np.bincount(votes[votes != UNDECIDED], minlength=2)
@@ -148,34 +234,40 @@ def standard_certificate(votes: Votes, config: Certification) -> Certificate:
     return _certificate(top, n_a, counted, p_a_lower, config, evaluations=int(votes.evaluations.sum()))
 
 
-def serialized_certificate(votes: Votes, audited: np.ndarray, reference: Votes, config: Certification) -> Certificate:
-    """Certificate from n0 + n serialized votes, ``audited`` draws of which the ``reference`` has voted on too."""
+def serialized_certificate(
+    votes: Votes, solve_again: Callable[[np.ndarray], Votes], config: Certification, index: int, warm_draws: int = 0
+) -> tuple[Certificate, Votes]:
+    """Certificate from n0 + n serialized votes, and the reference's votes that it rests on.
+
+    ``solve_again`` gives the reference's votes on some draws. A draw whose serialized vote was not for the certified class
+    enters no bound, and is not solved again unless it belongs to the census. ``warm_draws``: how many draws the
+    warm-up took. Theorems 1 and 2 of docs/certificates.md.
+    """
     top, n_a, counted = _tally(votes, config)
-    for_top = votes.classes[audited] == top
-    n2 = int(for_top.sum()) if top != ABSTAIN else 0
-    n1 = int((for_top & (reference.classes == top)).sum()) if top != ABSTAIN else 0
-    bound = bounds.theorem_3_1(n_a, config.n, n1, n2, config.alpha)
-    return _certificate(
+    census, audited = np.empty(0, np.int64), np.empty(0, np.int64)
+    if top != ABSTAIN:
+        census = config.census_draws(votes)
+        audited = config.audited_draws(index, warm_draws, census)
+    suspects = audited[votes.classes[audited] == top]
+    truth = solve_again(np.sort(np.concatenate([census, suspects])))
+    confirmed = np.zeros(config.n0 + config.n, bool)
+    confirmed[np.sort(np.concatenate([census, suspects]))] = truth.classes == top
+    outside = n_a - int((votes.classes[census] == top).sum())
+    n1, known = int(confirmed[suspects].sum()), int(confirmed[census].sum())
+    bound = bounds.serialized_bound(config.estimator, outside, config.n, n1, len(suspects), config.alpha, config.split, known)
+    certificate = _certificate(
         *(top, n_a, counted, bound.p_a_lower, config),
-        evaluations=int(votes.evaluations.sum() + reference.evaluations.sum()),
-        k=len(audited),
+        k=config.audit,
         n1=n1,
-        n2=n2,
+        n2=len(suspects),
+        census=len(census),
+        known=known,
         p_m_upper=bound.p_m_upper,
+        **config.model_dump(include={"estimator", "audit_draw", "split"}),
+        guarantee=config.guarantee,
+        evaluations=int(votes.evaluations.sum() + truth.evaluations.sum()),
     )
-
-
-class Assurance(Section):
-    """What certificates of an experiment share: failure probability ``alpha`` and ``audit`` = K audited draws."""
-
-    alpha: float = Field(0.001, gt=0, lt=1)
-    audit: int = Field(400, ge=1)
-
-    def settings(self, casting: Casting, group: str) -> Certification:
-        """The settings of one group's certificates. Raises as :class:`Certification` does."""
-        shared = casting.model_dump(include={"sigma", "n0", "seed", "batch_size"})
-        chosen = casting.groups[group]
-        return Certification(**shared, n=chosen.n, alpha=self.alpha, audit=chosen.audit or self.audit)
+    return certificate, truth
 
 
 def certificates(
@@ -186,6 +278,8 @@ def certificates(
     ``labels`` are those of the whole test part. Beside the fields of :class:`Certificate`: group, method, index, label;
     ``mismatched``: of the ``n_a`` counted votes those that the reference does not confirm (NaN where it has not voted
     on all draws); and what the method alone would have cost, audit included: ``evaluations`` and ``seconds``.
+
+    Raises ValueError where the audit needs votes that the reference has not cast.
     """
     rows = []
     for group in casting.groups if groups is None else groups:
@@ -203,19 +297,21 @@ def _from_table(table: VoteTable, position: int, sampler: Sampler, reference: Sa
     votes = table.of(sampler, position, every)
     if sampler.independent:
         return asdict(standard_certificate(votes, config)) | {"mismatched": np.nan, "seconds": float(votes.seconds.sum())}
-    audited = config.audited_draws(int(table.index[position]))
-    audit = table.of(reference, position, audited)
-    certificate = serialized_certificate(votes, audited, audit, config)
+
+    def look_up(draws: np.ndarray) -> Votes:
+        return table.of(reference, position, draws)
+
+    certificate, truth = serialized_certificate(votes, look_up, config, int(table.index[position]), sampler.warm_draws)
     mismatched = np.nan
     if table.complete(reference, position, every):
         top, _, counted = _tally(votes, config)
-        known = table.of(reference, position, every).classes[config.n0 :]
-        mismatched = int(((counted == top) & (known != top)).sum())
-    return asdict(certificate) | {"mismatched": mismatched, "seconds": float(votes.seconds.sum() + audit.seconds.sum())}
+        mismatched = int(((counted == top) & (look_up(every).classes[config.n0 :] != top)).sum())
+    return asdict(certificate) | {"mismatched": mismatched, "seconds": float(votes.seconds.sum() + truth.seconds.sum())}
 
 
 def _tally(votes: Votes, config: Certification) -> tuple[int, int, np.ndarray]:
-    """The class that the selection draws name (ABSTAIN where all are undecided), its count, and the counted votes."""
+    """The class that the selection draws name (ABSTAIN where all are undecided, the lowest of a tie), its count, and the
+    counted votes."""
     selection, counted = votes.classes[: config.n0], votes.classes[config.n0 :]
     decided = selection[selection != UNDECIDED]
     top = int(np.bincount(decided).argmax()) if len(decided) else ABSTAIN

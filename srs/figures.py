@@ -33,7 +33,7 @@ def plot_curves(rows: pd.DataFrame, reference: str, axes: Axes | None = None) ->
     for number, (method, part) in enumerate(rows.groupby("method", sort=False)):
         grid = np.linspace(0, limits[method], 400)
         curve = certified_accuracy(part, grid) * 100
-        serialized = part["k"].iloc[0] > 0
+        serialized = part["estimator"].iloc[0] != ""
         color = sns.color_palette("colorblind")[number % 10]
         axes.plot(grid, curve["accuracy"], color=color, linestyle="--" if serialized else "-", label=method, linewidth=1.8)
         axes.plot(limits[method], curve["accuracy"].iloc[-1], marker="|", markersize=12, color=color)
@@ -152,4 +152,96 @@ def plot_history(history: pd.DataFrame) -> Figure:
         axes.set(xlabel="epoch", xlim=(0, history["epoch"].max()))
     accuracy.legend(fontsize=9)
     residual.legend(fontsize=9)
+    return figure
+
+
+def plot_reach(
+    audits: np.ndarray, curves: dict[str, Sequence[float]], standard: float, claimed: Sequence[float], at: Sequence[int]
+) -> Figure:
+    """Largest radius against K for each estimator; crosses at the radii ``claimed``, drawn at each K of ``at``."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.5))
+    for name, radii in curves.items():
+        axes.plot(audits, radii, label=name, linewidth=1.8)
+    axes.axhline(standard, color="0.3", linestyle=":", label="standard smoothing")
+    for k in at:
+        axes.plot([k] * len(claimed), claimed, "x", color="0.2", ms=6, label="published radii" if k == at[0] else None)
+    axes.set(xscale="log", xlabel="K, audited draws", ylabel="largest radius (pixel units)", ylim=(0, None))
+    axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def plot_coverage(table: pd.DataFrame) -> Figure:
+    """Share of false certificates by case and design, a panel for each alpha; ``table`` is :func:`srs.coverage.tally`'s."""
+    alphas, designs, cases = (list(table[name].unique()) for name in ("alpha", "design", "case"))
+    figure, row = plt.subplots(1, len(alphas), figsize=(6 * len(alphas), 6.4), layout="constrained", sharey=True, squeeze=False)
+    for axes, alpha in zip(row[0], alphas):
+        for number, case in enumerate(cases):
+            part = table[(table["case"] == case) & (table["alpha"] == alpha)].set_index("design").loc[designs]
+            error = 100 * np.array([part["rate"] - part["lower"], part["upper"] - part["rate"]])
+            place = np.arange(len(designs)) + 0.13 * (number - (len(cases) - 1) / 2)
+            axes.errorbar(
+                *(100 * part["rate"], place),
+                xerr=error,
+                fmt="o",
+                ms=4,
+                capsize=2,
+                linewidth=1,
+                label=case,
+                color=sns.color_palette("colorblind")[number],
+            )
+        axes.axvline(100 * alpha, color="0.3", linestyle="--", linewidth=1)
+        axes.set(xlim=(-0.02, 130), title=f"alpha = {alpha:g}", xlabel="false certificates (%)")
+        axes.set_xscale("symlog", linthresh=0.5)
+        axes.set_xticks([0, 0.5, 5, 50, 100], ["0", "0.5", "5", "50", "100"])
+        axes.set_yticks(range(len(designs)), designs)
+    row[0][0].invert_yaxis()
+    figure.legend(*row[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(cases), fontsize=9)
+    return figure
+
+
+def plot_mismatch(table: pd.DataFrame) -> Figure:
+    """Share of false certificates against the mismatch rate; ``table`` is :func:`srs.coverage.simulate_mismatch`'s."""
+    shares = list(table["votes_for_a"].unique())
+    figure, row = plt.subplots(
+        1, len(shares), figsize=(4.4 * len(shares), 3.7), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, share in zip(row[0], shares):
+        for (design, line), marker in zip(table[table["votes_for_a"] == share].groupby("design", sort=False), "osD"):
+            error = 100 * np.array([line["rate"] - line["lower"], line["upper"] - line["rate"]])
+            axes.errorbar(100 * line["mismatch"], 100 * line["rate"], error, label=design, marker=marker, ms=5, capsize=2)
+        axes.set(title=f"{share:.0%} of votes for A", xlabel="mismatched votes (%)", ylim=(-3, 103))
+    row[0][0].set_ylabel("false certificates (%)")
+    row[0][0].legend(fontsize=9)
+    return figure
+
+
+def plot_frontier(table: pd.DataFrame, evaluations: float, acr: float, reference: str) -> Figure:
+    """ACR against evaluations of f, a line a design (columns design, evaluations, acr), and the reference as a star."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.5))
+    for (design, line), marker in zip(table.groupby("design", sort=False), "osD^vP"):
+        axes.plot(line["evaluations"], line["acr"], marker=marker, ms=5, label=design)
+    axes.plot(evaluations, acr, "*", color="0.2", ms=13, label=reference)
+    axes.set(
+        xlabel="evaluations of f an image", ylabel="average certified radius (pixel units)", ylim=(0, None), xlim=(0, None)
+    )
+    axes.legend(fontsize=9, loc="lower right")
+    return figure
+
+
+def plot_probabilities(panels: dict[str, pd.DataFrame]) -> Figure:
+    """Share of images that are certified rightly with a lower bound on p_A of at least p, a panel for each title."""
+    figure, row = plt.subplots(
+        1, len(panels), figsize=(6.2 * len(panels), 5.2), layout="constrained", sharey=True, squeeze=False
+    )
+    grid = np.linspace(0.5, 1, 501)
+    for axes, rows in zip(row[0], panels.values()):
+        for method, part in rows.groupby("method", sort=False):
+            right = part["p_a_lower"].where(part["prediction"] == part["label"], -1.0).to_numpy()
+            style = "-" if part["estimator"].iloc[0] == "" else "--" if part["guarantee"].iloc[0] else ":"
+            axes.plot(grid, 100 * (right[:, None] >= grid).mean(axis=0), style, label=method, linewidth=1.8)
+        axes.set(xlabel="p, lower bound on p_A", xlim=(0.5, 1), ylim=(0, 100))
+    for axes, title in zip(row[0], panels):
+        axes.set_title(title)
+    row[0][0].set_ylabel("images (%)")
+    figure.legend(*row[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure

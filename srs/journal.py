@@ -67,10 +67,11 @@ def fingerprint(files: Iterable[str | Path], parameters: object) -> str:
 
 
 def pack(values: np.ndarray) -> str:
-    """A short text for an int32-sized array."""
-    return base64.b64encode(zlib.compress(values.astype("<i4").tobytes())).decode()
+    """A short text for an array of numbers in one dimension."""
+    return f"{values.dtype.str} {base64.b64encode(zlib.compress(values.tobytes())).decode()}"
 
 
 def unpack(text: str) -> np.ndarray:
-    """The int32 array of :func:`pack`."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4").copy()
+    """The array of :func:`pack`."""
+    kind, _, content = text.partition(" ")
+    return np.frombuffer(zlib.decompress(base64.b64decode(content)), kind).copy()

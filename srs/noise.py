@@ -27,14 +27,9 @@ def standard_normal(seed: int, index: int, draws: np.ndarray, size: int) -> np.n
     return out
 
 
-def audited_draws(seed: int, index: int, n0: int, n: int, audit: int) -> np.ndarray:
-    """``audit`` of the draws n0 ... n0 + n - 1, uniformly without replacement, from a stream apart from the noise's; sorted.
-
-    Raises ValueError when there are fewer draws than that.
-    """
-    if not 1 <= audit <= n:
-        raise ValueError(f"audit = {audit} is out of range: 1 to n = {n} draws can be audited")
-    return np.sort(np.random.default_rng([seed, index]).choice(n, audit, replace=False)) + n0
+def audit_order(seed: int, index: int, n0: int, n: int) -> np.ndarray:
+    """The draws n0 ... n0 + n - 1 in the order in which an audit takes them: random, from a stream apart from the noise's."""
+    return np.random.default_rng([seed, index]).permutation(n) + n0
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from srs.arithmetic import Arithmetic
 from srs.attacks import Attack
 from srs.casting import Casting
 from srs.certification import Assurance
+from srs.coverage import Coverage
 from srs.data import DataConfig
 from srs.models import configure
 from srs.sections import ParameterError, Section, read
@@ -122,6 +124,8 @@ class Profile(Section):
     datasets: dict[str, DataConfig]
     experiments: dict[str, Experiment]
     certificates: Assurance
+    coverage: Coverage
+    arithmetic: Arithmetic
     attacks: dict[str, Attacks] = {}
     report: Report
 
@@ -144,6 +148,7 @@ class Profile(Section):
             most = attacked.votes.groups["main"].images
             if attacks.images > most:
                 raise ValueError(f"attacks.{key}.images = {attacks.images} is out of range: 1 to {most}")
+        _known("arithmetic.experiment", self.arithmetic.experiment, self.experiments)
         self._reports_find_their_rows()
         return self
 
@@ -181,13 +186,20 @@ class Profile(Section):
     def _certifiable(self, key: str, group: str) -> None:
         chosen = self.experiments[key].votes.groups[group]
         place = f"experiments.{key}.votes.groups.{group}"
-        if chosen.serialized and chosen.audit is None and self.certificates.audit > chosen.n:
-            raise ValueError(f"certificates.audit = {self.certificates.audit} must be at most {place}.n = {chosen.n}")
+        if chosen.serialized and chosen.audit is not None and self.certificates.census:
+            raise ValueError(
+                f"certificates.census = {self.certificates.census} needs the reference's votes on all draws: "
+                f"{place}.audit = {chosen.audit} must go, and the reference be a row"
+            )
         try:
-            self.certificates.settings(self.experiments[key].votes, group)
+            settings = self.certificates.settings(self.experiments[key].votes, group)
+            if chosen.serialized:
+                settings.require_audit()
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise ValueError(f"{place}: {reason}") from None
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
 
 
 def _known(path: str, name: str, choices: Iterable[str]) -> str:

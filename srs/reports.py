@@ -22,6 +22,12 @@ from srs.params import Attacks, Experiment, Report
 SIZE_NAMES = {"small": "MDEQ-SMALL", "large": "MDEQ-LARGE", "imagenet": "MDEQ, ImageNet's slot"}
 Source = tuple[str, str]  # an experiment and one of its groups
 
+#: The paper's estimators, which are no guarantees: its theorem on a random audit, and its released code as it is.
+PUBLISHED_ESTIMATORS = {
+    "Theorem 3.1 as printed": {"estimator": "theorem_3_1", "audit_draw": "random", "census": 0.0},
+    "released code": {"estimator": "released_code", "audit_draw": "first_batch", "census": 0.0},
+}
+
 
 class Results:
     """A profile's experiments and what came out of them.
@@ -38,7 +44,7 @@ class Results:
         self.data, self.runs = Path(data), Path(runs)
         self._datasets: dict[str, Dataset] = {}
         self._votes: dict[str, VoteTable] = {}
-        self._rows: dict[Source, pd.DataFrame] = {}
+        self._rows: dict[tuple, pd.DataFrame] = {}
 
     @cached_property
     def items(self) -> dict:
@@ -48,15 +54,23 @@ class Results:
     def published(self) -> dict:
         return yaml.safe_load((self.data.parent / "published.yaml").read_text())
 
-    def rows(self, key: str, group: str = "main") -> pd.DataFrame:
-        """The certificates of one group, with what each would have cost."""
-        if (key, group) not in self._rows:
-            labels = self.dataset(key).test.labels
-            casting = self.experiments[key].votes
-            self._rows[key, group] = certificates(self.votes(key), labels, casting, self.assurance, [group]).drop(
-                columns="group"
-            )
-        return self._rows[key, group]
+    def rows(self, key: str, group: str = "main", **choices) -> pd.DataFrame:
+        """The certificates of one group, with what each would have cost; ``choices`` replace fields of the assurance."""
+        name = (key, group, *choices.items())
+        if name not in self._rows:
+            labels, casting = self.dataset(key).test.labels, self.experiments[key].votes
+            assurance = Assurance(**self.assurance.model_dump() | choices)
+            self._rows[name] = certificates(self.votes(key), labels, casting, assurance, [group]).drop(columns="group")
+        return self._rows[name]
+
+    def with_estimators(self, key: str, group: str = "main") -> pd.DataFrame:
+        """The certificates of one group, and after them those of serialized rows by the paper's two other estimators."""
+        parts = [self.rows(key, group)]
+        for title, choices in PUBLISHED_ESTIMATORS.items():
+            rows = self.rows(key, group, **choices)
+            rows = rows[rows["estimator"] != ""]
+            parts.append(rows.assign(method=rows["method"] + f", {title} ({tables.NO_GUARANTEE})"))
+        return pd.concat(parts, ignore_index=True)
 
     def samplers(self, key: str, group: str = "main") -> dict:
         """What casts the votes of each row."""
@@ -98,11 +112,15 @@ class Results:
         told = []
         for (key, group), model in zip(sources, self._models(sources)):
             rows = self.rows(key, group)
-            first, audit = rows.iloc[0], int(rows["k"].max())
+            first, serialized = rows.iloc[0], rows[rows["estimator"] != ""]
             told.append(
                 f"{model}, sigma = {first['sigma']:g}; {rows['index'].nunique()} evenly spaced test images, "
                 f"N = {first['n']:,}, n0 = {first['n0']}, alpha = {first['alpha']:g}"
-                + (f", K = {audit} audited draws" if audit else "")
+                + (
+                    f", K = {serialized['k'].max()} audited draws, {tables.audited_by(serialized.iloc[0])}"
+                    if len(serialized)
+                    else ""
+                )
             )
         machines = dict.fromkeys(self._machine(key) for key, _ in sources)
         return (
@@ -141,8 +159,11 @@ class Results:
             raise KeyError(f"item {item!r} is unknown: choose from data/items.yaml")
         return f'<span id="{item}"></span><b>{label(item)}, ours.</b> {text} {self.basis(sources) if sources else ""}'
 
-    def comparison(self, item: str, key: str, group: str = "main", what: str = "") -> pd.DataFrame:
-        """Show a table of the paper that compares methods: ours, its cost, its published twin, and what it says."""
+    def comparison(self, item: str, key: str, group: str = "main", what: str = "", estimators: bool = False) -> pd.DataFrame:
+        """Show a table of the paper that compares methods: ours, its cost, its published twin, and what it says.
+
+        ``estimators``: serialized rows by the paper's own estimators stand below.
+        """
         rows, reference = self.rows(key, group), self.reference(key, group)
         source = [(key, group)]
         table = tables.summary(rows, self.radii(key), reference)
@@ -152,8 +173,14 @@ class Results:
             "certified radius, wrong or abstained images counting 0; as released: every radius counted, wrong predictions "
             "included."
         )
+        if estimators:
+            text += (
+                f" Below, the same votes by the paper's own two estimators: Theorem 3.1 as printed, with a random audit, and "
+                f"its released code, which audits the first batch and scales count and total; {tables.NO_GUARANTEE}."
+            )
+        shown = tables.summary(self.with_estimators(key, group), self.radii(key), reference) if estimators else table
         title = self.caption(item, text, source) if item else f"<b>Not in the paper.</b> {text} {self.basis(source)}"
-        display(tables.certified_table(table, title))
+        display(tables.certified_table(shown, title, best_of=list(table.index)))
         cost = "Cost per image, ours: what each method alone would need, warm-up and audit included; speed-up against"
         display(tables.cost_table(table, f"{cost} {reference}. {self.basis(source)}"))
         if item:

@@ -18,6 +18,7 @@ from torch import Tensor
 from srs.sections import Section
 
 Method = Literal["naive", "anderson", "broyden"]
+CLOSE = 0.01  # how near a residual may come to the tolerance, relative to it, before rounding could decide
 
 
 class Solver(Section):
@@ -50,7 +51,9 @@ class Solution:
     ``z`` is built from ``evaluations`` evaluations of f; ``residual`` belongs to the last state at which f was
     evaluated: ||f(z) - z|| (``stop="absolute"``) or ||f(z) - z|| / ||f(z)|| (otherwise), l2 norms over the row. A row
     that stopped by itself holds f of that state; a fixed run holds the method's next iterate.
-    ``converged``: residual <= tolerance. A row that is not ``finite`` holds NaN throughout, never an answer.
+    ``converged``: residual <= tolerance. A row that is not ``finite`` holds NaN throughout, never an answer. ``close``: a
+    residual that could stop the row came so near to the tolerance that in another batch the row might stop a step
+    earlier or later; never so for a fixed run.
     """
 
     z: Tensor  #: (B, ...)
@@ -58,6 +61,7 @@ class Solution:
     evaluations: Tensor  #: (B,) int64
     converged: Tensor  #: (B,) bool
     finite: Tensor  #: (B,) bool
+    close: Tensor  #: (B,) bool
 
 
 def solve(f: Callable[[Tensor, Tensor], Tensor], z0: Tensor, x: Tensor, solver: Solver) -> Solution:
@@ -75,6 +79,7 @@ def solve(f: Callable[[Tensor, Tensor], Tensor], z0: Tensor, x: Tensor, solver: 
     active = torch.ones(rows, dtype=torch.bool, device=z.device)
     evaluations = torch.zeros(rows, dtype=torch.int64, device=z.device)
     residual = z.new_full((rows,), torch.inf)
+    close = torch.zeros_like(active)
     for k in range(solver.steps):
         fz = f(z.view_as(z0), x)
         if fz.shape != z0.shape:
@@ -88,6 +93,7 @@ def solve(f: Callable[[Tensor, Tensor], Tensor], z0: Tensor, x: Tensor, solver: 
             z = following
             continue
         residual = torch.where(active, _residual(z, fz, solver.stop), residual)
+        close |= active & ((residual / solver.tolerance - 1).abs() <= CLOSE)
         # a row that converges takes f's value, not an extrapolation that nobody has checked
         z = torch.where(active[:, None], torch.where((residual <= solver.tolerance)[:, None], fz, following), z)
         active &= residual > solver.tolerance  # False for NaN: a lost row stops too
@@ -95,7 +101,7 @@ def solve(f: Callable[[Tensor, Tensor], Tensor], z0: Tensor, x: Tensor, solver: 
             break
     finite = z.isfinite().all(dim=1) & residual.isfinite()
     z = torch.where(finite[:, None], z, torch.nan)
-    return Solution(z.view_as(z0), residual, evaluations, (residual <= solver.tolerance) & finite, finite)
+    return Solution(z.view_as(z0), residual, evaluations, (residual <= solver.tolerance) & finite, finite, close)
 
 
 def residuals(f: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from srs.votes import Sampler
 
 BEYOND = "–"
 NOT_KNOWN = "not known"
+NO_GUARANTEE = "not a guarantee"
 _GREY = "color: #888; font-style: italic"
 _BOLD = "font-weight: bold"
 _TABLE_STYLES = [
@@ -31,7 +32,14 @@ _TABLE_STYLES = [
 def reachable(rows: pd.DataFrame) -> pd.Series:
     """The largest radius that each method's n, alpha, sigma and audit allow, by method, in table order."""
     first = rows.drop_duplicates("method").set_index("method")
-    return pd.Series({m: largest_radius(int(r["n"]), r["alpha"], r["sigma"], int(r["k"]) or None) for m, r in first.iterrows()})
+    return pd.Series({method: _largest(row) for method, row in first.iterrows()})
+
+
+def _largest(row: pd.Series) -> float:
+    if not row["estimator"]:
+        return largest_radius(int(row["n"]), row["alpha"], row["sigma"])
+    audit = int(row["k"]), row["estimator"], row["split"], int(row["census"])
+    return largest_radius(int(row["n"]), row["alpha"], row["sigma"], *audit)
 
 
 def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.DataFrame:
@@ -55,20 +63,25 @@ def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.Da
     return table
 
 
-def certified_table(table: pd.DataFrame, caption: str) -> Styler:
-    """The accuracies of a :func:`summary` in percent with their 95 % intervals, the largest radius and both ACRs."""
+def certified_table(table: pd.DataFrame, caption: str, best_of: Sequence[str] | None = None) -> Styler:
+    """The accuracies of a :func:`summary` in percent with their 95 % intervals, the largest radius and both ACRs.
+
+    The best of the rows ``best_of`` (all, if not given) are bold; other rows are grey.
+    """
+    rows = table.index if best_of is None else list(best_of)
     shown, best = pd.DataFrame(index=table.index), pd.DataFrame(index=table.index)
     for column in [c for c in dict.fromkeys(table.columns.get_level_values(0)) if c.startswith("r = ")]:
         cells = table[column]
         shown[column] = [
             BEYOND if np.isnan(c.accuracy) else with_interval(c.accuracy, c.lower, c.upper) for c in cells.itertuples()
         ]
-        best[column] = bold(cells["accuracy"])
+        best[column] = pd.Series(bold(cells.loc[rows, "accuracy"]), rows)
     shown["largest r"] = table["", "largest r"].map("{:.2f}".format)
     shown["ACR"] = table["ACR", "ours"].map("{:.3f}".format)
     shown["ACR as released"] = table["ACR", "as released"].map("{:.3f}".format)
-    best["ACR"] = bold(table["ACR", "ours"])
-    return styled(shown, caption, best)
+    best["ACR"] = pd.Series(bold(table.loc[rows, ("ACR", "ours")]), rows)
+    css = best.reindex(index=rows, columns=shown.columns, fill_value="").reindex(index=shown.index, fill_value=_GREY)
+    return styled(shown, caption, css)
 
 
 def cost_table(table: pd.DataFrame, caption: str) -> Styler:
@@ -118,6 +131,13 @@ def bold(values: pd.Series, least: bool = False) -> list[str]:
     return [_BOLD if v == best and (least or best > 0) else "" for v in values]
 
 
+def audited_by(row: pd.Series) -> str:
+    """How the serialized certificates of a row are made, and whether that is a guarantee."""
+    draw = {"random": "a random audit", "first_batch": "an audit of the first batch"}[row["audit_draw"]]
+    told = f"estimator {row['estimator']} with {draw}" + (f" and a census of {row['census']}" if row["census"] else "")
+    return told if row["guarantee"] else f"{told}, {NO_GUARANTEE}"
+
+
 def with_interval(share: float, lower: float, upper: float) -> str:
     """A share and its interval in percent."""
     return f"{100 * share:.0f} [{100 * lower:.0f}, {100 * upper:.0f}]"
@@ -156,7 +176,7 @@ def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str, sam
     ]
     for method, part in rows.groupby("method", sort=False):
         if method != reference:
-            audit = _read_audit(table, part, reference, samplers[method]) if part["k"].iloc[0] else ""
+            audit = _read_audit(table, part, reference, samplers[method]) if part["estimator"].iloc[0] else ""
             lines.append(_read_row(table, rows, method, reference) + audit)
     lines += [
         f"**{a}** and **{b}** gave the same certificates on every image. One step of any solver from one start is f of that "
@@ -182,7 +202,7 @@ def _read_audit(table: pd.DataFrame, part: pd.DataFrame, reference: str, sampler
     method = part["method"].iloc[0]
     wrong = 1 - part["n1"].sum() / max(1, part["n2"].sum())
     total = int((part["n0"] + part["n"]).iloc[0])
-    audit = part["k"].iloc[0] / total * table.loc[reference, ("per image", "evaluations")]
+    audit = (part["n2"] + part["census"]).mean() / total * table.loc[reference, ("per image", "evaluations")]
     return (
         f" The audit is {audit / table.loc[method, ('per image', 'evaluations')]:.0%} of its evaluations, and "
         f"{sampler.warm_share(total):.0%} of its votes are warm-up votes: both shares shrink as N grows. "

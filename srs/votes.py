@@ -4,8 +4,9 @@ A vote is a class, or UNDECIDED where the state is not finite or the two largest
 undecided vote counts for nobody, so the certificate holds for the classifier in exact arithmetic too: that one can only
 have more votes for class A than we count. Logits may change in their last digits with the size of a compute batch.
 Rows whose margin is below 2 MARGIN are therefore computed again alone, and the vote is that of the lone row: as long as such
-changes stay under MARGIN / 2, votes do not depend on the batch. (A row that stops at a tolerance may, when its residual
-meets the tolerance to the last digit, take one step more in another batch; fixed runs have no such edge.)
+changes stay under MARGIN / 2, votes do not depend on the batch. A row that stops at a tolerance may, where its residual
+comes close to the tolerance, stop a step earlier or later in another batch: such a row is computed again alone if its margin
+is below WIDE, which one step near convergence does not cross; in a chain always, for the sake of the next start.
 """
 
 import time
@@ -21,27 +22,44 @@ from torch import Tensor
 from srs.deq import DEQ, classify
 from srs.noise import NoisyCopies, gather
 from srs.sections import Section
-from srs.solvers import Solver, per_row, solve
+from srs.solvers import Solution, Solver, per_row, solve
 
 UNDECIDED = -1
 MARGIN = 1e-4  # in logits
+WIDE = 0.5  # in logits
 
 
 @dataclass(frozen=True)
 class Votes:
-    """Votes and their price, draw by draw: ``classes`` (n,) int16, ``evaluations`` of f (n,) int32, ``seconds`` (n,)
-    float32: each draw's share of the time of the batch that it was computed in, without that of making the noise."""
+    """Votes, their price and how doubtful they are, draw by draw: ``classes`` (n,) int16; ``evaluations`` of f (n,) int32;
+    ``seconds`` (n,) float32, each draw's share of the time of the batch that it was computed in, without that of making the
+    noise; ``margins`` (n,) float16 between the two largest logits; ``residuals`` (n,) float16 of the solve, NaN without one."""
 
     classes: np.ndarray
     evaluations: np.ndarray
     seconds: np.ndarray
+    margins: np.ndarray
+    residuals: np.ndarray
+
+    TYPES: ClassVar = {
+        "classes": np.int16,
+        "evaluations": np.int32,
+        "seconds": np.float32,
+        "margins": np.float16,
+        "residuals": np.float16,
+    }
 
     @classmethod
     def blank(cls, shape: int | tuple[int, ...], fill: int = UNDECIDED) -> "Votes":
-        return cls(np.full(shape, fill, np.int16), np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+        return cls(**{name: np.full(shape, fill if name == "classes" else 0, kind) for name, kind in cls.TYPES.items()})
 
     def take(self, places) -> "Votes":
-        return Votes(self.classes[places], self.evaluations[places], self.seconds[places])
+        return Votes(**{name: getattr(self, name)[places] for name in self.TYPES})
+
+    def put(self, places, other: "Votes") -> None:
+        """Enter ``other`` at ``places``."""
+        for name in self.TYPES:
+            getattr(self, name)[places] = getattr(other, name)
 
 
 def decide(logits: Tensor) -> Tensor:
@@ -77,12 +95,13 @@ class _IndependentSampler(_Sampler):
         for rows in _batches(np.arange(len(which)), batch_size):
             x = gather(copies, which[rows], numbers[rows])
             began = time.perf_counter()
-            logits, evaluations = self._logits(model, x)
-            classes = _settle(logits, lambda row, x=x: self._logits(model, x[row])[0])
-            _share(cast, which[rows], places[rows], classes, evaluations, began)
+            logits, solution = self._logits(model, x)
+            unsure = solution.close if solution else None
+            logits = _settle(logits, lambda row, x=x: self._logits(model, x[row])[0], unsure)
+            _share(cast, which[rows], places[rows], logits, solution, began)
         return cast
 
-    def _logits(self, model, x: Tensor) -> tuple[Tensor, np.ndarray]:
+    def _logits(self, model, x: Tensor) -> tuple[Tensor, Solution | None]:
         raise NotImplementedError
 
 
@@ -91,8 +110,8 @@ class DirectSampler(_IndependentSampler):
 
     kind: Literal["direct"] = "direct"
 
-    def _logits(self, model, x: Tensor) -> tuple[Tensor, np.ndarray]:
-        return model(x), np.ones(len(x), np.int32)
+    def _logits(self, model, x: Tensor) -> tuple[Tensor, None]:
+        return model(x), None
 
 
 class StandardSampler(_IndependentSampler):
@@ -101,9 +120,8 @@ class StandardSampler(_IndependentSampler):
     kind: Literal["standard"] = "standard"
     solver: Solver = Solver(method="anderson", steps=30)
 
-    def _logits(self, model: DEQ, x: Tensor) -> tuple[Tensor, np.ndarray]:
-        logits, solution = classify(model, x, self.solver)
-        return logits, solution.evaluations.cpu().numpy()
+    def _logits(self, model: DEQ, x: Tensor) -> tuple[Tensor, Solution]:
+        return classify(model, x, self.solver)
 
 
 class SerializedSampler(_Sampler):
@@ -167,13 +185,20 @@ class SerializedSampler(_Sampler):
             warm = self.start == "previous" and turn % (self.restart or n) == 0
             solver = self.warmup if warm else self.solver
 
-            def alone(row: slice, z0=z0, injection=injection, solver=solver) -> Tensor:
-                return model.head(solve(model.f, z0[row], injection[row], solver).z)
+            def alone(row: slice, z0=z0, injection=injection, solver=solver) -> Solution:
+                return solve(model.f, z0[row], injection[row], solver)
 
             solution = solve(model.f, z0, injection, solver)
-            classes = _settle(model.head(solution.z), alone)
+            for row in solution.close.nonzero().flatten().tolist() if solver.stop != "fixed" else ():
+                solution.z[row] = alone(slice(row, row + 1)).z[0]
+            logits = _settle(model.head(solution.z), lambda row, alone=alone: model.head(alone(row).z))
             state = torch.where(per_row(solution.finite, initial), solution.z, initial)
-            _share(cast, which, numbers, classes, solution.evaluations.cpu().numpy(), began)
+            _share(cast, which, numbers, logits, solution, began)
+
+    @property
+    def warm_draws(self) -> int:
+        """How many draws the first warm-up takes."""
+        return self.chains if self.start == "previous" else 0
 
     def warm_share(self, total: int) -> float:
         """Which share of ``total`` votes comes from the warm-up solver."""
@@ -198,24 +223,40 @@ class SerializedSampler(_Sampler):
 Sampler = Annotated[DirectSampler | StandardSampler | SerializedSampler, Field(discriminator="kind")]
 
 
-def _share(cast: list[Votes], which: np.ndarray, places: np.ndarray, classes, evaluations, began: float) -> None:
+def _share(
+    cast: list[Votes], which: np.ndarray, places: np.ndarray, logits: Tensor, solution: Solution | None, began: float
+) -> None:
     """Enter a batch's votes at ``places`` of the images ``which``; each row bears an equal share of the batch's time."""
-    seconds = (time.perf_counter() - began) / len(which)
+    top = logits.topk(2, dim=1).values
+    found = {"classes": decide(logits), "margins": top[:, 0] - top[:, 1]}
+    if solution:
+        found |= {"evaluations": solution.evaluations, "residuals": solution.residual}
+    found = {name: values.cpu().numpy() for name, values in found.items()}
+    votes = Votes.blank(len(which))
+    votes.evaluations[:], votes.residuals[:] = 1, np.nan  # a forward pass
+    with np.errstate(over="ignore"):  # float16 ends at 65,504
+        for name, values in found.items():
+            getattr(votes, name)[:] = values
+    votes.seconds[:] = (time.perf_counter() - began) / len(which)
     for i in np.unique(which):
-        mine, here = which == i, cast[i]
-        here.classes[places[mine]] = classes[mine]
-        here.evaluations[places[mine]] += evaluations[mine]
-        here.seconds[places[mine]] += seconds
+        mine, here = votes.take(which == i), places[which == i]
+        mine.evaluations[:] += cast[i].evaluations[here]
+        mine.seconds[:] += cast[i].seconds[here]
+        cast[i].put(here, mine)
 
 
 def _batches(items: np.ndarray, size: int) -> list[np.ndarray]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def _settle(logits: Tensor, alone: Callable[[slice], Tensor]) -> np.ndarray:
-    """Votes of a batch; ``alone`` gives the logits of one of its rows, computed by itself, where the margin is narrow."""
-    votes = decide(logits)
+def _settle(logits: Tensor, alone: Callable[[slice], Tensor], unsure: Tensor | None = None) -> Tensor:
+    """Logits of a batch; ``alone`` gives those of one of its rows, computed by itself, where the batch could decide."""
     top = logits.topk(2, dim=1).values
-    for row in (top[:, 0] - top[:, 1] < 2 * MARGIN).nonzero().flatten().tolist():
-        votes[row] = decide(alone(slice(row, row + 1)))[0]
-    return votes.cpu().numpy().astype(np.int16)
+    margins = top[:, 0] - top[:, 1]
+    again = margins < 2 * MARGIN
+    if unsure is not None:
+        again |= unsure & (margins < WIDE)
+    logits = logits.clone()
+    for row in again.nonzero().flatten().tolist():
+        logits[row] = alone(slice(row, row + 1))[0]
+    return logits

@@ -1,4 +1,4 @@
-"""Shared zoo: DEQs whose fixed points and smoothed classifiers are known, and one small trained MDEQ."""
+"""What tests share: a DEQ with known answers, data, and one small trained MDEQ."""
 
 import signal
 import subprocess
@@ -10,45 +10,7 @@ import torch
 from srs import models
 from srs.data import DataConfig, Dataset, Part, prepare
 from srs.training import Training, train
-
-
-class LinearDEQ(torch.nn.Module):
-    """z = A z + B x, ||A|| < 1, logits (w . z + c, 0): z* = (I - A)^-1 B x in closed form.
-
-    The smoothed classifier is the half-space of the base classifier itself: its class at x holds up to distance
-    |margin(x)| / ||gradient|| exactly, and P(vote for class 0) = Phi(margin / (sigma ||gradient||)).
-    """
-
-    def __init__(self, size: int = 6, contraction: float = 0.5, offset: float = 0.0, seed: int = 0):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        a = torch.randn(size, size, generator=generator)
-        self.a = contraction * a / torch.linalg.matrix_norm(a, 2)
-        self.b = torch.randn(size, size, generator=generator)
-        self.w = torch.randn(size, generator=generator)
-        self.offset = offset
-
-    def inject(self, x):
-        return x @ self.b.T
-
-    def initial_state(self, injection):
-        return torch.zeros_like(injection)
-
-    def f(self, z, injection):
-        return z @ self.a.T + injection
-
-    def head(self, z):
-        return torch.stack([z @ self.w + self.offset, torch.zeros(len(z))], dim=1)
-
-    def fixed_point(self, x):
-        return torch.linalg.solve(torch.eye(len(self.a)) - self.a, (x @ self.b.T).T).T
-
-    def gradient(self):
-        return torch.linalg.solve((torch.eye(len(self.a)) - self.a).T, self.w) @ self.b
-
-    def true_radius(self, x):
-        """Signed distance of x to the decision boundary: positive on class 0's side."""
-        return float((x @ self.gradient() + self.offset) / self.gradient().norm())
+from srs.zoo import LinearDEQ
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import LinearDEQ
 from pydantic import ValidationError
 from scipy import stats
 
@@ -18,6 +17,7 @@ from srs.journal import Journal
 from srs.noise import standard_normal
 from srs.solvers import Solver
 from srs.votes import UNDECIDED, DirectSampler, SerializedSampler, StandardSampler
+from srs.zoo import LinearDEQ
 
 TIGHT = Solver(method="broyden", steps=60, stop="relative", tolerance=1e-12)
 SHORT = Solver(method="anderson", steps=8)

@@ -1,3 +1,6 @@
+import math
+from fractions import Fraction
+
 import mpmath
 import numpy as np
 import pytest
@@ -6,6 +9,8 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from srs import bounds
+
+ESTIMATORS = ("finite_population", "theorem_3_1", "released_code")
 
 
 def _independent_lower(k, n, alpha):
@@ -24,7 +29,7 @@ def _independent_lower(k, n, alpha):
 @pytest.mark.parametrize("alpha", [0.05, 0.001])
 @pytest.mark.parametrize("k, n", [(0, 5), (1, 5), (5, 5), (17, 40), (99, 100), (100, 100), (190, 200)])
 def test_clopper_pearson_equals_its_definition(k, n, alpha):
-    assert bounds.clopper_pearson_lower(k, n, alpha) == pytest.approx(_independent_lower(k, n, alpha), abs=1e-12)
+    assert bounds.clopper_pearson_lower(k, n, alpha) == pytest.approx(_independent_lower(k, n, alpha), abs=1e-10)
 
 
 @pytest.mark.parametrize("k, n", [(0, 10), (3, 10), (10, 10), (9_900, 10_000)])
@@ -44,8 +49,8 @@ def test_largest_radii_of_cohen_et_al(sigma, largest):
 def test_largest_radii_under_theorem_3_1():
     """Known from an independent check of the paper's arithmetic: sigma 0.5, N = 10,000, alpha = 0.001."""
     assert bounds.largest_radius(10_000, 0.001, 0.5) == pytest.approx(1.599, abs=1e-3)
-    assert bounds.largest_radius(10_000, 0.001, 0.5, audit=400) == pytest.approx(0.991, abs=1e-3)
-    assert bounds.largest_radius(10_000, 0.001, 0.5, audit=1_000) == pytest.approx(1.147, abs=1e-3)
+    assert bounds.largest_radius(10_000, 0.001, 0.5, audit=400, estimator="theorem_3_1") == pytest.approx(0.991, abs=1e-3)
+    assert bounds.largest_radius(10_000, 0.001, 0.5, audit=1_000, estimator="theorem_3_1") == pytest.approx(1.147, abs=1e-3)
 
 
 def test_radius_needs_a_majority():
@@ -60,21 +65,107 @@ def test_smallest_n_is_the_smallest():
         assert n == 1 or bounds.clopper_pearson_lower(n - 1, n - 1, alpha) <= 0.5 + 1e-12
 
 
-def test_nothing_audited_bounds_nothing():
-    assert bounds.theorem_3_1(900, 1000, 0, 0, 0.001) == bounds.SerializedBound(0.0, 1.0)
+def test_what_the_released_code_reaches():
+    """Known from an independent check of the paper's arithmetic: more than its theorem, with any audit."""
+    for audit in (400, 1_000):
+        assert bounds.largest_radius(10_000, 0.001, 0.5, audit, "released_code") == pytest.approx(1.5835, abs=1e-3)
+
+
+def test_nothing_audited_bounds_nothing_and_a_complete_audit_knows_all():
+    nothing = bounds.SerializedBound(0.0, 1.0)
+    for estimator in ESTIMATORS:
+        assert bounds.serialized_bound(estimator, 900, 1000, 0, 0, 0.001) == nothing
+        assert bounds.serialized_bound(estimator, 0, 1000, 0, 0, 0.001).p_a_lower == 0
+    complete = bounds.finite_population(900, 1000, 880, 900, 0.001)
+    assert complete == bounds.SerializedBound(bounds.clopper_pearson_lower(880, 1000, 0.0005), 20 / 900)
+
+
+@pytest.mark.parametrize("alpha", [Fraction(1, 1000), Fraction(1, 20), Fraction(1, 2)])
+def test_the_hypergeometric_bound_equals_enumeration(alpha):
+    """All populations up to 40, all samples, all outcomes, in whole numbers."""
+    for population in range(41):
+        for sample in range(population + 1):
+            chances = [
+                np.cumsum([math.comb(m, x) * math.comb(population - m, sample - x) for x in range(sample + 1)])
+                for m in range(population + 1)
+            ]
+            enough = math.comb(population, sample) * alpha
+            for marked in range(sample + 1):
+                possible = range(marked, population - (sample - marked) + 1)
+                expected = max(m for m in possible if chances[m][marked] >= enough)
+                assert bounds.hypergeometric_upper(marked, sample, population, float(alpha)) == expected
+
+
+def test_the_hypergeometric_bound_seldom_fails():
+    """By exact sums: the chance that the bound lies below the truth, for every truth."""
+    population, sample, alpha = 300, 60, 0.01
+    upper = [bounds.hypergeometric_upper(x, sample, population, alpha) for x in range(sample + 1)]
+    for truth in range(population + 1):
+        law = stats.hypergeom(population, truth, sample)
+        assert sum(law.pmf(x) for x in range(sample + 1) if upper[x] < truth) <= alpha
+
+
+@pytest.mark.parametrize("k, n, alpha", [(1, 1, 0.001), (999, 1000, 0.0005), (700, 1000, 0.05), (2000, 2000, 0.001)])
+def test_rounding_only_shrinks(k, n, alpha):
+    """At the bound itself, k or more successes are no likelier than alpha; the radius is no larger than the exact one."""
+    with mpmath.workdps(50):
+        p = mpmath.mpf(bounds.clopper_pearson_lower(k, n, alpha))
+        assert mpmath.fsum(mpmath.binomial(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1)) <= alpha
+        exact = mpmath.sqrt(2) * mpmath.erfinv(2 * p - 1) / 2
+        assert p <= 0.5 or bounds.radius(float(p), 0.5) <= exact
 
 
 @given(st.data())
-def test_more_mismatches_or_fewer_votes_never_enlarge_the_bound(data):
-    n = data.draw(st.integers(1, 300))
+def test_more_mismatches_fewer_votes_or_a_smaller_audit_never_enlarge_a_bound(data):
+    estimator = data.draw(st.sampled_from(["finite_population", "theorem_3_1"]))
+    n = data.draw(st.integers(2, 300))
     n_a = data.draw(st.integers(1, n))
     n2 = data.draw(st.integers(1, n_a))
     n1 = data.draw(st.integers(1, n2))
-    bound = bounds.theorem_3_1(n_a, n, n1, n2, 0.001).p_a_lower
-    assert bounds.theorem_3_1(n_a, n, n1 - 1, n2, 0.001).p_a_lower <= bound
+
+    def lower(*counts):
+        return bounds.serialized_bound(estimator, *counts, 0.001).p_a_lower
+
+    bound = lower(n_a, n, n1, n2)
+    assert lower(n_a, n, n1 - 1, n2) <= bound
+    assert lower(n_a, n, n1 - 1, n2 - 1) <= bound  # one confirmed vote less in the audit
     if n_a > n2:
-        assert bounds.theorem_3_1(n_a - 1, n, n1, n2, 0.001).p_a_lower <= bound
+        assert lower(n_a - 1, n, n1, n2) <= bound
     assert bound <= bounds.clopper_pearson_lower(n_a, n, 0.001)
+
+
+@given(st.integers(1, 200), st.integers(0, 200), st.integers(0, 200))
+def test_votes_that_are_known_count_as_confirmed(n_a, known, others):
+    """A census is never worse than not counting what it found."""
+    n = n_a + known + others
+    audit = max(1, n_a // 2)
+    with_census = bounds.finite_population(n_a, n, audit, audit, 0.001, known=known).p_a_lower
+    assert with_census >= bounds.finite_population(n_a, n, audit, audit, 0.001).p_a_lower
+
+
+def test_the_released_code_is_not_monotone_in_what_matters():
+    """Mismatches hardly lower its bound: the ratio of votes stays. This is what is wrong with it."""
+    clean, spoilt = (bounds.released_code(9_000, 10_000, n1, 360, 0.001).p_a_lower for n1 in (360, 324))
+    assert clean - spoilt < 0.01 < bounds.theorem_3_1(9_000, 10_000, 360, 360, 0.001).p_a_lower - 0.8
+    assert spoilt > 0.9 * (1 - 36 / 360)  # more than the votes that the audit confirms
+
+
+def test_smallest_audit_is_the_smallest():
+    for n, split in ((100, 0.5), (1_000, 0.2)):
+        least = bounds.smallest_audit(n, 0.001, split)
+        assert bounds.largest_radius(n, 0.001, 1.0, least, split=split) > 0
+        assert bounds.largest_radius(n, 0.001, 1.0, least - 1, split=split) == 0
+    assert bounds.smallest_audit(10, 0.001) is None
+
+
+def test_plans_are_the_best_of_their_kind():
+    split = bounds.best_split(1_000, 200, 0.001)
+    assert bounds.planned_radius(1_000, 200, 0.001, split) >= bounds.planned_radius(1_000, 200, 0.001, 0.5)
+    plan = bounds.best_audit(60_000, 3, 30, 0.001)
+    assert 3 * plan.n + 30 * 0.9 * plan.audit <= 60_000
+    assert plan.radius >= bounds.planned_radius(10_000, 400, 0.001)  # costs 40,800 or more
+    with pytest.raises(ValueError, match="budget = 40"):
+        bounds.best_audit(40, 3, 30, 0.001)
 
 
 def test_clear_errors():
@@ -82,8 +173,17 @@ def test_clear_errors():
         bounds.clopper_pearson_lower(6, 5, 0.05)
     with pytest.raises(ValueError, match="alpha = 1.5"):
         bounds.clopper_pearson_lower(3, 5, 1.5)
-    with pytest.raises(ValueError, match="n1 = 5, n2 = 4"):
-        bounds.theorem_3_1(10, 20, 5, 4, 0.01)
+    for estimator in ESTIMATORS:
+        with pytest.raises(ValueError, match="n1 = 5, n2 = 4"):
+            bounds.serialized_bound(estimator, 10, 20, 5, 4, 0.01)
+    with pytest.raises(ValueError, match="known = 11 is out of range"):
+        bounds.finite_population(10, 20, 4, 5, 0.01, known=11)
+    with pytest.raises(ValueError, match="split = 1.0 is out of range"):
+        bounds.finite_population(10, 20, 4, 5, 0.01, split=1.0)
+    with pytest.raises(ValueError, match="known = 1: a census"):
+        bounds.serialized_bound("released_code", 10, 20, 4, 5, 0.01, known=1)
+    with pytest.raises(ValueError, match="marked = 3, sample = 2"):
+        bounds.hypergeometric_upper(3, 2, 10, 0.05)
 
 
 def _ratio(p, k, n, p_0):

@@ -58,7 +58,7 @@ def test_each_sampler_votes_once_on_what_its_groups_need(whole):
     assert cast[one_step].tolist() == [170] * 4
     assert cast[serialized].tolist() == [320, 170, 320, 170]
     extra = cast[reference] - 170
-    assert extra[[1, 3]].tolist() == [0, 0] and (extra[[0, 2]] > 0).all() and (extra <= 40).all()
+    assert extra[[1, 3]].tolist() == [0, 0] and (extra[[0, 2]] > 0).all() and (extra <= 40).all()  # a random audit's
     for votes in whole.votes.values():
         assert ((votes.seconds > 0) == (votes.classes != NOT_CAST)).all()
 
@@ -82,6 +82,22 @@ def test_certificates_are_those_of_certify(whole, trained, digits):
     serialized = rows[(rows["method"] == "SRS-2A") & (rows["group"] == "main")]
     assert (serialized["mismatched"] >= serialized["n2"] - serialized["n1"]).all()
     assert rows.loc[rows["group"] == "long", "mismatched"].isna().all()
+
+
+def test_another_estimator_or_audit_needs_no_new_votes(whole, digits):
+    shown = {}
+    for estimator, draw in [("finite_population", "random"), ("theorem_3_1", "random"), ("released_code", "first_batch")]:
+        assurance = Assurance(audit=50, estimator=estimator, audit_draw=draw)
+        rows = certificates(whole, digits.test.labels, CASTING, assurance)
+        shown[estimator] = rows[rows["method"] == "SRS-2A"]
+        assert (rows.loc[rows["estimator"] == "", "guarantee"]).all()
+        assert (shown[estimator]["guarantee"] == (estimator == "finite_population")).all()
+    assert (shown["theorem_3_1"]["radius"] <= shown["finite_population"]["radius"]).all()
+    assert (shown["theorem_3_1"]["n1"].to_numpy() == shown["finite_population"]["n1"].to_numpy()).all()
+    census = certificates(whole, digits.test.labels, CASTING, Assurance(audit=50, census=0.2), ["main"])
+    assert (census.loc[census["estimator"] != "", "census"] == 30).all()
+    with pytest.raises(ValueError, match="not cast"):
+        certificates(whole, digits.test.labels, CASTING, Assurance(census=0.9), ["long"])
 
 
 def test_mismatches_are_counted_on_all_draws(whole, digits):

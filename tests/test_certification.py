@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import LinearDEQ
 from pydantic import ValidationError
 from scipy import stats
 
@@ -10,20 +9,14 @@ from srs import bounds
 from srs.certification import Certification, serialized_certificate, standard_certificate
 from srs.noise import NoisyCopies
 from srs.votes import UNDECIDED, SerializedSampler, StandardSampler, Votes
+from srs.zoo import LinearDEQ
 
 SIGMA = 0.5
 
 
-def _at_true_radius(deq, r):
-    """A point whose distance to the decision boundary is r, on class 0's side."""
-    x = torch.zeros(6)
-    gradient = deq.gradient()
-    return x + (r - deq.true_radius(x)) * gradient / gradient.norm()
-
-
 def _false_certificates(certify, deq, r, runs):
     """How many of ``runs`` certificates, each with its own noise, reach past the true radius or name the wrong class."""
-    x = _at_true_radius(deq, r)
+    x = deq.at_true_radius(r)
     found = [certify(x, seed) for seed in range(runs)]
     return sum(c.prediction != srs.ABSTAIN and (c.prediction != 0 or c.radius > r) for c in found), found
 
@@ -93,7 +86,7 @@ def test_the_audit_sees_a_sampler_that_repeats_its_first_answer(linear_deq):
             self.calls += 1
             return super().f(z, injection) if self.calls <= 10 else z
 
-    x = _at_true_radius(linear_deq, 0.05)  # the standard vote is close to a coin toss
+    x = linear_deq.at_true_radius(0.05)  # the standard vote is close to a coin toss
     settings = dict(sigma=SIGMA, n=1_000, n0=100, alpha=0.001, audit=400)
     sampler = SerializedSampler(solver=srs.Solver(method="naive", steps=1), chains=1)
     config = Certification(**settings)
@@ -101,13 +94,20 @@ def test_the_audit_sees_a_sampler_that_repeats_its_first_answer(linear_deq):
     votes = sampler.sample(Stuck().eval(), copies, config.draws(), 400)
     assert (votes.classes == votes.classes[0]).all()
     assert standard_certificate(votes, config).prediction != srs.ABSTAIN  # what no audit would believe
-    audited = config.audited_draws(0)
-    truth = StandardSampler().sample(linear_deq, copies, audited, 400)
-    assert serialized_certificate(votes, audited, truth, config).prediction == srs.ABSTAIN
+    certificate, _ = serialized_certificate(votes, lambda d: StandardSampler().sample(linear_deq, copies, d, 400), config, 0)
+    assert certificate.prediction == srs.ABSTAIN
 
 
 def _votes(classes):
-    return Votes(np.asarray(classes, np.int16), np.ones(len(classes), np.int32), np.zeros(len(classes), np.float32))
+    votes = Votes.blank(len(classes))
+    votes.classes[:], votes.evaluations[:] = classes, 1
+    return votes
+
+
+def _audit(votes, truth, **settings):
+    """The certificate of serialized votes whose true votes are known."""
+    config = Certification(**{"sigma": SIGMA, "n0": 4, "n": len(votes) - 4, "alpha": 0.05} | settings)
+    return serialized_certificate(_votes(votes), _votes(truth).take, config, 0)[0]
 
 
 def test_counts_selection_and_undecided_votes():
@@ -123,17 +123,59 @@ def test_counts_selection_and_undecided_votes():
     assert (hopeless.prediction, hopeless.n_a, hopeless.undecided) == (srs.ABSTAIN, 0, 20)
 
 
-def test_audit_counts_only_votes_for_the_certified_class():
-    config = Certification(sigma=SIGMA, n0=4, n=20, alpha=0.05, audit=6)
-    votes = _votes([0] * 4 + [0] * 18 + [1, UNDECIDED])
-    audited = np.array([4, 5, 6, 7, 22, 23])
-    certificate = serialized_certificate(votes, audited, _votes([0, 0, UNDECIDED, 1, 0, 0]), config)
-    assert (certificate.n_a, certificate.k, certificate.n2, certificate.n1) == (18, 6, 4, 2)
-    expected = bounds.theorem_3_1(18, 20, 2, 4, 0.05)
-    assert (certificate.p_a_lower, certificate.p_m_upper) == (expected.p_a_lower, expected.p_m_upper)
-    assert certificate.evaluations == 24 + 6
-    none = serialized_certificate(_votes([UNDECIDED] * 24), audited, _votes([0] * 6), config)
-    assert (none.prediction, none.n1, none.n2) == (srs.ABSTAIN, 0, 0)
+def test_audit_solves_only_votes_for_the_certified_class():
+    votes = [0] * 4 + [0] * 18 + [1, UNDECIDED]
+    truth = [0] * 4 + [1, UNDECIDED] + [0] * 18
+    found = _audit(votes, truth, audit=20)  # all of them: the mismatched ones are known
+    assert (found.n_a, found.k, found.n2, found.n1) == (18, 20, 18, 16)
+    assert found.evaluations == 24 + 18  # two draws are not for class 0
+    assert found.p_a_lower == bounds.clopper_pearson_lower(16, 20, 0.025) and found.p_m_upper == 2 / 18
+    part = _audit(votes, truth, audit=6)
+    assert part.n2 <= 6 and part.p_a_lower == bounds.finite_population(18, 20, part.n1, part.n2, 0.05).p_a_lower
+    none = _audit([UNDECIDED] * 24, [0] * 24, audit=6)
+    assert (none.prediction, none.n1, none.n2, none.evaluations) == (srs.ABSTAIN, 0, 0, 24)
+
+
+def test_nothing_audited_certifies_nothing_and_no_audited_vote_for_the_class_neither():
+    votes = [0] * 24
+    assert _audit(votes, votes, audit=0).prediction == srs.ABSTAIN
+    late = _audit([0] * 4 + [1] * 5 + [0] * 995, [0] * 1004, audit=5, audit_draw="first_batch")
+    assert (late.n2, late.prediction, late.p_m_upper) == (0, srs.ABSTAIN, 1.0)
+
+
+def test_ties_of_the_selection_go_to_the_lowest_class():
+    assert _audit([1, 0, 1, 0] + [0] * 60, [0] * 64, audit=60).prediction == 0
+    assert standard_certificate(_votes([2, 1, 2, 1] + [1] * 60), Certification(n0=4, n=60, alpha=0.05)).prediction == 1
+
+
+@pytest.mark.parametrize("doubt", ["margin", "residual"])
+def test_a_census_counts_lost_and_recovered_votes(doubt):
+    """The most doubtful draws are solved again whatever the vote was; the audit covers the rest."""
+    votes, truth = _votes([0] * 104), _votes([0] * 104)
+    votes.margins[:], votes.residuals[:] = 1.0, 0.1
+    votes.classes[10:15], votes.margins[10:15], votes.residuals[10:15] = 1, 0.1, 0.9  # lost by the chain: recovered
+    truth.classes[20:23], votes.margins[20:23], votes.residuals[20:23] = 1, 0.2, 0.8  # won by the chain: lost
+    config = Certification(sigma=SIGMA, n0=4, n=100, alpha=0.05, audit=100, census=0.08, doubt=doubt)
+    found, solved = serialized_certificate(votes, truth.take, config, 0)
+    assert (found.n_a, found.census, found.known, found.n2, found.n1) == (95, 8, 5, 92, 92)
+    assert found.p_a_lower == bounds.clopper_pearson_lower(97, 100, 0.025)
+    assert len(solved.classes) == 100
+    plain = Certification(sigma=SIGMA, n0=4, n=100, alpha=0.05, audit=100)
+    assert serialized_certificate(votes, truth.take, plain, 0)[0].p_a_lower < found.p_a_lower
+
+
+def test_a_census_has_no_theorem_but_ours():
+    for choice in ({"estimator": "theorem_3_1"}, {"audit_draw": "first_batch"}):
+        with pytest.raises(ValidationError, match="census = 0.1 needs estimator = 'finite_population'"):
+            Certification(census=0.1, **choice)
+
+
+def test_only_the_proved_pair_is_a_guarantee():
+    for estimator in ("finite_population", "theorem_3_1", "released_code"):
+        for draw in ("random", "first_batch"):
+            found = _audit([0] * 104, [0] * 104, audit=50, estimator=estimator, audit_draw=draw)
+            assert found.guarantee == (estimator == "finite_population" and draw == "random")
+            assert (found.estimator, found.audit_draw) == (estimator, draw)
 
 
 def test_audited_draws_are_a_uniform_sample_of_the_counted_ones():
@@ -147,17 +189,26 @@ def test_audited_draws_are_a_uniform_sample_of_the_counted_ones():
     assert stats.chisquare(counts[10:]).pvalue > 1e-4
 
 
+def test_the_first_batch_is_the_first_after_the_warm_up():
+    config = Certification(sigma=SIGMA, n0=10, n=50, alpha=0.05, audit=20, audit_draw="first_batch")
+    assert config.audited_draws(0).tolist() == list(range(10, 30))
+    assert config.audited_draws(0, first=25).tolist() == list(range(25, 45))
+
+
 def test_predict(linear_deq):
-    x = _at_true_radius(linear_deq, 0.8)
+    x = linear_deq.at_true_radius(0.8)
     assert srs.predict(linear_deq, x, sigma=SIGMA, n=300, alpha=0.001) == 0
-    assert srs.predict(linear_deq, _at_true_radius(linear_deq, -0.8), sigma=SIGMA, n=300, alpha=0.001) == 1
-    assert srs.predict(linear_deq, _at_true_radius(linear_deq, 0.0), sigma=SIGMA, n=300, alpha=0.001) == srs.ABSTAIN
-    with pytest.raises(ValueError, match="no guarantee for dependent votes"):
-        srs.predict(linear_deq, x, sigma=SIGMA, sampler=SerializedSampler())
+    assert srs.predict(linear_deq, linear_deq.at_true_radius(-0.8), sigma=SIGMA, n=300, alpha=0.001) == 1
+    assert srs.predict(linear_deq, linear_deq.at_true_radius(0.0), sigma=SIGMA, n=300, alpha=0.001) == srs.ABSTAIN
+    serialized = dict(sigma=SIGMA, n=300, alpha=0.001, sampler=SerializedSampler(chains=20))
+    assert srs.predict(linear_deq, x, audit=200, **serialized) == 0
+    assert srs.predict(linear_deq, linear_deq.at_true_radius(0.0), audit=200, **serialized) == srs.ABSTAIN
+    with pytest.raises(ValueError, match="predict needs a guarantee: estimator = 'released_code'"):
+        srs.predict(linear_deq, x, audit=200, estimator="released_code", **serialized)
 
 
 def test_predict_is_seldom_wrong(linear_deq):
-    x, alpha, runs = _at_true_radius(linear_deq, 0.02), 0.05, 600
+    x, alpha, runs = linear_deq.at_true_radius(0.02), 0.05, 600
     found = [srs.predict(linear_deq, x, sigma=SIGMA, n=100, n0=1, alpha=alpha, seed=seed) for seed in range(runs)]
     assert stats.binomtest(found.count(1), runs, alpha, alternative="greater").pvalue > 1e-3
     assert found.count(0) > 0
@@ -182,3 +233,7 @@ def test_certify_draws_the_line_at_training_mode_and_unusable_images(linear_deq)
         srs.certify(linear_deq, x, sigma=SIGMA, n=9)
     with pytest.raises(ValueError, match="audit = 500 is out of range"):
         srs.certify(linear_deq, x, sigma=SIGMA, n=100, audit=500, sampler=SerializedSampler())
+    with pytest.raises(ValueError, match="audit = 5 of n = 100 draws can certify nothing at alpha = 0.001: at least 17"):
+        srs.certify(linear_deq, x, sigma=SIGMA, n=100, audit=5, sampler=SerializedSampler())
+    with pytest.raises(ValueError, match="n is too small for serialized votes"):
+        srs.certify(linear_deq, x, sigma=SIGMA, n=10, audit=10, sampler=SerializedSampler())

@@ -27,8 +27,18 @@ def test_the_file_itself_is_well_formed_and_the_default_is_embedded():
     "old, new, named",
     [
         ("alpha: 0.001, audit: 400", "alpha: 0.001, auditt: 400", "certificates.auditt: no such parameter; did you mean audit"),
-        ("alpha: 0.001, audit: 400", "alpha: 0.001, audit: 40000", r"audit = 40000 must be at most .*groups.main.n = 2000"),
-        ("images: 50, n: 2000", "images: 50, n: 5", "audit = 400 must be at most .*n = 5"),
+        (
+            "alpha: 0.001, audit: 400",
+            "alpha: 0.001, audit: 40000",
+            r"groups.main: audit = 40000 is out of range: at most n = 2000",
+        ),
+        ("images: 50, n: 2000", "images: 50, n: 50", "groups.main: audit = 400 is out of range: at most n = 50"),
+        ("alpha: 0.001, audit: 400", "alpha: 0.001, audit: 3", "audit = 3 of n = 2000 draws can certify nothing.*at least 13"),
+        ("estimator: finite_population", "estimator: finite", "certificates.estimator: .*'finite_population'.*'released_code'"),
+        ("split: 0.5", "split: 0.5, census: 0.1", "census = 0.1 needs the reference's votes on all draws.*audit = 400 must go"),
+        ("audit_draw: random", "audit_draw: random, census: 0.1, estimator: theorem_3_1", "estimator"),
+        ("arithmetic: &arithmetic {experiment: small-050", "arithmetic: &arithmetic {experiment: any", "'any' is unknown"),
+        ("runs: 2000", "runs: 0", r"coverage.runs: .*greater than or equal to 1 \(got 0\)"),
         (
             "{images: 50, n: 2000, samplers: *direct}",
             "{images: 50, n: 5, samplers: *direct}",

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from conftest import LinearDEQ
 from pydantic import ValidationError
 
 from srs.solvers import Solver, residuals, solve
+from srs.zoo import LinearDEQ
 
 METHODS = ["naive", "anderson", "broyden"]
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from srs.noise import NoisyCopies
-from srs.solvers import Solver
+from srs.solvers import Solver, solve
 from srs.votes import MARGIN, UNDECIDED, DirectSampler, SerializedSampler, StandardSampler, decide
 
 FIXED = Solver(method="anderson", steps=10)
@@ -57,15 +57,50 @@ def test_standard_votes_do_not_depend_on_compute_batch_or_order(trained, copies,
     assert np.array_equal(sampler.sample(trained, copies, shuffled, 50).classes, votes.classes[shuffled])
 
 
+class OnTheEdge(torch.nn.Module):
+    """z_k / x = 2 - 2^(1 - k): every row's residual meets the tolerance to the last digit at its tenth step, where rounding
+    that differs between batches decides whether it stops; and whether it stops decides the vote."""
+
+    solver = Solver(method="naive", steps=30, stop="relative", tolerance=0.5**10 / (1 - 0.5**10))
+
+    def inject(self, x):
+        return x
+
+    def initial_state(self, injection):
+        return torch.zeros_like(injection)
+
+    def f(self, z, injection):
+        return z / 2 + injection * (1 + 1e-6 * (-1) ** len(z))
+
+    def head(self, z):
+        last = -torch.log2(2 - z[:, :1] / self.x)  # k - 1
+        return torch.cat([last - 9.5, torch.zeros_like(last)], dim=1) / 10
+
+
+@pytest.mark.parametrize("kind", ["standard", "serialized"])
+def test_rounding_at_the_tolerance_decides_no_vote(kind):
+    copies = NoisyCopies(torch.ones(1), 0, 1e-6, 0)  # all but one and the same row
+    model = OnTheEdge().eval()
+    model.x = 1.0
+    edge = {tuple(solve(model.f, torch.zeros(n, 1), torch.ones(n, 1), model.solver).evaluations.tolist()) for n in (1, 2)}
+    assert len(edge) == 2 and solve(model.f, torch.zeros(2, 1), torch.ones(2, 1), model.solver).close.all()
+    settings = {"warmup": model.solver, "chains": 40} if kind == "serialized" else {}
+    sampler = {"standard": StandardSampler, "serialized": SerializedSampler}[kind](solver=model.solver, **settings)
+    votes = [sampler.sample(model, copies, np.arange(40), size).classes for size in (1, 7, 40)]
+    assert all(np.array_equal(votes[0], other) for other in votes[1:])
+
+
 @pytest.mark.parametrize("start", ["previous", "clean"])
 @pytest.mark.parametrize("solver", [Solver(steps=3), STOPPED], ids=["fixed", "stopped"])
 def test_serialized_votes_depend_on_chains_but_not_on_compute_batch(trained, copies, solver, start):
+    """Batches of 1 and 7 do not divide the chains evenly; margins are kept to half precision."""
     sampler, draws = SerializedSampler(solver=solver, chains=40, start=start), np.arange(300)
     votes = sampler.sample(trained, copies, draws, 400)
     for batch_size in (1, 7, 40):
         again = sampler.sample(trained, copies, draws, batch_size)
         assert np.array_equal(again.classes, votes.classes)
         assert np.array_equal(again.evaluations, votes.evaluations)
+        assert np.allclose(again.margins, votes.margins, rtol=1e-2, atol=1e-3)
 
 
 def test_serialized_evaluations_are_as_announced(trained, copies):
@@ -88,8 +123,6 @@ def test_warm_share_counts_the_warm_ups_votes():
 
 def test_serialized_chain_is_the_plain_loop(trained, copies):
     """Reference: chain c solves draws c, c + 3, c + 6, ... one after the other, each from the last state."""
-    from srs.solvers import solve
-
     warmup, solver = Solver(steps=10), Solver(steps=2)
     votes = SerializedSampler(solver=solver, warmup=warmup, chains=3, restart=4).sample(trained, copies, np.arange(20), 400)
     with torch.no_grad():

@@ -1,0 +1,146 @@
+"""The coverage study: how often certificates are false where the truth is known."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+from scipy import stats
+from tqdm import tqdm
+
+from srs import bounds
+from srs.certification import ABSTAIN, Certificate, Certification, serialized_certificate, standard_certificate
+from srs.noise import NoisyCopies
+from srs.sections import Section
+from srs.zoo import Case, zoo
+
+#: Ways to certify serialized votes, by name: the three estimators with both draws, and two more exact audits.
+DESIGNS = {
+    f"{estimator}, {draw}": {"estimator": estimator, "audit_draw": draw}
+    for estimator in ("finite_population", "theorem_3_1", "released_code")
+    for draw in ("random", "first_batch")
+} | {
+    "finite_population, random, split 0.8": {"split": 0.8},
+    "finite_population, random, census 0.1": {"census": 0.1},
+}
+_KEPT_RUNS = 500  # images whose votes are held in memory at once
+
+
+class Coverage(Section):
+    """Settings of the study: for each case ``runs`` certificates at each of ``alphas``, from ``n0`` + ``n`` draws in ``chains``
+    chains, ``audit`` of them audited; and for each of the ``mismatch`` rates and shares of ``votes_for_a`` as many simulated
+    chains of ``large_n`` draws, ``large_audit`` of them audited."""
+
+    runs: int = Field(2_000, ge=1)
+    sigma: float = Field(0.5, gt=0)
+    n0: int = Field(50, ge=1)
+    n: int = Field(1_000, ge=1)
+    chains: int = Field(50, ge=1)
+    audit: int = Field(200, ge=1)
+    alphas: list[float] = [0.001, 0.05]
+    seed: int = Field(0, ge=0, lt=1 << 63)
+    mismatch: list[float] = [0.0, 0.005, 0.01, 0.02, 0.05]
+    votes_for_a: list[float] = [0.6, 0.9, 0.99]
+    large_n: int = Field(10_000, ge=1)
+    large_audit: int = Field(400, ge=1)
+
+
+def is_false(certificate: Certificate, true_radius: float) -> bool:
+    """Whether it names the wrong class (class 0 is right in the zoo), or reaches past the true radius."""
+    return certificate.prediction != ABSTAIN and (certificate.prediction != 0 or certificate.radius > true_radius)
+
+
+def study(config: Coverage, cases: Iterable[str] | None = None) -> pd.DataFrame:
+    """False certificates of every design in every case of the zoo, and of standard smoothing: see :func:`tally`."""
+    chosen = zoo(config.n0 + config.n, config.chains)
+    if cases is not None:
+        chosen = {name: chosen[name] for name in cases}
+    found = []
+    with tqdm(total=len(chosen) * config.runs, desc="coverage", unit="run", mininterval=2) as bar:
+        for name, case in chosen.items():
+            for first in range(0, config.runs, _KEPT_RUNS):
+                runs = range(first, min(first + _KEPT_RUNS, config.runs))
+                found += [{"case": name} | row for row in _certify(case, runs, config)]
+                bar.update(len(runs))
+    return tally(pd.DataFrame(found))
+
+
+def tally(found: pd.DataFrame) -> pd.DataFrame:
+    """One line a case, design and alpha: how many of the ``runs`` are ``false``, the rate's 95 % interval (``lower``,
+    ``upper``), ``p_value`` of "the rate is at most alpha" (exact binomial), share that ``abstained``, mean ``radius``."""
+    lines = []
+    for (case, design, alpha), part in found.groupby(["case", "design", "alpha"], sort=False):
+        count, runs = int(part["false"].sum()), len(part)
+        lower, upper = bounds.clopper_pearson_interval(count, runs, 0.05)
+        lines.append(
+            {"case": case, "design": design, "alpha": alpha, "guarantee": bool(part["guarantee"].iloc[0])}
+            | {"runs": runs, "false": count, "rate": count / runs, "lower": lower, "upper": upper}
+            | {"p_value": float(stats.binomtest(count, runs, alpha, "greater").pvalue)}
+            | {"abstained": float(part["abstained"].mean()), "radius": float(part["radius"].mean())}
+            | {"true_radius": float(part["true_radius"].iloc[0])}
+        )
+    return pd.DataFrame(lines)
+
+
+def _certify(case: Case, runs: range, config: Coverage) -> list[dict]:
+    settings = config.model_dump(include={"sigma", "n0", "n", "audit", "seed"})
+    draws = np.arange(config.n0 + config.n)
+    copies = [NoisyCopies(case.image, index, config.sigma, config.seed) for index in runs]
+    every = [draws] * len(copies)
+    serialized = case.serialized.sample_many(case.model, copies, every, 50_000)
+    standard = case.reference.sample_many(case.model, copies, every, 50_000)
+    rows = []
+    for alpha in config.alphas:
+        designs = {name: Certification(**settings, alpha=alpha, **choices) for name, choices in DESIGNS.items()}
+        plain = Certification(**settings, alpha=alpha)
+        for index, chain, truth in zip(runs, serialized, standard):
+            rows.append(_row("standard", standard_certificate(truth, plain), case))
+            for name, design in designs.items():
+                certificate, _ = serialized_certificate(chain, truth.take, design, index, case.serialized.warm_draws)
+                rows.append(_row(name, certificate, case))
+    return rows
+
+
+def _row(design: str, certificate: Certificate, case: Case) -> dict:
+    return {
+        "design": design,
+        "alpha": certificate.alpha,
+        "guarantee": certificate.guarantee,
+        "false": is_false(certificate, case.true_radius),
+        "abstained": certificate.prediction == ABSTAIN,
+        "radius": certificate.radius,
+        "true_radius": case.true_radius,
+    }
+
+
+def simulate_mismatch(config: Coverage, runs: int | None = None) -> pd.DataFrame:
+    """False certificates against the rate of one-sided mismatches, by simulated counts alone (no solver).
+
+    The serialized chain votes for A with probability ``votes_for_a``, the standard DEQ with (1 - mismatch) times that; every
+    vote for A of the standard DEQ is one of the chain, too. A random audit. The true radius is sigma Phi^-1 of the
+    standard DEQ's probability. Columns as in :func:`tally`, with ``mismatch`` and ``votes_for_a``.
+    """
+    generator = np.random.default_rng(config.seed)
+    runs, n, audit = runs or config.runs, config.large_n, config.large_audit
+    bound = lru_cache(None)(bounds.serialized_bound)
+    found = []
+    for share in config.votes_for_a:
+        for mismatch in config.mismatch:
+            p_a = share * (1 - mismatch)
+            confirmed, wrong, other = generator.multinomial(n, [p_a, share - p_a, 1 - share], runs).T
+            seen = np.array([generator.multivariate_hypergeometric(c, audit) for c in zip(confirmed, wrong, other)])
+            for estimator in ("finite_population", "theorem_3_1", "released_code"):
+                for alpha in config.alphas:
+                    true_radius = bounds.radius(p_a, config.sigma)
+                    for n_a, n1, n2 in zip(confirmed + wrong, seen[:, 0], seen[:, :2].sum(axis=1)):
+                        lower = bound(estimator, int(n_a), n, int(n1), int(n2), alpha).p_a_lower
+                        r = bounds.radius(lower, config.sigma)
+                        found.append(
+                            {"case": (share, mismatch), "design": estimator, "alpha": alpha, "true_radius": true_radius}
+                            | {"guarantee": bounds.guaranteed(estimator, "random"), "false": r > true_radius}
+                            | {"abstained": r == 0, "radius": r}
+                        )
+    table = tally(pd.DataFrame(found))
+    table[["votes_for_a", "mismatch"]] = table.pop("case").to_list()
+    return table

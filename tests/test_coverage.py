@@ -1,0 +1,98 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from srs.coverage import Coverage, is_false, simulate_mismatch, study, tally
+from srs.noise import NoisyCopies
+from srs.zoo import zoo
+
+CONFIG = Coverage(runs=300, n=300, n0=20, chains=20, audit=80, alphas=[0.05], votes_for_a=[0.9], mismatch=[0.0, 0.03])
+
+
+@pytest.fixture(scope="module")
+def table():
+    return study(CONFIG)
+
+
+def _hold(table, design):
+    """Whether no case of the zoo is significantly above alpha under a design (all cases together at 0.1 %)."""
+    part = table[table["design"] == design]
+    assert set(part["case"]) == set(zoo(100, 10))
+    return bool((part["p_value"] > 0.001 / len(part)).all())
+
+
+def test_guaranteed_certificates_hold_in_the_whole_zoo(table):
+    """The guard: it would fail for the released code's estimator, or for an audit of the first batch."""
+    assert _hold(table, "finite_population, random")
+    assert not _hold(table, "released_code, random")
+    assert not _hold(table, "finite_population, first_batch")
+    for design in table.loc[table["guarantee"], "design"].unique():
+        assert _hold(table, design)
+
+
+def test_certificates_are_given_and_not_withheld(table):
+    part = table[table["design"] == "finite_population, random"].set_index("case")
+    assert part.loc[["linear", "late"], "abstained"].max() < 0.2
+    assert (table[table["design"] == "standard"]["abstained"] < 0.6).all()
+
+
+def test_a_census_buys_radius_where_doubt_tells_mismatches(table):
+    """Margins of the linear DEQ say which of its one-step votes are doubtful."""
+    linear = table[table["case"] == "linear"].set_index("design")["radius"]
+    assert linear["finite_population, random, census 0.1"] > linear["finite_population, random"]
+
+
+def test_neither_standard_smoothing_nor_the_exact_audit_passes_the_true_radius_of_a_linear_deq():
+    found = study(CONFIG.model_copy(update={"runs": 1_000}), ["linear"]).set_index("design")
+    for design in ("standard", "finite_population, random"):
+        row = found.loc[design]
+        assert stats.binomtest(int(row["false"]), 1_000, 0.05, alternative="greater").pvalue > 1e-3
+        assert row["radius"] > 0.15 * row["true_radius"]
+
+
+@pytest.mark.parametrize("name", list(zoo(100, 10)))
+def test_the_zoos_truth_is_the_standard_solvers(name):
+    """The share of the reference's votes for class 0 is Phi(true radius / sigma), whatever the chain makes of it."""
+    case = zoo(4_000, 40)[name]
+    copies = NoisyCopies(case.image, 0, CONFIG.sigma, 7)
+    votes = case.reference.sample(case.model, copies, np.arange(4_000), 4_000).classes
+    p_a = stats.norm.cdf(case.true_radius / CONFIG.sigma)
+    assert stats.binomtest(int((votes == 0).sum()), 4_000, p_a).pvalue > 1e-4
+    chain = case.serialized.sample(case.model, copies, np.arange(4_000), 4_000).classes
+    assert (chain != votes).mean() > 0.01  # the chain does err
+
+
+def test_the_linear_deq_reaches_its_fixed_point():
+    case = zoo(100, 10)["linear"]
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    z = case.model.initial_state(case.model.inject(x))
+    for _ in range(case.reference.solver.steps):
+        z = case.model.f(z, case.model.inject(x))
+    assert torch.allclose(z, case.model.fixed_point(x), atol=1e-5)
+
+
+def test_simulated_mismatches_are_subtracted_by_bounds_and_not_by_the_released_code():
+    found = simulate_mismatch(CONFIG.model_copy(update={"large_n": 2_000, "large_audit": 200})).set_index(
+        ["design", "mismatch"]
+    )
+    assert found.loc[("released_code", 0.03), "rate"] > 0.9
+    for design in ("finite_population", "theorem_3_1"):
+        assert found.loc[(design, 0.03), "p_value"] > 1e-3
+
+
+def test_what_counts_as_false():
+    class Found:
+        prediction, radius = 0, 0.5
+
+    wrong, none = type("Wrong", (Found,), {"prediction": 1}), type("None", (Found,), {"prediction": -1})
+    assert is_false(Found, 0.4) and not is_false(Found, 0.5)
+    assert is_false(wrong, 9.0) and not is_false(none, 0.0)
+
+
+def test_tally_is_exact():
+    row = {"case": "a", "design": "d", "alpha": 0.05, "guarantee": True, "abstained": False, "radius": 0.1, "true_radius": 0.2}
+    line = tally(pd.DataFrame([row | {"false": flag} for flag in [True] * 3 + [False] * 17])).iloc[0]
+    assert (line["runs"], line["false"], line["rate"]) == (20, 3, 0.15)
+    assert line["p_value"] == pytest.approx(stats.binom.sf(2, 20, 0.05))
