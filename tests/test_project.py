@@ -1,6 +1,8 @@
 """The project's own promises: one source of dependencies, and a README whose page of code runs."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -73,3 +75,12 @@ def test_the_citation_names_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
     assert any("Serialized Random Smoothing" in reference["title"] for reference in citation["references"])
+
+
+def test_dvc_reads_its_own_lock_file():
+    """An ignored dvc.lock is never read: every stage would look new at every run."""
+    dvc = Path(sys.executable).with_name("dvc")
+    ignored = subprocess.run(
+        [dvc, "check-ignore", "dvc.lock", "runs/work/.run.pt.lock"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ignored.stdout.split() == ["runs/work/.run.pt.lock"]
