@@ -24,7 +24,7 @@ _TABLE_STYLES = [
     {"selector": "", "props": "border-collapse: collapse; font-size: 10pt; margin: 0.5em 0"},
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; font-size: 9pt; padding-top: 0.6em"},
     {"selector": "th, td", "props": "padding: 0.25em 0.7em; text-align: right; white-space: nowrap"},
-    {"selector": "thead th", "props": "border-bottom: 1.5px solid #444; vertical-align: bottom"},
+    {"selector": "thead th", "props": "border-bottom: 1.5px solid #444; vertical-align: bottom; white-space: normal"},
     {"selector": "tbody th", "props": "text-align: left"},
 ]
 
