@@ -10,7 +10,6 @@ import re
 import sys
 from pathlib import Path
 
-import nbformat
 import yaml
 
 from srs import params
@@ -53,6 +52,8 @@ def faults(reports: Path, items: dict) -> list[str]:
 
 
 def _outputs(path: Path) -> list[dict]:
+    import nbformat  # takes a second to import, which reports that want a label need not wait
+
     cells = nbformat.read(path, as_version=4).cells
     return [o["data"] for cell in cells if cell.cell_type == "code" for o in cell.outputs if "data" in o]
 
@@ -127,6 +128,8 @@ def stage(report: str) -> str:
 
 
 def _title(path: Path) -> str:
+    import nbformat
+
     return nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
 
 
