@@ -10,7 +10,7 @@ INSTALLED := .venv/.installed
 SIDE_BY_SIDE = dvc stage list --name-only | grep -E '^($(1))(@|$$)' | xargs -P $(JOBS) -n $(2) sh -c 'dvc repro -q -s "$$0" "$$@" || true'
 
 repro: $(INSTALLED) # dvc repro alone does the same, one stage after the other; what a side-by-side run leaves undone, it does
-	dvc status -q > /dev/null 2>&1 || { dvc repro prepare table2 && $(call SIDE_BY_SIDE,train|coverage,1) && dvc repro vote arithmetic && $(call SIDE_BY_SIDE,attack,1) && $(call SIDE_BY_SIDE,certify|report,4); }
+	dvc status -q > /dev/null 2>&1 || { dvc repro prepare table2 && $(call SIDE_BY_SIDE,train|coverage,1) && dvc repro vote arithmetic && $(call SIDE_BY_SIDE,attack,1) && $(call SIDE_BY_SIDE,certify|report,2); }
 	dvc repro
 	@python -c "import yaml, pathlib; name = yaml.safe_load(open('params.yaml'))['active']['name']; print('Reports:', *sorted(pathlib.Path('runs', name, 'reports').resolve().glob('*.html')), sep='\n  ')"
 
