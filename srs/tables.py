@@ -110,14 +110,22 @@ def published_table(entries: dict, at: Sequence[float], rows: Sequence[str], rad
 
 def styled(shown: pd.DataFrame, caption: str, css: pd.DataFrame | None = None) -> Styler:
     """A table of texts with its caption; ``css`` has a style for each cell of some columns."""
+    if css is not None:
+        css = css.reindex(columns=shown.columns, fill_value="").rename(columns=_unbroken)
+    shown = shown.rename(columns=_unbroken)
     styler = (
         shown.style.set_caption(caption)
         .set_table_styles(_TABLE_STYLES)
         .set_uuid(hashlib.sha1(caption.encode()).hexdigest()[:8])
     )
     if css is not None:
-        styler = styler.apply(lambda _: css.reindex(columns=shown.columns, fill_value=""), axis=None)
+        styler = styler.apply(lambda _: css, axis=None)
     return styler
+
+
+def _unbroken(head: str) -> str:
+    """A column's head in which 'r = 0.25' stays on one line."""
+    return head.replace(" = ", "\u00a0=\u00a0") if isinstance(head, str) else head
 
 
 def styled_known(shown: pd.DataFrame, caption: str) -> Styler:

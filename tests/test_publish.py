@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import nbformat
 import pytest
+import yaml
 
-from srs import publish
+from srs import index, publish
 
 
 def test_publish_copies_reports_and_their_figures(tmp_path):
@@ -18,3 +21,13 @@ def test_publish_copies_reports_and_their_figures(tmp_path):
     (source / "05.html").write_bytes(b"x" * (publish.LARGEST + 1))
     with pytest.raises(ValueError, match="at most 2,000,000"):
         publish.publish([source / "05.ipynb"], target)
+
+
+def test_the_published_snapshot_shows_every_item():
+    """What stands under reports/ has every table and figure of the paper, with its caption."""
+    root = Path(__file__).parent.parent
+    items = yaml.safe_load((root / index.ITEMS).read_text())["items"]
+    assert index.faults(root / "reports" / "embedded", items) == []
+    page = (root / "reports" / "index.html").read_text()
+    assert all(f'#{item}"' in page for item in items)
+    assert max(path.stat().st_size for path in (root / "reports").rglob("*") if path.is_file()) <= publish.LARGEST
