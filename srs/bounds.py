@@ -16,7 +16,6 @@ Estimator = Literal["finite_population", "theorem_3_1", "released_code"]
 AuditDraw = Literal["random", "first_batch"]
 
 _SAFETY = 1e-11  # relative; SciPy's quantiles are off by less
-_TAIL_SAFETY = 1e-8  # relative; tails by log-gamma functions are off by less, up to populations of millions
 
 
 def clopper_pearson_lower(successes: float, trials: float, alpha: float) -> float:
@@ -48,10 +47,11 @@ def hypergeometric_upper(marked: int, sample: int, population: int, alpha: float
         )
     if not 0 < alpha < 1:
         raise ValueError(f"alpha = {alpha} is out of range: expected 0 < alpha < 1")
+    enough = alpha * (1 - 1e-10 - 2e-14 * population)  # log-gamma functions make a tail less exact than that, relatively
     low, high = marked, population - (sample - marked)  # between what was seen marked and what was not seen unmarked
     while low < high:  # the tail falls as M grows
         middle = (low + high + 1) // 2
-        if _hypergeometric_tail(marked, sample, middle, population) >= alpha * (1 - _TAIL_SAFETY):
+        if _hypergeometric_tail(marked, sample, middle, population) >= enough:
             low = middle
         else:
             high = middle - 1
@@ -184,6 +184,11 @@ def smallest_n(alpha: float) -> int:
     return math.floor(math.log(alpha) / math.log(0.5)) + 1
 
 
+def shown(r: float, digits: int = 3) -> str:
+    """A radius in print: rounded down, so that what is printed is certified, too."""
+    return f"{math.floor(r * 10**digits) / 10**digits:.{digits}f}"
+
+
 def smallest_audit(n: int, alpha: float, split: float = 0.5) -> int | None:
     """The least K with which a perfect serialized run of ``n`` draws can be certified; None where not even K = n is enough."""
     if largest_radius(n, alpha, 1.0, n, split=split) == 0:
@@ -199,7 +204,7 @@ def planned_radius(n: int, audit: int, alpha: float, split: float = 0.5, votes: 
     """The radius, in units of sigma, of a run by :func:`finite_population` that goes as planned: a share ``votes`` of the n
     draws votes for A, and the reference does not confirm a share ``mismatch`` of the audited ones among them."""
     n_a, n2 = round(votes * n), round(votes * audit)
-    return radius(finite_population(n_a, n, n2 - round(mismatch * n2), n2, alpha, split).p_a_lower, 1.0)
+    return radius(finite_population(n_a, n, n2 - math.ceil(mismatch * n2), n2, alpha, split).p_a_lower, 1.0)
 
 
 def best_split(n: int, audit: int, alpha: float, votes: float = 0.9, mismatch: float = 0.01) -> float:
@@ -222,8 +227,8 @@ class AuditPlan:
 def best_audit(
     budget: int, step: float, audit_step: float, alpha: float, votes: float = 0.9, mismatch: float = 0.01
 ) -> AuditPlan:
-    """The n, K and split with the largest planned radius for ``budget`` evaluations of f: a serialized vote costs ``step``, an
-    audited vote for A ``audit_step`` more. Choose before anything is drawn.
+    """The n, K and split with the largest planned radius for ``budget`` evaluations of f, on a grid of shares of the budget: a
+    serialized vote costs ``step``, an audited vote for A ``audit_step`` more. Choose before anything is drawn.
 
     Raises ValueError where the budget allows no certificate.
     """

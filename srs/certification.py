@@ -92,11 +92,13 @@ class Certification(Assurance):
         """Raises ValueError where the audit is larger than n, or so small that not even a perfect run could be certified."""
         if self.audit > self.n:
             raise ValueError(f"audit = {self.audit} is out of range: at most n = {self.n} draws can be audited")
-        if not self.census and bounds.largest_radius(self.n, self.alpha, 1.0, self.audit, split=self.split) == 0:
+        census = math.ceil(self.census * self.n)
+        if bounds.largest_radius(self.n, self.alpha, 1.0, self.audit, split=self.split, census=census) == 0:
             least = bounds.smallest_audit(self.n, self.alpha, self.split)
+            enough = bounds.smallest_n((1 - self.split) * self.alpha)
             raise ValueError(
-                f"audit = {self.audit} of n = {self.n} draws can certify nothing at alpha = {self.alpha}: "
-                + (f"at least {least} are needed" if least else "n is too small for serialized votes")
+                f"audit = {self.audit} of n = {self.n} draws certify nothing at alpha = {self.alpha}, split = {self.split}: "
+                + (f"at least {least} are needed" if least else f"for serialized votes n must be at least {enough}")
             )
 
     def draws(self) -> np.ndarray:
@@ -129,9 +131,9 @@ class Certificate:
     ``guarantee`` is False, nothing is promised.
 
     ``n_a`` of ``n`` counted votes went to the class that the selection draws named; ``undecided`` went to none. For
-    serialized votes ``k`` draws were audited, ``n2`` of them votes for that class, ``n1`` of those confirmed by the
-    reference; ``census`` more draws were solved by the reference, which gave ``known`` of them to that class. 0 elsewhere.
-    ``evaluations`` of f include the audit's.
+    serialized votes ``k`` draws were audited (fewer than asked for where there are no more), ``n2`` of them votes for that
+    class, ``n1`` of those confirmed by the reference; ``census`` more draws were solved by the reference, which gave
+    ``known`` of them to that class. 0 elsewhere. ``evaluations`` of f include the audit's.
     """
 
     prediction: int
@@ -154,6 +156,11 @@ class Certificate:
     split: float = 0.0
     guarantee: bool = True
     evaluations: int = 0
+
+    def __str__(self) -> str:
+        promise = f"class {self.prediction}, certified l2 radius {bounds.shown(self.radius)}"
+        told = "abstains" if self.prediction == ABSTAIN else promise
+        return f"{told} ({self.evaluations:,} evaluations of f)" + ("" if self.guarantee else ", not a guarantee")
 
 
 def certify(
@@ -257,7 +264,7 @@ def serialized_certificate(
     bound = bounds.serialized_bound(config.estimator, outside, config.n, n1, len(suspects), config.alpha, config.split, known)
     certificate = _certificate(
         *(top, n_a, counted, bound.p_a_lower, config),
-        k=config.audit,
+        k=len(audited),
         n1=n1,
         n2=len(suspects),
         census=len(census),

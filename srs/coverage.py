@@ -58,10 +58,11 @@ def study(config: Coverage, cases: Iterable[str] | None = None) -> pd.DataFrame:
         chosen = {name: chosen[name] for name in cases}
     found = []
     with tqdm(total=len(chosen) * config.runs, desc="coverage", unit="run", mininterval=2) as bar:
-        for name, case in chosen.items():
+        for number, (name, case) in enumerate(chosen.items()):
+            own = config.model_copy(update={"seed": config.seed + number})  # cases must not share their noise
             for first in range(0, config.runs, _KEPT_RUNS):
                 runs = range(first, min(first + _KEPT_RUNS, config.runs))
-                found += [{"case": name} | row for row in _certify(case, runs, config)]
+                found += [{"case": name} | row for row in _certify(case, runs, own)]
                 bar.update(len(runs))
     return tally(pd.DataFrame(found))
 
@@ -119,7 +120,7 @@ def simulate_mismatch(config: Coverage, runs: int | None = None) -> pd.DataFrame
 
     The serialized chain votes for A with probability ``votes_for_a``, the standard DEQ with (1 - mismatch) times that; every
     vote for A of the standard DEQ is one of the chain, too. A random audit. The true radius is sigma Phi^-1 of the
-    standard DEQ's probability. Columns as in :func:`tally`, with ``mismatch`` and ``votes_for_a``.
+    standard DEQ's probability. Columns as in :func:`tally`, with ``mismatch``, ``votes_for_a``, ``n`` and ``audit``.
     """
     generator = np.random.default_rng(config.seed)
     runs, n, audit = runs or config.runs, config.large_n, config.large_audit
@@ -143,4 +144,4 @@ def simulate_mismatch(config: Coverage, runs: int | None = None) -> pd.DataFrame
                         )
     table = tally(pd.DataFrame(found))
     table[["votes_for_a", "mismatch"]] = table.pop("case").to_list()
-    return table
+    return table.assign(n=n, audit=audit)

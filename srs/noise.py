@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 100  # draws that share one counter of the generator
+_AUDIT = 0x6175646974  # keeps the audit's random stream apart from every other
 
 
 def standard_normal(seed: int, index: int, draws: np.ndarray, size: int) -> np.ndarray:
@@ -29,7 +30,7 @@ def standard_normal(seed: int, index: int, draws: np.ndarray, size: int) -> np.n
 
 def audit_order(seed: int, index: int, n0: int, n: int) -> np.ndarray:
     """The draws n0 ... n0 + n - 1 in the order in which an audit takes them: random, from a stream apart from the noise's."""
-    return np.random.default_rng([seed, index]).permutation(n) + n0
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_AUDIT, index))).permutation(n) + n0
 
 
 @dataclass(frozen=True)

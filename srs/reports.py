@@ -22,7 +22,10 @@ from srs.params import Attacks, Experiment, Report
 SIZE_NAMES = {"small": "MDEQ-SMALL", "large": "MDEQ-LARGE", "imagenet": "MDEQ, ImageNet's slot"}
 Source = tuple[str, str]  # an experiment and one of its groups
 
-#: The paper's estimators, which are no guarantees: its theorem on a random audit, and its released code as it is.
+EXACT = {"estimator": "finite_population", "audit_draw": "random", "census": 0.0}
+
+#: The paper's estimators, which are no guarantees: its theorem on a random audit, and its released code's on the first batch
+#: (that code compares with 10 steps of the solver; here all compare with the reference).
 PUBLISHED_ESTIMATORS = {
     "Theorem 3.1 as printed": {"estimator": "theorem_3_1", "audit_draw": "random", "census": 0.0},
     "released code": {"estimator": "released_code", "audit_draw": "first_batch", "census": 0.0},
@@ -63,11 +66,12 @@ class Results:
             self._rows[name] = certificates(self.votes(key), labels, casting, assurance, [group]).drop(columns="group")
         return self._rows[name]
 
-    def with_estimators(self, key: str, group: str = "main") -> pd.DataFrame:
-        """The certificates of one group, and after them those of serialized rows by the paper's two other estimators."""
-        parts = [self.rows(key, group)]
-        for title, choices in PUBLISHED_ESTIMATORS.items():
-            rows = self.rows(key, group, **choices)
+    def with_estimators(self, key: str, group: str = "main", **choices) -> pd.DataFrame:
+        """The certificates of one group (``choices`` as in :meth:`rows`), and after them those of serialized rows by the
+        paper's two estimators."""
+        parts = [self.rows(key, group, **choices)]
+        for title, theirs in PUBLISHED_ESTIMATORS.items():
+            rows = self.rows(key, group, **theirs)
             rows = rows[rows["estimator"] != ""]
             parts.append(rows.assign(method=rows["method"] + f", {title} ({tables.NO_GUARANTEE})"))
         return pd.concat(parts, ignore_index=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from srs import bounds
 from srs.bounds import clopper_pearson_interval, largest_radius
 from srs.results import average_certified_radius, certified, certified_accuracy
 from srs.votes import Sampler
@@ -31,8 +32,10 @@ _TABLE_STYLES = [
 
 def reachable(rows: pd.DataFrame) -> pd.Series:
     """The largest radius that each method's n, alpha, sigma and audit allow, by method, in table order."""
-    first = rows.drop_duplicates("method").set_index("method")
-    return pd.Series({method: _largest(row) for method, row in first.iterrows()})
+    settings = rows.groupby("method", sort=False).agg(
+        {"n": "first", "alpha": "first", "sigma": "first", "estimator": "first", "split": "first", "k": "max", "census": "max"}
+    )  # an image without a selected class has no audit
+    return pd.Series({method: _largest(row) for method, row in settings.iterrows()})
 
 
 def _largest(row: pd.Series) -> float:
@@ -76,7 +79,7 @@ def certified_table(table: pd.DataFrame, caption: str, best_of: Sequence[str] | 
             BEYOND if np.isnan(c.accuracy) else with_interval(c.accuracy, c.lower, c.upper) for c in cells.itertuples()
         ]
         best[column] = pd.Series(bold(cells.loc[rows, "accuracy"]), rows)
-    shown["largest r"] = table["", "largest r"].map("{:.2f}".format)
+    shown["largest r"] = table["", "largest r"].map(lambda r: bounds.shown(r, 2))
     shown["ACR"] = table["ACR", "ours"].map("{:.3f}".format)
     shown["ACR as released"] = table["ACR", "as released"].map("{:.3f}".format)
     best["ACR"] = pd.Series(bold(table.loc[rows, ("ACR", "ours")]), rows)
@@ -215,6 +218,6 @@ def _read_audit(table: pd.DataFrame, part: pd.DataFrame, reference: str, sampler
         f" The audit is {audit / table.loc[method, ('per image', 'evaluations')]:.0%} of its evaluations, and "
         f"{sampler.warm_share(total):.0%} of its votes are warm-up votes: both shares shrink as N grows. "
         f"{reference} did not confirm {wrong:.1%} of its audited votes for the selected class. Its certificates "
-        f"cannot pass r = {table.loc[method, ('', 'largest r')]:.2f}, whatever the votes; those from independent votes "
-        f"end at r = {table.loc[reference, ('', 'largest r')]:.2f}."
+        f"cannot pass r = {bounds.shown(table.loc[method, ('', 'largest r')], 2)}, whatever the votes; those from independent "
+        f"votes end at r = {bounds.shown(table.loc[reference, ('', 'largest r')], 2)}."
     )

@@ -14,17 +14,17 @@ from srs.votes import SerializedSampler, StandardSampler
 
 
 class LinearDEQ(torch.nn.Module):
-    """z = A z + B x, ||A|| < 1, logits (w . z + c, 0): z* = (I - A)^-1 B x in closed form.
+    """z = A z + B x, ||A|| < 1 (``isotropic``: A = contraction I), logits (w . z + c, 0): z* = (I - A)^-1 B x.
 
     The smoothed classifier is the half-space of the base classifier itself: its class at x holds up to distance
     |margin(x)| / ||gradient|| exactly, and P(vote for class 0) = Phi(margin / (sigma ||gradient||)).
     """
 
-    def __init__(self, size: int = 6, contraction: float = 0.5, offset: float = 0.0, seed: int = 0):
+    def __init__(self, size: int = 6, contraction: float = 0.5, offset: float = 0.0, seed: int = 0, isotropic: bool = False):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         a = torch.randn(size, size, generator=generator)
-        self.a = contraction * a / torch.linalg.matrix_norm(a, 2)
+        self.a = contraction * (torch.eye(size) if isotropic else a / torch.linalg.matrix_norm(a, 2))
         self.b = torch.randn(size, size, generator=generator)
         self.w = torch.randn(size, generator=generator)
         self.offset = offset
@@ -124,29 +124,27 @@ def zoo(n: int, chains: int) -> dict[str, Case]:
     turns = n // chains
     one_step = {"solver": Solver(method="naive", steps=1), "warmup": Solver(method="naive", steps=1), "chains": chains}
     once = StandardSampler(solver=Solver(method="naive", steps=1))
-    linear = LinearDEQ().eval()
+
+    def linear(title: str, isotropic: bool) -> Case:
+        deq, r = LinearDEQ(isotropic=isotropic).eval(), 0.3
+        reference = StandardSampler(solver=Solver(method="naive", steps=25))
+        return Case(title, deq, deq.at_true_radius(r), SerializedSampler(**one_step), reference, r)
 
     def remembering(title: str, r: float, rule: Callable) -> Case:
         return Case(title, RememberingDEQ(rule).eval(), torch.tensor([r]), SerializedSampler(**one_step), once, r)
 
     return {
-        "linear": Case(
-            "linear, one step a vote",
-            linear,
-            linear.at_true_radius(0.3),
-            SerializedSampler(**one_step),
-            StandardSampler(solver=Solver(method="naive", steps=25)),
-            0.3,
-        ),
+        "linear": linear("linear, one step a vote: its memory favours the likelier class", isotropic=True),
+        "rotating": linear("linear, one step a vote: its memory turns", isotropic=False),
         "basins": Case(
             "two basins",
             BasinsDEQ(0.4).eval(),
-            torch.tensor([0.2]),
+            torch.tensor([0.4]),
             SerializedSampler(**one_step | {"solver": Solver(method="naive", steps=3)}),
             StandardSampler(solver=Solver(method="naive", steps=3)),
-            0.2,
+            0.4,
         ),
-        "stuck": remembering("repeats its first answer", 0.1, lambda answer, turn, x: answer),
+        "stuck": remembering("repeats its first answer", 0.6, lambda answer, turn, x: answer),
         "drifting": remembering("drifts to one class", 0.2, lambda answer, turn, x: torch.sign(x + turn / turns)),
         "late": remembering(
             "wrong late in the chain", 0.4, lambda answer, turn, x: torch.where(turn < 0.6 * turns, torch.sign(x), 1.0)

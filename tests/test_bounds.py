@@ -96,6 +96,22 @@ def test_the_hypergeometric_bound_equals_enumeration(alpha):
                 assert bounds.hypergeometric_upper(marked, sample, population, float(alpha)) == expected
 
 
+def test_the_split_gives_the_audit_its_share():
+    found = bounds.finite_population(900, 1_000, 190, 200, 0.001, split=0.8)
+    marked = bounds.hypergeometric_upper(10, 200, 900, 0.0008)
+    assert found.p_a_lower == pytest.approx(bounds.clopper_pearson_lower(900 - marked, 1_000, 0.0002), rel=1e-12)
+    assert found.p_m_upper == marked / 900
+    census = bounds.finite_population(900, 1_000, 190, 200, 0.001, known=50)
+    marked = bounds.hypergeometric_upper(10, 200, 900, 0.0005)
+    assert census.p_a_lower == bounds.clopper_pearson_lower(950 - marked, 1_000, 0.0005)
+    assert bounds.largest_radius(1_000, 0.001, 1.0, 200, census=100) > bounds.largest_radius(1_000, 0.001, 1.0, 200)
+    assert bounds.largest_radius(100, 0.001, 1.0, 100, census=100) == bounds.largest_radius(100, 0.0005, 1.0)
+
+
+def test_radii_are_printed_rounded_down():
+    assert [bounds.shown(r) for r in (1.5999, 0.3, 0.0)] == ["1.599", "0.300", "0.000"] and bounds.shown(1.599, 2) == "1.59"
+
+
 def test_the_hypergeometric_bound_seldom_fails():
     """By exact sums: the chance that the bound lies below the truth, for every truth."""
     population, sample, alpha = 300, 60, 0.01
@@ -105,10 +121,13 @@ def test_the_hypergeometric_bound_seldom_fails():
         assert sum(law.pmf(x) for x in range(sample + 1) if upper[x] < truth) <= alpha
 
 
-@pytest.mark.parametrize("k, n, alpha", [(1, 1, 0.001), (999, 1000, 0.0005), (700, 1000, 0.05), (2000, 2000, 0.001)])
-def test_rounding_only_shrinks(k, n, alpha):
+@pytest.mark.parametrize("n", [1, 20, 1000, 2000])
+@pytest.mark.parametrize("share", [0.55, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("alpha", [0.05, 0.0005])
+def test_rounding_only_shrinks(share, n, alpha):
     """At the bound itself, k or more successes are no likelier than alpha; the radius is no larger than the exact one."""
     with mpmath.workdps(50):
+        k = max(1, round(share * n))
         p = mpmath.mpf(bounds.clopper_pearson_lower(k, n, alpha))
         assert mpmath.fsum(mpmath.binomial(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1)) <= alpha
         exact = mpmath.sqrt(2) * mpmath.erfinv(2 * p - 1) / 2

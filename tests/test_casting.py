@@ -117,6 +117,23 @@ def test_votes_do_not_depend_on_batch_or_neighbours(whole, trained, digits, tmp_
     assert np.array_equal(few.votes[serialized].classes[0], whole.votes[serialized].classes[0])
 
 
+@pytest.mark.parametrize("stop", ["fixed", "relative"])
+def test_killed_or_in_batches_of_one_or_in_another_order_votes_are_the_same(trained, digits, tmp_path, stop):
+    """Done twice: by fixed steps, and by solvers that stop at their tolerance."""
+    solver = {"steps": 12, "stop": stop, "tolerance": 1e-2}
+    rows = {"A": {"kind": "standard", "solver": solver}, "B": {"kind": "serialized", "solver": solver | {"steps": 3}}}
+    groups = {"main": {"images": 2, "n": 60, "samplers": rows}}
+    casting = Casting(sigma=0.25, images=2, n0=10, chains=10, reference=rows["A"], groups=groups, batch_size=400)
+    whole = _cast(trained, digits.test, tmp_path / "whole", casting)
+    for size in (1, 7):
+        part = _cast(trained, digits.test, tmp_path / f"{size}", casting.model_copy(update={"batch_size": size}))
+        assert all(np.array_equal(part.votes[s].classes, whole.votes[s].classes) for s in whole.votes)
+    lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
+    (tmp_path / "torn").write_bytes(b"".join(lines[2:0:-1]) + lines[3][:50])  # other images first, then a kill
+    again = _cast(trained, digits.test, tmp_path / "torn", casting)
+    assert all(np.array_equal(again.votes[s].classes, whole.votes[s].classes) for s in whole.votes)
+
+
 def test_saved_votes_come_back_and_are_not_taken_for_others(whole, tmp_path):
     whole.save(tmp_path)
     assert _same(VoteTable.load(tmp_path, CASTING), whole)

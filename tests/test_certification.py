@@ -7,7 +7,7 @@ from scipy import stats
 import srs
 from srs import bounds
 from srs.certification import Certification, serialized_certificate, standard_certificate
-from srs.noise import NoisyCopies
+from srs.noise import NoisyCopies, audit_order
 from srs.votes import UNDECIDED, SerializedSampler, StandardSampler, Votes
 from srs.zoo import LinearDEQ
 
@@ -157,7 +157,7 @@ def test_a_census_counts_lost_and_recovered_votes(doubt):
     truth.classes[20:23], votes.margins[20:23], votes.residuals[20:23] = 1, 0.2, 0.8  # won by the chain: lost
     config = Certification(sigma=SIGMA, n0=4, n=100, alpha=0.05, audit=100, census=0.08, doubt=doubt)
     found, solved = serialized_certificate(votes, truth.take, config, 0)
-    assert (found.n_a, found.census, found.known, found.n2, found.n1) == (95, 8, 5, 92, 92)
+    assert (found.n_a, found.census, found.known, found.k, found.n2, found.n1) == (95, 8, 5, 92, 92, 92)
     assert found.p_a_lower == bounds.clopper_pearson_lower(97, 100, 0.025)
     assert len(solved.classes) == 100
     plain = Certification(sigma=SIGMA, n0=4, n=100, alpha=0.05, audit=100)
@@ -187,6 +187,21 @@ def test_audited_draws_are_a_uniform_sample_of_the_counted_ones():
         counts[drawn] += 1
     assert counts[:10].sum() == 0
     assert stats.chisquare(counts[10:]).pvalue > 1e-4
+
+
+def test_the_audits_stream_is_no_others():
+    """Neither the noise's nor that of training's shuffles, which are default_rng([seed, epoch])."""
+    found = audit_order(0, 10, 0, 1_000)
+    for other in ([0, 10], 0, [10], [10, 0]):
+        assert not np.array_equal(found, np.random.default_rng(other).permutation(1_000))
+    assert not np.array_equal(found, audit_order(0, 11, 0, 1_000)) and not np.array_equal(found, audit_order(1, 10, 0, 1_000))
+
+
+def test_a_certificate_in_words():
+    told = str(srs.Certificate(1, 0.41299, 0.8, 90, 0, 10, 100, 0.001, 0.5, evaluations=3_300))
+    assert told == "class 1, certified l2 radius 0.412 (3,300 evaluations of f)"
+    assert str(_audit([UNDECIDED] * 24, [0] * 24, audit=6)).startswith("abstains (24")
+    assert str(_audit([0] * 24, [0] * 24, audit=20, estimator="theorem_3_1")).endswith("not a guarantee")
 
 
 def test_the_first_batch_is_the_first_after_the_warm_up():
@@ -233,7 +248,7 @@ def test_certify_draws_the_line_at_training_mode_and_unusable_images(linear_deq)
         srs.certify(linear_deq, x, sigma=SIGMA, n=9)
     with pytest.raises(ValueError, match="audit = 500 is out of range"):
         srs.certify(linear_deq, x, sigma=SIGMA, n=100, audit=500, sampler=SerializedSampler())
-    with pytest.raises(ValueError, match="audit = 5 of n = 100 draws can certify nothing at alpha = 0.001: at least 17"):
+    with pytest.raises(ValueError, match="audit = 5 of n = 100 draws certify nothing at alpha = 0.001.*at least 17"):
         srs.certify(linear_deq, x, sigma=SIGMA, n=100, audit=5, sampler=SerializedSampler())
-    with pytest.raises(ValueError, match="n is too small for serialized votes"):
+    with pytest.raises(ValueError, match="for serialized votes n must be at least 11"):
         srs.certify(linear_deq, x, sigma=SIGMA, n=10, audit=10, sampler=SerializedSampler())

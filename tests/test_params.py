@@ -33,7 +33,7 @@ def test_the_file_itself_is_well_formed_and_the_default_is_embedded():
             r"groups.main: audit = 40000 is out of range: at most n = 2000",
         ),
         ("images: 50, n: 2000", "images: 50, n: 50", "groups.main: audit = 400 is out of range: at most n = 50"),
-        ("alpha: 0.001, audit: 400", "alpha: 0.001, audit: 3", "audit = 3 of n = 2000 draws can certify nothing.*at least 13"),
+        ("alpha: 0.001, audit: 400", "alpha: 0.001, audit: 3", "audit = 3 of n = 2000 draws certify nothing.*at least 13"),
         ("estimator: finite_population", "estimator: finite", "certificates.estimator: .*'finite_population'.*'released_code'"),
         ("split: 0.5", "split: 0.5, census: 0.1", "census = 0.1 needs the reference's votes on all draws.*audit = 400 must go"),
         ("audit_draw: random", "audit_draw: random, census: 0.1, estimator: theorem_3_1", "estimator"),

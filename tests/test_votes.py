@@ -86,7 +86,7 @@ def test_rounding_at_the_tolerance_decides_no_vote(kind):
     assert len(edge) == 2 and solve(model.f, torch.zeros(2, 1), torch.ones(2, 1), model.solver).close.all()
     settings = {"warmup": model.solver, "chains": 40} if kind == "serialized" else {}
     sampler = {"standard": StandardSampler, "serialized": SerializedSampler}[kind](solver=model.solver, **settings)
-    votes = [sampler.sample(model, copies, np.arange(40), size).classes for size in (1, 7, 40)]
+    votes = [sampler.sample(model, copies, np.arange(120), size).classes for size in (1, 7, 40)]  # three turns of each chain
     assert all(np.array_equal(votes[0], other) for other in votes[1:])
 
 
