@@ -24,7 +24,7 @@ _BOLD = "font-weight: bold"
 _TABLE_STYLES = [
     {"selector": "", "props": "border-collapse: collapse; font-size: 10pt; margin: 0.5em 0"},
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; font-size: 9pt; padding-top: 0.6em"},
-    {"selector": "th, td", "props": "padding: 0.25em 0.7em; text-align: right; white-space: nowrap"},
+    {"selector": "th, td", "props": "padding: 0.25em 0.5em; text-align: right; white-space: nowrap"},
     {"selector": "thead th", "props": "border-bottom: 1.5px solid #444; vertical-align: bottom; white-space: normal"},
     {"selector": "tbody th", "props": "text-align: left"},
 ]
@@ -128,7 +128,7 @@ def styled(shown: pd.DataFrame, caption: str, css: pd.DataFrame | None = None) -
 
 def _unbroken(head: str) -> str:
     """A column's head in which 'r = 0.25' stays on one line."""
-    return head.replace(" = ", "\u00a0=\u00a0") if isinstance(head, str) else head
+    return head.replace(" = ", "\u00a0=\u00a0").replace("largest r", "largest\u00a0r") if isinstance(head, str) else head
 
 
 def styled_known(shown: pd.DataFrame, caption: str) -> Styler:
