@@ -22,6 +22,7 @@ class Arithmetic(Section):
     n: int = Field(1_000, ge=1)
     n_alone: int = Field(100, ge=1)
     chains: int = Field(50, ge=1)
+    seed: int = Field(0, ge=0, lt=1 << 63)
 
 
 def samplers(chains: int) -> dict[str, Sampler]:
@@ -35,13 +36,13 @@ def samplers(chains: int) -> dict[str, Sampler]:
     }
 
 
-def compare(model: torch.nn.Module, images: Images, sigma: float, seed: int, config: Arithmetic) -> pd.DataFrame:
+def compare(model: torch.nn.Module, images: Images, sigma: float, config: Arithmetic) -> pd.DataFrame:
     """One line a sampler and change. Of ``votes``, against those of batches of 400 in float32: how many are ``different``
     classes, how many are decided in only one of the two (``only_before``, ``only_after``)."""
     rows = []
     for index in evenly_spaced(len(images), config.images):
-        copies = NoisyCopies(images.images(np.array([index]))[0], int(index), sigma, seed)
-        exact = NoisyCopies(copies.image.double(), int(index), sigma, seed)
+        copies = NoisyCopies(images.images(np.array([index]))[0], int(index), sigma, config.seed)
+        exact = NoisyCopies(copies.image.double(), int(index), sigma, config.seed)
         for name, sampler in samplers(config.chains).items():
             plain = sampler.sample(model, copies, np.arange(config.n), 400)
             in_double = sampler.sample(copy.deepcopy(model).double(), exact, np.arange(config.n), 400)
@@ -51,7 +52,7 @@ def compare(model: torch.nn.Module, images: Images, sigma: float, seed: int, con
                 again = sampler.sample(model, copies, few, size)
                 rows.append(_row(name, f"batches of {size}", plain.classes[few], again.classes))
             if sampler.independent:
-                mixed = np.random.default_rng(seed).permutation(config.n)
+                mixed = np.random.default_rng(config.seed).permutation(config.n)
                 rows.append(
                     _row(name, "another order", plain.classes[mixed], sampler.sample(model, copies, mixed, 400).classes)
                 )
