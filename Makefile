@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .PHONY: repro test publish lint strip lock clean
 
 # of all stages whose names begin so, $(2) at a time in each of $(JOBS) processes; once more where another held DVC's lock for too long
-SIDE_BY_SIDE = dvc stage list --name-only | grep -E '^($(1))(@|$$)' | xargs -P $(JOBS) -n $(2) sh -c 'dvc repro -q -s "$$0" "$$@" || { sleep 2; dvc repro -q -s "$$0" "$$@"; } || true'
+SIDE_BY_SIDE = dvc stage list --name-only | grep -E '^($(1))(@|$$)' | xargs -P $(JOBS) -n $(2) sh -c 'for try in 1 2; do dvc repro -q -s "$$0" "$$@" && break; sleep 2; done'
 
 repro: $(INSTALLED) # dvc repro alone does the same, one stage after the other; what a side-by-side run leaves undone, it does
 	dvc status -q > /dev/null 2>&1 || { dvc repro prepare table2 && $(call SIDE_BY_SIDE,train|coverage,1) && dvc repro vote arithmetic && $(call SIDE_BY_SIDE,attack,1) && $(call SIDE_BY_SIDE,certify|report,2); }

@@ -39,13 +39,13 @@ def samplers(chains: int) -> dict[str, Sampler]:
 def compare(model: torch.nn.Module, images: Images, sigma: float, config: Arithmetic) -> pd.DataFrame:
     """One line a sampler and change. Of ``votes``, against those of batches of 400 in float32: how many are ``different``
     classes, how many are decided in only one of the two (``only_before``, ``only_after``)."""
-    rows = []
+    rows, in_float64 = [], copy.deepcopy(model).double()
     for index in evenly_spaced(len(images), config.images):
         copies = NoisyCopies(images.images(np.array([index]))[0], int(index), sigma, config.seed)
         exact = NoisyCopies(copies.image.double(), int(index), sigma, config.seed)
         for name, sampler in samplers(config.chains).items():
             plain = sampler.sample(model, copies, np.arange(config.n), 400)
-            in_double = sampler.sample(copy.deepcopy(model).double(), exact, np.arange(config.n), 400)
+            in_double = sampler.sample(in_float64, exact, np.arange(config.n), 400)
             rows.append(_row(name, "float64", plain.classes, in_double.classes))
             few = np.arange(config.n_alone)
             for size in (1, 7):

@@ -7,13 +7,16 @@ and Robbins (1970) for the sequential test.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from scipy import special, stats
 
 Estimator = Literal["finite_population", "theorem_3_1", "released_code"]
 AuditDraw = Literal["random", "first_batch"]
+ESTIMATORS: tuple[str, ...] = get_args(Estimator)
+AUDIT_DRAWS: tuple[str, ...] = get_args(AuditDraw)
+SPLITS = np.arange(1, 20) / 20  # of alpha, to choose from
 
 _SAFETY = 1e-11  # relative; SciPy's quantiles are off by less
 
@@ -210,8 +213,7 @@ def planned_radius(n: int, audit: int, alpha: float, split: float = 0.5, votes: 
 def best_split(n: int, audit: int, alpha: float, votes: float = 0.9, mismatch: float = 0.01) -> float:
     """The share of alpha for the audit's test (in steps of .05) with the largest :func:`planned_radius`. Choose before
     anything is drawn."""
-    splits = np.arange(1, 20) / 20
-    return float(max(splits, key=lambda split: planned_radius(n, audit, alpha, split, votes, mismatch)))
+    return float(max(SPLITS, key=lambda split: planned_radius(n, audit, alpha, split, votes, mismatch)))
 
 
 @dataclass(frozen=True)

@@ -74,10 +74,10 @@ class Casting(Section):
             sampler = sampler.model_copy(update={"chains": self.chains})
         return sampler.canonical()
 
-    def _first_counted(self, group: str) -> set[int]:
-        """Where an audit of the first batch after the warm-up begins, for each serialized row of a group."""
+    def _audits(self, group: str) -> set[tuple[str, int]]:
+        """How the serialized rows of a group may be audited: the draw, and the draws of the warm-up that it passes over."""
         rows = [self.sampler(group, row) for row in self.groups[group].samplers]
-        return {max(self.n0, row.warm_draws) for row in rows if not row.independent}
+        return {("random", 0)} | {("first_batch", row.warm_draws) for row in rows if not row.independent}
 
     def members(self, group: str) -> np.ndarray:
         """Which of the experiment's images (by position) are the group's."""
@@ -95,10 +95,9 @@ class Casting(Section):
                 wanted[members] = np.maximum(wanted[members], self.n0 + group.n)
             if group.audit is not None and group.serialized:
                 for position in members:
-                    order = audit_order(self.seed, int(indices[position]), self.n0, group.n)
-                    audited[position].append(order[: group.audit])
+                    counted = self.seed, int(indices[position]), self.n0, group.n
                     audited[position] += [
-                        np.arange(first, min(first + group.audit, self.n0 + group.n)) for first in self._first_counted(name)
+                        audit_order(draw, *counted, warm_draws)[: group.audit] for draw, warm_draws in self._audits(name)
                     ]
         ranges = {n: np.arange(n) for wanted in first.values() for n in wanted.tolist()}
         plan = {sampler: [ranges[n] for n in wanted.tolist()] for sampler, wanted in first.items()}

@@ -117,10 +117,7 @@ class Certification(Assurance):
 
         ``first``: the number of draws of the warm-up, which an audit of the first batch passes over.
         """
-        if self.audit_draw == "random":
-            order = audit_order(self.seed, index, self.n0, self.n)
-        else:
-            order = np.arange(max(self.n0, first), self.n0 + self.n)
+        order = audit_order(self.audit_draw, self.seed, index, self.n0, self.n, first)
         return order[~np.isin(order, without)][: self.audit]
 
 
@@ -256,9 +253,10 @@ def serialized_certificate(
         census = config.census_draws(votes)
         audited = config.audited_draws(index, warm_draws, census)
     suspects = audited[votes.classes[audited] == top]
-    truth = solve_again(np.sort(np.concatenate([census, suspects])))
+    again = np.sort(np.concatenate([census, suspects]))
+    truth = solve_again(again)
     confirmed = np.zeros(config.n0 + config.n, bool)
-    confirmed[np.sort(np.concatenate([census, suspects]))] = truth.classes == top
+    confirmed[again] = truth.classes == top
     outside = n_a - int((votes.classes[census] == top).sum())
     n1, known = int(confirmed[suspects].sum()), int(confirmed[census].sum())
     bound = bounds.serialized_bound(config.estimator, outside, config.n, n1, len(suspects), config.alpha, config.split, known)

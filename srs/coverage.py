@@ -18,8 +18,8 @@ from srs.zoo import Case, zoo
 #: Ways to certify serialized votes, by name: the three estimators with both draws, and two more exact audits.
 DESIGNS = {
     f"{estimator}, {draw}": {"estimator": estimator, "audit_draw": draw}
-    for estimator in ("finite_population", "theorem_3_1", "released_code")
-    for draw in ("random", "first_batch")
+    for estimator in bounds.ESTIMATORS
+    for draw in bounds.AUDIT_DRAWS
 } | {
     "finite_population, random, split 0.8": {"split": 0.8},
     "finite_population, random, census 0.1": {"census": 0.1},
@@ -115,7 +115,7 @@ def _row(design: str, certificate: Certificate, case: Case) -> dict:
     }
 
 
-def simulate_mismatch(config: Coverage, runs: int | None = None) -> pd.DataFrame:
+def simulate_mismatch(config: Coverage) -> pd.DataFrame:
     """False certificates against the rate of one-sided mismatches, by simulated counts alone (no solver).
 
     The serialized chain votes for A with probability ``votes_for_a``, the standard DEQ with (1 - mismatch) times that; every
@@ -123,17 +123,17 @@ def simulate_mismatch(config: Coverage, runs: int | None = None) -> pd.DataFrame
     standard DEQ's probability. Columns as in :func:`tally`, with ``mismatch``, ``votes_for_a``, ``n`` and ``audit``.
     """
     generator = np.random.default_rng(config.seed)
-    runs, n, audit = runs or config.runs, config.large_n, config.large_audit
+    runs, n, audit = config.runs, config.large_n, config.large_audit
     bound = lru_cache(None)(bounds.serialized_bound)
     found = []
     for share in config.votes_for_a:
         for mismatch in config.mismatch:
             p_a = share * (1 - mismatch)
+            true_radius = bounds.radius(p_a, config.sigma)
             confirmed, wrong, other = generator.multinomial(n, [p_a, share - p_a, 1 - share], runs).T
             seen = np.array([generator.multivariate_hypergeometric(c, audit) for c in zip(confirmed, wrong, other)])
-            for estimator in ("finite_population", "theorem_3_1", "released_code"):
+            for estimator in bounds.ESTIMATORS:
                 for alpha in config.alphas:
-                    true_radius = bounds.radius(p_a, config.sigma)
                     for n_a, n1, n2 in zip(confirmed + wrong, seen[:, 0], seen[:, :2].sum(axis=1)):
                         lower = bound(estimator, int(n_a), n, int(n1), int(n2), alpha).p_a_lower
                         r = bounds.radius(lower, config.sigma)

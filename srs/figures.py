@@ -25,6 +25,12 @@ def set_style() -> None:
     plt.rcParams.update({"figure.dpi": 110, "savefig.bbox": "tight", "legend.frameon": False, "svg.hashsalt": "srs"})
 
 
+def _panels(count: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, np.ndarray]:
+    """A figure of panels side by side, each ``width`` x ``height`` inches."""
+    figure, grid = plt.subplots(1, count, figsize=(width * count, height), layout="constrained", sharey=sharey, squeeze=False)
+    return figure, grid[0]
+
+
 def plot_curves(rows: pd.DataFrame, reference: str, axes: Axes | None = None) -> Figure:
     """Certified accuracy against radius for every method, each up to its largest radius; 95 % band for ``reference``."""
     limits = reachable(rows)
@@ -46,22 +52,22 @@ def plot_curves(rows: pd.DataFrame, reference: str, axes: Axes | None = None) ->
 
 def plot_curve_panels(panels: dict[str, pd.DataFrame], reference: str) -> Figure:
     """:func:`plot_curves` side by side, one panel for each title, on one scale."""
-    figure, row = plt.subplots(1, len(panels), figsize=(6.2 * len(panels), 4.3), layout="constrained", squeeze=False)
-    for axes, (title, rows) in zip(row[0], panels.items()):
+    figure, row = _panels(len(panels), 6.2, 4.3)
+    for axes, (title, rows) in zip(row, panels.items()):
         plot_curves(rows, reference, axes)
         axes.set_title(title)
-    largest = max(axes.get_xlim()[1] for axes in row[0])
-    for axes in row[0]:
+    largest = max(axes.get_xlim()[1] for axes in row)
+    for axes in row:
         axes.set_xlim(0, largest)
     return figure
 
 
 def plot_histograms(panels: dict[str, dict[str, np.ndarray]], xlabel: str, bins: int) -> Figure:
     """Histograms of images, one panel for each title, the samples of a panel side by side over common bins."""
-    figure, row = plt.subplots(1, len(panels), figsize=(6.2 * len(panels), 3.9), layout="constrained", squeeze=False)
+    figure, row = _panels(len(panels), 6.2, 3.9)
     values = np.concatenate([v for samples in panels.values() for v in samples.values()])
     edges = np.linspace(min(0.0, values.min(initial=0.0)), max(values.max(initial=0.0), 1e-3), bins + 1)
-    for axes, (title, samples) in zip(row[0], panels.items()):
+    for axes, (title, samples) in zip(row, panels.items()):
         labels = [
             f"{name} (mean {v.mean():.3f}, {len(v)} images)" if len(v) else f"{name} (no image)" for name, v in samples.items()
         ]
@@ -76,8 +82,8 @@ def plot_histograms(panels: dict[str, dict[str, np.ndarray]], xlabel: str, bins:
 
 def plot_levels(table: pd.DataFrame, sizes: Sequence[str]) -> Figure:
     """ACR against the noise level, a panel a size; ``table`` has columns size, sigma, method, acr, lower, upper."""
-    figure, row = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 3.9), layout="constrained", squeeze=False)
-    for axes, size in zip(row[0], sizes):
+    figure, row = _panels(len(sizes), 5, 3.9)
+    for axes, size in zip(row, sizes):
         part = table[table["size"] == size]
         for number, (method, line) in enumerate(part.groupby("method", sort=False)):
             style = "--" if method.startswith("SRS") else "-"
@@ -126,7 +132,7 @@ def plot_votes(
 def plot_images(part: Images, indices: Sequence[int]) -> Figure:
     """Images side by side, with their labels."""
     figure, row = plt.subplots(1, len(indices), figsize=(1.6 * len(indices), 1.8), squeeze=False)
-    for panel, index in zip(row[0], indices):
+    for panel, index in zip(row, indices):
         panel.imshow(part.images(np.array([index]))[0].permute(1, 2, 0).numpy().squeeze(), cmap="gray", vmin=0, vmax=1)
         panel.set_title(f"image {index}, label {part.labels[index]}", fontsize=9)
         panel.set_axis_off()
@@ -173,8 +179,8 @@ def plot_reach(
 def plot_coverage(table: pd.DataFrame) -> Figure:
     """Share of false certificates by case and design, a panel for each alpha; ``table`` is :func:`srs.coverage.tally`'s."""
     alphas, designs, cases = (list(table[name].unique()) for name in ("alpha", "design", "case"))
-    figure, row = plt.subplots(1, len(alphas), figsize=(6 * len(alphas), 6.4), layout="constrained", sharey=True, squeeze=False)
-    for axes, alpha in zip(row[0], alphas):
+    figure, row = _panels(len(alphas), 6, 6.4, sharey=True)
+    for axes, alpha in zip(row, alphas):
         for number, case in enumerate(cases):
             part = table[(table["case"] == case) & (table["alpha"] == alpha)].set_index("design").loc[designs]
             error = 100 * np.array([part["rate"] - part["lower"], part["upper"] - part["rate"]])
@@ -194,24 +200,22 @@ def plot_coverage(table: pd.DataFrame) -> Figure:
         axes.set_xscale("symlog", linthresh=0.5)
         axes.set_xticks([0, 0.5, 5, 50, 100], ["0", "0.5", "5", "50", "100"])
         axes.set_yticks(range(len(designs)), designs)
-    row[0][0].invert_yaxis()
-    figure.legend(*row[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(cases), fontsize=9)
+    row[0].invert_yaxis()
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(cases), fontsize=9)
     return figure
 
 
 def plot_mismatch(table: pd.DataFrame) -> Figure:
     """Share of false certificates against the mismatch rate; ``table`` is :func:`srs.coverage.simulate_mismatch`'s."""
     shares = list(table["votes_for_a"].unique())
-    figure, row = plt.subplots(
-        1, len(shares), figsize=(4.4 * len(shares), 3.7), layout="constrained", sharey=True, squeeze=False
-    )
-    for axes, share in zip(row[0], shares):
+    figure, row = _panels(len(shares), 4.4, 3.7, sharey=True)
+    for axes, share in zip(row, shares):
         for (design, line), marker in zip(table[table["votes_for_a"] == share].groupby("design", sort=False), "osD"):
             error = 100 * np.array([line["rate"] - line["lower"], line["upper"] - line["rate"]])
             axes.errorbar(100 * line["mismatch"], 100 * line["rate"], error, label=design, marker=marker, ms=5, capsize=2)
         axes.set(title=f"{share:.0%} of votes for A", xlabel="mismatched votes (%)", ylim=(-3, 103))
-    row[0][0].set_ylabel("false certificates (%)")
-    row[0][0].legend(fontsize=9)
+    row[0].set_ylabel("false certificates (%)")
+    row[0].legend(fontsize=9)
     return figure
 
 
@@ -230,18 +234,14 @@ def plot_frontier(table: pd.DataFrame, evaluations: float, acr: float, reference
 
 def plot_probabilities(panels: dict[str, pd.DataFrame]) -> Figure:
     """Share of images that are certified rightly with a lower bound on p_A of at least p, a panel for each title."""
-    figure, row = plt.subplots(
-        1, len(panels), figsize=(6.2 * len(panels), 5.2), layout="constrained", sharey=True, squeeze=False
-    )
+    figure, row = _panels(len(panels), 6.2, 5.2, sharey=True)
     grid = np.linspace(0.5, 1, 501)
-    for axes, rows in zip(row[0], panels.values()):
+    for axes, (title, rows) in zip(row, panels.items()):
         for method, part in rows.groupby("method", sort=False):
             right = part["p_a_lower"].where(part["prediction"] == part["label"], -1.0).to_numpy()
             style = "-" if part["estimator"].iloc[0] == "" else "--" if part["guarantee"].iloc[0] else ":"
             axes.plot(grid, 100 * (right[:, None] >= grid).mean(axis=0), style, label=method, linewidth=1.8)
-        axes.set(xlabel="p, lower bound on p_A", xlim=(0.5, 1), ylim=(0, 100))
-    for axes, title in zip(row[0], panels):
-        axes.set_title(title)
-    row[0][0].set_ylabel("images (%)")
-    figure.legend(*row[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+        axes.set(title=title, xlabel="p, lower bound on p_A", xlim=(0.5, 1), ylim=(0, 100))
+    row[0].set_ylabel("images (%)")
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure

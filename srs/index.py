@@ -40,10 +40,10 @@ def promised(items: dict, profile: params.Profile) -> dict:
 def faults(reports: Path, items: dict) -> list[str]:
     """What is wrong with the items in the executed notebooks: a line for each that is missing, empty or uncaptioned."""
     names = dict.fromkeys(entry["report"] for entry in items.values())
-    outputs = {name: _outputs(reports / f"{name}.ipynb") for name in names if (reports / f"{name}.ipynb").is_file()}
+    found_in = {name: outputs(reports / f"{name}.ipynb") for name in names if (reports / f"{name}.ipynb").is_file()}
     found = []
     for item, entry in items.items():
-        shown = outputs.get(entry["report"])
+        shown = found_in.get(entry["report"])
         if shown is None:
             found.append(f"{item}: no report {entry['report']}")
         else:
@@ -51,11 +51,15 @@ def faults(reports: Path, items: dict) -> list[str]:
     return found
 
 
-def _outputs(path: Path) -> list[dict]:
+def _cells(path: Path) -> list:
     import nbformat  # takes a second to import, which reports that want a label need not wait
 
-    cells = nbformat.read(path, as_version=4).cells
-    return [o["data"] for cell in cells if cell.cell_type == "code" for o in cell.outputs if "data" in o]
+    return nbformat.read(path, as_version=4).cells
+
+
+def outputs(path: Path) -> list[dict]:
+    """What an executed notebook shows: for each output its data, by media type."""
+    return [o["data"] for cell in _cells(path) if cell.cell_type == "code" for o in cell.outputs if "data" in o]
 
 
 def _faults_of(item: str, outputs: list[dict]) -> list[str]:
@@ -128,9 +132,7 @@ def stage(report: str) -> str:
 
 
 def _title(path: Path) -> str:
-    import nbformat
-
-    return nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
+    return _cells(path)[0].source.splitlines()[0].lstrip("# ")
 
 
 def read() -> tuple[list[str], dict]:

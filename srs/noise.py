@@ -28,8 +28,11 @@ def standard_normal(seed: int, index: int, draws: np.ndarray, size: int) -> np.n
     return out
 
 
-def audit_order(seed: int, index: int, n0: int, n: int) -> np.ndarray:
-    """The draws n0 ... n0 + n - 1 in the order in which an audit takes them: random, from a stream apart from the noise's."""
+def audit_order(draw: str, seed: int, index: int, n0: int, n: int, warm_draws: int = 0) -> np.ndarray:
+    """The draws n0 ... n0 + n - 1 in the order in which an audit takes them: "random", from a stream apart from the noise's, or
+    "first_batch", one after the other from the end of a warm-up of ``warm_draws`` on."""
+    if draw == "first_batch":
+        return np.arange(max(n0, warm_draws), n0 + n)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_AUDIT, index))).permutation(n) + n0
 
 

@@ -12,8 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
-
 from srs import index, params
 
 LARGEST = 2_000_000  # bytes of one file
@@ -43,10 +41,7 @@ def publish(reports: list[Path], target: Path) -> list[Path]:
 
 
 def _figures(report: Path) -> list[bytes]:
-    cells = nbformat.read(report, as_version=4).cells
-    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
-    pictures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    return [base64.b64decode(picture) for picture in pictures]
+    return [base64.b64decode(data["image/png"]) for data in index.outputs(report) if "image/png" in data]
 
 
 def _provenance(runs: Path) -> str:

@@ -73,7 +73,7 @@ class Results:
         for title, theirs in PUBLISHED_ESTIMATORS.items():
             rows = self.rows(key, group, **theirs)
             rows = rows[rows["estimator"] != ""]
-            parts.append(rows.assign(method=rows["method"] + f", {title} ({tables.NO_GUARANTEE})"))
+            parts.append(rows.assign(method=[by_estimator(method, title) for method in rows["method"]]))
         return pd.concat(parts, ignore_index=True)
 
     def samplers(self, key: str, group: str = "main") -> dict:
@@ -170,7 +170,8 @@ class Results:
         """
         rows, reference = self.rows(key, group), self.reference(key, group)
         source = [(key, group)]
-        table = tables.summary(rows, self.radii(key), reference)
+        shown = tables.summary(self.with_estimators(key, group) if estimators else rows, self.radii(key), reference)
+        table = shown.loc[rows["method"].unique()]
         text = (
             f"{what} Certified accuracy in percent at l2 radius r, with its 95 % Clopper-Pearson interval over the images; "
             f"best in bold. {tables.BEYOND}: beyond the largest r that N, K and alpha allow, whatever the votes. ACR: average "
@@ -182,7 +183,6 @@ class Results:
                 f" Below, the same votes by the paper's own two estimators: Theorem 3.1 as printed, with a random audit, and "
                 f"its released code, which audits the first batch and scales count and total; {tables.NO_GUARANTEE}."
             )
-        shown = tables.summary(self.with_estimators(key, group), self.radii(key), reference) if estimators else table
         title = self.caption(item, text, source) if item else f"<b>Not in the paper.</b> {text} {self.basis(source)}"
         display(tables.certified_table(shown, title, best_of=list(table.index)))
         cost = "Cost per image, ours: what each method alone would need, warm-up and audit included; speed-up against"
@@ -213,6 +213,11 @@ class Results:
             rows = self.rows(key, group)
             found.append(rows[rows["method"] == method].assign(method=name))
         return pd.concat(found, ignore_index=True)
+
+
+def by_estimator(method: str, title: str) -> str:
+    """The name of a row by one of PUBLISHED_ESTIMATORS."""
+    return f"{method}, {title} ({tables.NO_GUARANTEE})"
 
 
 def show_figure(figure: Figure, caption: str) -> None:

@@ -12,7 +12,6 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from srs import bounds
-from srs.bounds import clopper_pearson_interval, largest_radius
 from srs.results import average_certified_radius, certified, certified_accuracy
 from srs.votes import Sampler
 
@@ -40,9 +39,9 @@ def reachable(rows: pd.DataFrame) -> pd.Series:
 
 def _largest(row: pd.Series) -> float:
     if not row["estimator"]:
-        return largest_radius(int(row["n"]), row["alpha"], row["sigma"])
+        return bounds.largest_radius(int(row["n"]), row["alpha"], row["sigma"])
     audit = int(row["k"]), row["estimator"], row["split"], int(row["census"])
-    return largest_radius(int(row["n"]), row["alpha"], row["sigma"], *audit)
+    return bounds.largest_radius(int(row["n"]), row["alpha"], row["sigma"], *audit)
 
 
 def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.DataFrame:
@@ -72,18 +71,18 @@ def certified_table(table: pd.DataFrame, caption: str, best_of: Sequence[str] | 
     The best of the rows ``best_of`` (all, if not given) are bold; other rows are grey.
     """
     rows = table.index if best_of is None else list(best_of)
-    shown, best = pd.DataFrame(index=table.index), pd.DataFrame(index=table.index)
+    shown, best = pd.DataFrame(index=table.index), pd.DataFrame(index=rows)
     for column in [c for c in dict.fromkeys(table.columns.get_level_values(0)) if c.startswith("r = ")]:
         cells = table[column]
         shown[column] = [
             BEYOND if np.isnan(c.accuracy) else with_interval(c.accuracy, c.lower, c.upper) for c in cells.itertuples()
         ]
-        best[column] = pd.Series(bold(cells.loc[rows, "accuracy"]), rows)
+        best[column] = bold(cells.loc[rows, "accuracy"])
     shown["largest r"] = table["", "largest r"].map(lambda r: bounds.shown(r, 2))
     shown["ACR"] = table["ACR", "ours"].map("{:.3f}".format)
     shown["ACR as released"] = table["ACR", "as released"].map("{:.3f}".format)
-    best["ACR"] = pd.Series(bold(table.loc[rows, ("ACR", "ours")]), rows)
-    css = best.reindex(index=rows, columns=shown.columns, fill_value="").reindex(index=shown.index, fill_value=_GREY)
+    best["ACR"] = bold(table.loc[rows, ("ACR", "ours")])
+    css = best.reindex(columns=shown.columns, fill_value="").reindex(index=shown.index, fill_value=_GREY)
     return styled(shown, caption, css)
 
 
@@ -156,7 +155,7 @@ def with_interval(share: float, lower: float, upper: float) -> str:
 
 def share(count: int, total: int) -> str:
     """``count`` of ``total`` in percent with its exact 95 % interval; a dash where ``total`` is 0."""
-    return with_interval(count / total, *clopper_pearson_interval(count, total, 0.05)) if total else BEYOND
+    return with_interval(count / total, *bounds.clopper_pearson_interval(count, total, 0.05)) if total else BEYOND
 
 
 def paired_difference(
@@ -172,7 +171,7 @@ def paired_difference(
     if both.empty:
         return np.nan, np.nan, np.nan
     gained, lost = int((both[method] & ~both[other]).sum()), int((both[other] & ~both[method]).sum())
-    gains, losses = (clopper_pearson_interval(count, len(both), alpha / 2) for count in (gained, lost))
+    gains, losses = (bounds.clopper_pearson_interval(count, len(both), alpha / 2) for count in (gained, lost))
     return (gained - lost) / len(both), gains[0] - losses[1], gains[1] - losses[0]
 
 

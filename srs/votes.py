@@ -227,8 +227,7 @@ def _share(
     cast: list[Votes], which: np.ndarray, places: np.ndarray, logits: Tensor, solution: Solution | None, began: float
 ) -> None:
     """Enter a batch's votes at ``places`` of the images ``which``; each row bears an equal share of the batch's time."""
-    top = logits.topk(2, dim=1).values
-    found = {"classes": decide(logits), "margins": top[:, 0] - top[:, 1]}
+    found = {"classes": decide(logits), "margins": _margins(logits)}
     if solution:
         found |= {"evaluations": solution.evaluations, "residuals": solution.residual}
     found = {name: values.cpu().numpy() for name, values in found.items()}
@@ -249,10 +248,15 @@ def _batches(items: np.ndarray, size: int) -> list[np.ndarray]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
+def _margins(logits: Tensor) -> Tensor:
+    """The largest logit minus the second, row by row."""
+    top = logits.topk(2, dim=1).values
+    return top[:, 0] - top[:, 1]
+
+
 def _settle(logits: Tensor, alone: Callable[[slice], Tensor], unsure: Tensor | None = None) -> Tensor:
     """Logits of a batch; ``alone`` gives those of one of its rows, computed by itself, where the batch could decide."""
-    top = logits.topk(2, dim=1).values
-    margins = top[:, 0] - top[:, 1]
+    margins = _margins(logits)
     again = margins < 2 * MARGIN
     if unsure is not None:
         again |= unsure & (margins < WIDE)

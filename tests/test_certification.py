@@ -191,10 +191,12 @@ def test_audited_draws_are_a_uniform_sample_of_the_counted_ones():
 
 def test_the_audits_stream_is_no_others():
     """Neither the noise's nor that of training's shuffles, which are default_rng([seed, epoch])."""
-    found = audit_order(0, 10, 0, 1_000)
+    found = audit_order("random", 0, 10, 0, 1_000)
     for other in ([0, 10], 0, [10], [10, 0]):
         assert not np.array_equal(found, np.random.default_rng(other).permutation(1_000))
-    assert not np.array_equal(found, audit_order(0, 11, 0, 1_000)) and not np.array_equal(found, audit_order(1, 10, 0, 1_000))
+    assert not np.array_equal(found, audit_order("random", 0, 11, 0, 1_000)) and not np.array_equal(
+        found, audit_order("random", 1, 10, 0, 1_000)
+    )
 
 
 def test_a_certificate_in_words():
