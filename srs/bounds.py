@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 Estimator = Literal["finite_population", "theorem_3_1", "released_code"]
 AuditDraw = Literal["random", "first_batch"]
@@ -151,18 +151,21 @@ def guaranteed(estimator: Estimator, audit_draw: AuditDraw) -> bool:
     return estimator == "finite_population" and audit_draw == "random"
 
 
-def log_evidence(successes: int, trials: int, p_0: float) -> float:
+def log_evidence(successes: int | np.ndarray, trials: int | np.ndarray, p_0: float) -> float | np.ndarray:
     """Logarithm of a test martingale against "p <= p_0": at any time, with any stopping rule, it exceeds log(1 / alpha) with
     probability at most alpha if that is true (Ville 1939).
 
-    The martingale mixes the likelihood ratios of all p in (p_0, 1], uniformly, against p_0 (Robbins 1970). Raises ValueError
-    for counts outside 0 <= successes <= trials or p_0 outside (0, 1).
+    The martingale mixes the likelihood ratios of all p in (p_0, 1], uniformly, against p_0 (Robbins 1970). Counts may be
+    arrays. Raises ValueError for counts outside 0 <= successes <= trials or p_0 outside (0, 1).
     """
-    if not 0 <= successes <= trials or not 0 < p_0 < 1:
+    if not (np.all(np.asarray(successes) >= 0) and np.all(successes <= np.asarray(trials)) and 0 < p_0 < 1):
         raise ValueError(f"{successes} successes in {trials} trials against p_0 = {p_0}: expected counts in order, 0 < p_0 < 1")
     failures = trials - successes
-    mixed = special.betaln(successes + 1, failures + 1) + stats.beta.logsf(p_0, successes + 1, failures + 1)
-    return float(mixed - math.log1p(-p_0) - successes * math.log(p_0) - failures * math.log1p(-p_0))
+    with np.errstate(divide="ignore"):  # nothing left of the integral is evidence of nothing
+        tail = np.log(special.betaincc(successes + 1, failures + 1, p_0))
+    mixed = special.betaln(successes + 1, failures + 1) + tail
+    found = mixed - math.log1p(-p_0) - successes * math.log(p_0) - failures * math.log1p(-p_0)
+    return found if np.ndim(found) else float(found)
 
 
 def largest_radius(

@@ -181,8 +181,8 @@ def certify(
     audit that could certify nothing.
     """
     config = Certification(sigma=sigma, **settings)
-    copies = _copies(model, image, index, config)
-    sampler = sampler or _default_sampler(model)
+    copies = noisy_copies(model, image, index, config)
+    sampler = sampler or default_sampler(model)
     if not sampler.independent:
         config.require_audit()
     votes = sampler.sample(model, copies, config.draws(), config.batch_size)
@@ -212,7 +212,7 @@ def predict(
     Raises as that does, and ValueError where the audit's settings are no guarantee.
     """
     config = Certification(sigma=sigma, **settings)
-    sampler = sampler or _default_sampler(model)
+    sampler = sampler or default_sampler(model)
     if not sampler.independent:
         if not config.guarantee:
             raise ValueError(
@@ -220,7 +220,7 @@ def predict(
                 "none; use 'finite_population' with 'random'"
             )
         return certify(model, image, sigma=sigma, sampler=sampler, reference=reference, index=index, **settings).prediction
-    copies = _copies(model, image, index, config)
+    copies = noisy_copies(model, image, index, config)
     votes = sampler.sample(model, copies, config.draws(), config.batch_size).classes
     counts = np.bincount(votes[votes != UNDECIDED], minlength=2)
     second, first = np.argsort(counts, kind="stable")[-2:]
@@ -314,12 +314,16 @@ def _from_table(table: VoteTable, position: int, sampler: Sampler, reference: Sa
     return asdict(certificate) | {"mismatched": mismatched, "seconds": float(votes.seconds.sum() + truth.seconds.sum())}
 
 
-def _tally(votes: Votes, config: Certification) -> tuple[int, int, np.ndarray]:
-    """The class that the selection draws name (ABSTAIN where all are undecided, the lowest of a tie), its count, and the
-    counted votes."""
-    selection, counted = votes.classes[: config.n0], votes.classes[config.n0 :]
+def selected_class(selection: np.ndarray) -> int:
+    """The class with most of the selection's votes, the lowest of a tie; ABSTAIN where all are undecided."""
     decided = selection[selection != UNDECIDED]
-    top = int(np.bincount(decided).argmax()) if len(decided) else ABSTAIN
+    return int(np.bincount(decided).argmax()) if len(decided) else ABSTAIN
+
+
+def _tally(votes: Votes, config: Certification) -> tuple[int, int, np.ndarray]:
+    """The class that the selection draws name, its count, and the counted votes."""
+    selection, counted = votes.classes[: config.n0], votes.classes[config.n0 :]
+    top = selected_class(selection)
     return top, int((counted == top).sum()) if top != ABSTAIN else 0, counted
 
 
@@ -335,7 +339,8 @@ def _certificate(top: int, n_a: int, counted: np.ndarray, p_a_lower: float, conf
     )
 
 
-def _default_sampler(model) -> Sampler:
+def default_sampler(model) -> Sampler:
+    """What certifies a model where nothing is said: 30 Anderson steps for a DEQ, a forward pass for anything else."""
     return StandardSampler() if isinstance(model, DEQ) else DirectSampler()
 
 
@@ -347,7 +352,8 @@ def require_evaluation_mode(model) -> None:
         )
 
 
-def _copies(model, image: Tensor, index: int, config: Certification) -> NoisyCopies:
+def noisy_copies(model, image: Tensor, index: int, config: Certification) -> NoisyCopies:
+    """The noisy copies of an image. Raises ValueError for an unusable image or a model in training mode."""
     require_evaluation_mode(model)
     if not isinstance(image, Tensor) or not image.is_floating_point():
         raise ValueError(f"image must be a tensor of floats, pixels in [0, 1]; got {getattr(image, 'dtype', type(image))}")

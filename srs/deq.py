@@ -33,11 +33,27 @@ class DEQ(Protocol):
         """State (B, ...) -> logits (B, classes)."""
 
 
-def classify(deq: DEQ, x: Tensor, solver: Solver, z0: Tensor | None = None) -> tuple[Tensor, Solution]:
-    """Logits (B, classes) of images ``x`` (B, C, H, W), and the solution that they were read from."""
+def classify(deq: DEQ, x: Tensor, solver: Solver, start: str = "initial") -> tuple[Tensor, Solution]:
+    """Logits (B, classes) of images ``x`` (B, C, H, W), and the solution that they were read from.
+
+    ``start``: as :func:`starting_state` has it; raises as that does.
+    """
     injection = deq.inject(x)
-    solution = solve(deq.f, deq.initial_state(injection) if z0 is None else z0, injection, solver)
+    solution = solve(deq.f, starting_state(deq, injection, start), injection, solver)
     return deq.head(solution.z), solution
+
+
+def starting_state(deq: DEQ, injection: Tensor, start: str) -> Tensor:
+    """Where a solver starts: the DEQ's "initial" state, or what one of its ``starts`` makes of the injection.
+
+    Raises ValueError for a start that the model does not have.
+    """
+    if start == "initial":
+        return deq.initial_state(injection)
+    starts = getattr(deq, "starts", {})
+    if start not in starts:
+        raise ValueError(f"start = {start!r} is unknown to the model: choose one of {', '.join(['initial', *starts])}")
+    return starts[start](injection)
 
 
 def implicit_solve(

@@ -62,20 +62,45 @@ class Solution:
     converged: Tensor  #: (B,) bool
     finite: Tensor  #: (B,) bool
     close: Tensor  #: (B,) bool
+    inverse: "Inverse | None" = None  #: Broyden's, to start another solve with
 
 
-def solve(f: Callable[[Tensor, Tensor], Tensor], z0: Tensor, x: Tensor, solver: Solver) -> Solution:
+@dataclass(frozen=True)
+class Inverse:
+    """Broyden's approximation -I + U^T V of the inverse Jacobian of f(z) - z, row by row; ``used`` counts its updates."""
+
+    u: Tensor  #: (B, rank, D)
+    v: Tensor  #: (B, rank, D)
+    used: int
+
+    def take(self, rows) -> "Inverse":
+        """That of some rows. Rows may repeat."""
+        return Inverse(self.u[rows], self.v[rows], self.used)
+
+    def only(self, rows: Tensor) -> "Inverse":
+        """That of the rows that are flagged (B,) bool; for all others -I."""
+        kept = rows[:, None, None]
+        return Inverse(torch.where(kept, self.u, 0.0), torch.where(kept, self.v, 0.0), self.used)
+
+
+def solve(
+    f: Callable[[Tensor, Tensor], Tensor], z0: Tensor, x: Tensor, solver: Solver, inverse: Inverse | None = None
+) -> Solution:
     """Solve z = f(z, x) for each row of ``x`` (B, ...) from the start ``z0`` (B, ...).
 
-    A row's result depends on its own ``z0`` and ``x`` only, provided that f treats rows independently.
+    ``inverse``: where Broyden's method starts; the other methods have no use for it. A row's result depends on its own
+    ``z0``, ``x`` and ``inverse`` only, provided that f treats rows independently.
 
-    Raises ValueError when ``z0`` and ``x`` differ in rows, or f changes the shape of the state.
+    Raises ValueError when ``z0`` and ``x`` differ in rows, f changes the shape of the state, or ``inverse`` is given to
+    another method than Broyden's.
     """
+    if inverse is not None and solver.method != "broyden":
+        raise ValueError(f"an inverse Jacobian is of no use to the method {solver.method!r}: only to 'broyden'")
     if len(z0) != len(x):
         raise ValueError(f"z0 has {len(z0)} rows and x has {len(x)}: they must have equally many")
     rows = len(z0)
     z = z0.reshape(rows, -1)
-    method = _METHODS[solver.method](z, solver)
+    method = _METHODS[solver.method](z, solver) if inverse is None else _Broyden(z, solver, inverse)
     active = torch.ones(rows, dtype=torch.bool, device=z.device)
     evaluations = torch.zeros(rows, dtype=torch.int64, device=z.device)
     residual = z.new_full((rows,), torch.inf)
@@ -101,7 +126,9 @@ def solve(f: Callable[[Tensor, Tensor], Tensor], z0: Tensor, x: Tensor, solver: 
             break
     finite = z.isfinite().all(dim=1) & residual.isfinite()
     z = torch.where(finite[:, None], z, torch.nan)
-    return Solution(z.view_as(z0), residual, evaluations, (residual <= solver.tolerance) & finite, finite, close)
+    return Solution(
+        z.view_as(z0), residual, evaluations, (residual <= solver.tolerance) & finite, finite, close, method.inverse()
+    )
 
 
 def residuals(f: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) -> Tensor:
@@ -120,7 +147,14 @@ def _residual(z: Tensor, fz: Tensor, stop: str) -> Tensor:
     return torch.where(gap.isfinite() & size.isfinite(), residual, torch.nan)  # finite / inf would read as converged
 
 
-class _Naive:
+class _Method:
+    """What the methods share: nothing to hand on."""
+
+    def inverse(self) -> Inverse | None:
+        return None
+
+
+class _Naive(_Method):
     """Picard iteration: z <- f(z)."""
 
     def __init__(self, z: Tensor, solver: Solver):
@@ -130,7 +164,7 @@ class _Naive:
         return fz
 
 
-class _Anderson:
+class _Anderson(_Method):
     """Anderson acceleration: the affine combination of the last values of f with the least combined residual."""
 
     def __init__(self, z: Tensor, solver: Solver):
@@ -158,19 +192,26 @@ class _Anderson:
         return mixed
 
 
-class _Broyden:
+class _Broyden(_Method):
     """Good Broyden on g(z) = f(z) - z; the inverse Jacobian is -I + U V, of bounded rank."""
 
-    def __init__(self, z: Tensor, solver: Solver):
+    def __init__(self, z: Tensor, solver: Solver, inverse: Inverse | None = None):
         rows, size = z.shape
-        self.rank = max(1, min(solver.broyden_memory, solver.steps - 1))
-        self.u = z.new_zeros(rows, self.rank, size)
-        self.v = z.new_zeros(rows, self.rank, size)
+        if inverse is not None:
+            self.used, self.u, self.v = inverse.used, inverse.u.clone(), inverse.v.clone()
+        else:
+            rank = max(1, min(solver.broyden_memory, solver.steps - 1))
+            self.used, self.u, self.v = 0, z.new_zeros(rows, rank, size), z.new_zeros(rows, rank, size)
+        self.rank = self.u.shape[1]
+
+    def inverse(self) -> Inverse:
+        return Inverse(self.u, self.v, self.used)
 
     def next(self, k: int, z: Tensor, fz: Tensor) -> Tensor:
         gap = fz - z
         if k > 0:
-            self._update((k - 1) % self.rank, z - self.z, gap - self.gap)
+            self._update(self.used % self.rank, z - self.z, gap - self.gap)
+            self.used += 1
         self.z, self.gap = z, gap
         return z - self._inverse_times(gap)
 

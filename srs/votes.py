@@ -22,7 +22,7 @@ from torch import Tensor
 from srs.deq import DEQ, classify
 from srs.noise import NoisyCopies, gather
 from srs.sections import Section
-from srs.solvers import Solution, Solver, per_row, solve
+from srs.solvers import Inverse, Solution, Solver, per_row, solve
 
 UNDECIDED = -1
 MARGIN = 1e-4  # in logits
@@ -115,44 +115,60 @@ class DirectSampler(_IndependentSampler):
 
 
 class StandardSampler(_IndependentSampler):
-    """Standard randomized smoothing of a DEQ: every solve starts from the DEQ's initial state."""
+    """Standard randomized smoothing of a DEQ: every solve starts from the DEQ's initial state or, amortized, from one of
+    its fitted starts, "mean" or "learned" (:mod:`srs.starts`): a function of the noisy input alone, too."""
 
     kind: Literal["standard"] = "standard"
     solver: Solver = Solver(method="anderson", steps=30)
+    start: Literal["initial", "mean", "learned"] = "initial"
 
     def _logits(self, model: DEQ, x: Tensor) -> tuple[Tensor, Solution]:
-        return classify(model, x, self.solver)
+        return classify(model, x, self.solver, self.start)
 
 
 class SerializedSampler(_Sampler):
-    """Serialized randomized smoothing (Gao et al. 2024, Algorithm 1): each solve starts where an earlier one ended.
+    """Serialized randomized smoothing (Gao et al. 2024, Algorithm 1): each solve starts where earlier ones ended.
 
-    Draw j belongs to chain j mod ``chains`` (the paper's batch of 400). A chain's first solve, and after every
-    ``restart`` draws the next one, takes the ``warmup`` solver; all others take ``solver``. With start "previous" a solve
-    starts at the chain's last state (the first one at the DEQ's initial state); with "clean" every solve starts at
-    the warm-up's fixed point of the clean image. A chain whose state is lost (not finite) starts afresh. Votes
-    depend on one another: certificates need an audit.
+    Draw j belongs to chain j mod ``chains`` (the paper's batch of 400); one draw of every chain makes a turn. The first turn
+    and after every ``restart`` turns the next one take the ``warmup`` solver, all others take ``solver``. Where a solve starts:
+
+    - "previous": at the chain's last state (a first one at the DEQ's initial state);
+    - "clean": at the warm-up's fixed point of the clean image, always;
+    - "batch_mean", "running_mean": at the mean of the image's states of the last turn, or of all turns so far.
+
+    ``carry``: what Broyden's method starts from, besides: "chain" hands its inverse Jacobian on from draw to draw, "clean"
+    shares that of the clean image; both solvers must be Broyden's. A state that is lost (not finite) is replaced by the
+    initial one. Votes depend on one another: certificates need an audit.
     """
 
     kind: Literal["serialized"] = "serialized"
     solver: Solver = Solver(method="anderson", steps=3)
     warmup: Solver = Solver(method="anderson", steps=10)
     restart: int | None = Field(None, ge=1)
-    start: Literal["previous", "clean"] = "previous"
+    start: Literal["previous", "clean", "batch_mean", "running_mean"] = "previous"
+    carry: Literal["none", "chain", "clean"] = "none"
     chains: int = Field(400, ge=1)
     independent: ClassVar[bool] = False
 
     @model_validator(mode="after")
-    def _restart_has_a_meaning(self) -> "SerializedSampler":
+    def _settings_have_a_meaning(self) -> "SerializedSampler":
         if self.restart is not None and self.start == "clean":
             raise ValueError(f"restart = {self.restart} needs start = 'previous': with 'clean' there is nothing to restart")
+        if self.carry != "none" and not self.solver.method == self.warmup.method == "broyden":
+            raise ValueError(
+                f"carry = {self.carry!r} needs Broyden's method twice: solver has {self.solver.method!r}, warmup "
+                f"{self.warmup.method!r}"
+            )
         return self
+
+    def canonical(self) -> "SerializedSampler":
+        return self if self.carry != "none" else super().canonical()  # a carried inverse makes one step more than f
 
     @torch.no_grad()
     def sample_many(
         self, model: DEQ, copies: Sequence[NoisyCopies], draws: Sequence[np.ndarray], batch_size: int
     ) -> list[Votes]:
-        """Votes of each image's copies 0 ... n - 1, in the chains' order; ``batch_size`` chains, of several images, at a time.
+        """Votes of each image's copies 0 ... n - 1, turn by turn; ``batch_size`` chains, of several images, at a time.
 
         Raises ValueError when ``draws`` are anything else: a chain has no vote without those before it.
         """
@@ -160,45 +176,16 @@ class SerializedSampler(_Sampler):
         if not all(np.array_equal(numbers, np.arange(n)) for numbers in draws):
             raise ValueError("a serialized sampler needs the draws 0, 1, 2, ... in order, equally many of each image")
         cast = [Votes.blank(n) for _ in copies]
-        clean = self._clean_states(model, copies, cast) if self.start == "clean" else None
-        for rows in _batches(np.arange(len(copies) * self.chains), batch_size):
-            self._run(model, copies, *np.divmod(rows, self.chains), n, clean, cast)
+        together = max(1, batch_size // self.chains)
+        for first in range(0, len(copies), together):
+            block = slice(first, first + together)
+            _Chains(self, model, copies[block], cast[block], n, batch_size).run()
         return cast
-
-    def _run(self, model: DEQ, copies, which: np.ndarray, chain: np.ndarray, n: int, clean: Tensor | None, cast) -> None:
-        """Chains number ``chain`` of the images ``which``, side by side from their first draw to their last below ``n``."""
-        state: Tensor | None = None
-        for turn in range(-(-n // self.chains)):
-            alive = turn * self.chains + chain < n
-            if not alive.any():
-                return
-            which, chain = which[alive], chain[alive]
-            numbers = turn * self.chains + chain
-            x = gather(copies, which, numbers)
-            began = time.perf_counter()
-            injection = model.inject(x)
-            initial = model.initial_state(injection)
-            if clean is not None:
-                z0 = clean[torch.from_numpy(which).to(clean.device)]
-            else:
-                z0 = initial if state is None else state[torch.from_numpy(alive).to(state.device)]
-            warm = self.start == "previous" and turn % (self.restart or n) == 0
-            solver = self.warmup if warm else self.solver
-
-            def alone(row: slice, z0=z0, injection=injection, solver=solver) -> Solution:
-                return solve(model.f, z0[row], injection[row], solver)
-
-            solution = solve(model.f, z0, injection, solver)
-            for row in solution.close.nonzero().flatten().tolist() if solver.stop != "fixed" else ():
-                solution.z[row] = alone(slice(row, row + 1)).z[0]
-            logits = _settle(model.head(solution.z), lambda row, alone=alone: model.head(alone(row).z))
-            state = torch.where(per_row(solution.finite, initial), solution.z, initial)
-            _share(cast, which, numbers, logits, solution, began)
 
     @property
     def warm_draws(self) -> int:
         """How many draws the first warm-up takes."""
-        return self.chains if self.start == "previous" else 0
+        return 0 if self.start == "clean" else self.chains
 
     def warm_share(self, total: int) -> float:
         """Which share of ``total`` votes comes from the warm-up solver."""
@@ -207,17 +194,89 @@ class SerializedSampler(_Sampler):
         batches = [min(self.chains, total - first) for first in range(0, total, self.chains)]
         return sum(batches[:: self.restart or len(batches)]) / total
 
-    def _clean_states(self, model: DEQ, copies: Sequence[NoisyCopies], cast: list[Votes]) -> Tensor:
+
+class _Chains:
+    """The chains of some images, side by side from their first draw to their last below ``n``."""
+
+    def __init__(self, sampler: SerializedSampler, model: DEQ, copies, cast: list[Votes], n: int, batch_size: int):
+        self.sampler, self.model, self.copies, self.cast, self.n, self.batch_size = sampler, model, copies, cast, n, batch_size
+        self.which, self.chain = np.divmod(np.arange(len(copies) * sampler.chains), sampler.chains)
+        self.turn = 0
+        self.states: Tensor | None = None  # where each chain starts next
+        self.inverse: Inverse | None = None
+        self.mean: Tensor | None = None  # of each image's states
+        self.counted = 0  # states in the running mean
+
+    def run(self) -> None:
+        if self.sampler.start == "clean" or self.sampler.carry == "clean":
+            self._solve_clean_images()
+        for turn in range(-(-self.n // self.sampler.chains)):
+            self.turn = turn
+            alive = turn * self.sampler.chains + self.chain < self.n
+            parts = [self._solve(rows) for rows in _batches(np.flatnonzero(alive), self.batch_size)]
+            self._hand_on(alive, *zip(*parts))
+
+    def _solve(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Inverse | None]:
+        """One draw of the chains ``rows``: their votes entered; states, which of them are finite, inverse Jacobians."""
+        sampler, model = self.sampler, self.model
+        which, numbers = self.which[rows], self.turn * sampler.chains + self.chain[rows]
+        x = gather(self.copies, which, numbers)
+        began = time.perf_counter()
+        injection = model.inject(x)
+        initial = model.initial_state(injection)
+        z0 = initial if self.states is None else self.states[torch.from_numpy(rows).to(initial.device)]
+        inverse = None if self.inverse is None else self.inverse.take(torch.from_numpy(rows).to(initial.device))
+        warm = sampler.start != "clean" and self.turn % (sampler.restart or self.n) == 0
+        solver = sampler.warmup if warm else sampler.solver
+
+        def alone(row: slice) -> Solution:
+            return solve(model.f, z0[row], injection[row], solver, None if inverse is None else inverse.take(row))
+
+        solution = solve(model.f, z0, injection, solver, inverse)
+        for row in solution.close.nonzero().flatten().tolist() if solver.stop != "fixed" else ():
+            solution.z[row] = alone(slice(row, row + 1)).z[0]
+        logits = _settle(model.head(solution.z), lambda row: model.head(alone(row).z))
+        z = torch.where(per_row(solution.finite, initial), solution.z, initial)
+        _share(self.cast, which, numbers, logits, solution, began)
+        return z, solution.finite, solution.inverse
+
+    def _hand_on(self, alive: np.ndarray, states, finite, inverses) -> None:
+        """Where the chains start in the next turn. Only a last turn leaves chains out."""
+        sampler = self.sampler
+        if not alive.all():
+            return
+        if sampler.carry == "chain":
+            whole = Inverse(torch.cat([i.u for i in inverses]), torch.cat([i.v for i in inverses]), inverses[0].used)
+            self.inverse = whole.only(torch.cat(finite))
+        if sampler.start == "clean":
+            return
+        self.states = torch.cat(states)
+        if sampler.start == "previous":
+            return
+        # each image's own states alone: nothing here depends on which images share a batch
+        by_image = self.states.unflatten(0, (len(self.copies), sampler.chains))
+        mean = torch.stack([image.mean(dim=0) for image in by_image])
+        if sampler.start == "running_mean" and self.mean is not None:
+            mean = (self.counted * self.mean + mean) / (self.counted + 1)
+        self.mean, self.counted = mean, self.counted + 1
+        self.states = mean.repeat_interleave(sampler.chains, dim=0)
+
+    def _solve_clean_images(self) -> None:
         """Each clean image's fixed point, solved alone, its price on the image's first draw."""
-        states = []
-        for one, votes in zip(copies, cast):
+        states, inverses = [], []
+        for one, votes in zip(self.copies, self.cast):
             began = time.perf_counter()
-            injection = model.inject(one.image[None])
-            solution = solve(model.f, model.initial_state(injection), injection, self.warmup)
+            injection = self.model.inject(one.image[None])
+            solution = solve(self.model.f, self.model.initial_state(injection), injection, self.sampler.warmup)
             states.append(solution.z)
+            inverses.append(solution.inverse)
             votes.evaluations[0] += int(solution.evaluations)
             votes.seconds[0] += time.perf_counter() - began
-        return torch.cat(states)
+        if self.sampler.start == "clean":
+            self.states = torch.cat(states)[torch.from_numpy(self.which)]
+        if self.sampler.carry == "clean":
+            shared = Inverse(torch.cat([i.u for i in inverses]), torch.cat([i.v for i in inverses]), inverses[0].used)
+            self.inverse = shared.take(torch.from_numpy(self.which))
 
 
 Sampler = Annotated[DirectSampler | StandardSampler | SerializedSampler, Field(discriminator="kind")]

@@ -90,6 +90,49 @@ def test_rounding_at_the_tolerance_decides_no_vote(kind):
     assert all(np.array_equal(votes[0], other) for other in votes[1:])
 
 
+@pytest.mark.parametrize("start", ["batch_mean", "running_mean"])
+def test_means_are_of_the_images_own_states(trained, digits, start):
+    """Reference: turn by turn, three chains, from the mean of all states of the last turn, or of all turns."""
+    sampler = SerializedSampler(solver=Solver(steps=2), warmup=Solver(steps=10), chains=3, start=start)
+    copies = [NoisyCopies(digits.test.images(np.array([i]))[0], i, 0.25, 0) for i in (7, 8)]
+    cast = sampler.sample_many(trained, copies, [np.arange(15)] * 2, 400)
+    with torch.no_grad():
+        for one, votes in zip(copies, cast):
+            means, z0 = [], None
+            for turn in range(5):
+                injection = trained.inject(one(np.arange(3 * turn, 3 * turn + 3)))
+                z0 = trained.initial_state(injection) if z0 is None else z0
+                z = solve(trained.f, z0, injection, sampler.solver if turn else sampler.warmup).z
+                assert votes.classes[3 * turn : 3 * turn + 3].tolist() == decide(trained.head(z)).tolist()
+                means.append(z.mean(dim=0))
+                z0 = (means[-1] if start == "batch_mean" else torch.stack(means).mean(dim=0)).expand(3, -1)
+    alone = [sampler.sample_many(trained, [one], [np.arange(15)], 1)[0] for one in copies]
+    assert all(np.array_equal(a.classes, b.classes) for a, b in zip(alone, cast))
+
+
+@pytest.mark.parametrize("carry", ["chain", "clean"])
+def test_a_carried_inverse_jacobian_saves_steps(trained, copies, carry):
+    broyden = Solver(method="broyden", steps=1)
+    settings = {"solver": broyden, "warmup": Solver(method="broyden", steps=12), "chains": 20}
+    draws = np.arange(400)
+    truth = StandardSampler(solver=Solver(method="broyden", steps=30)).sample(trained, copies, draws, 400).classes
+    plain = SerializedSampler(**settings).sample(trained, copies, draws, 400)
+    carried = SerializedSampler(**settings, carry=carry).sample(trained, copies, draws, 400)
+    assert carried.evaluations[20:].max() == 1
+    assert (carried.classes != plain.classes).any()
+    assert (carried.classes == truth).mean() > 0.7
+    for size in (1, 7):
+        again = SerializedSampler(**settings, carry=carry).sample(trained, copies, draws[:100], size)
+        assert np.array_equal(again.classes, carried.classes[:100])
+
+
+def test_a_carried_inverse_needs_broydens_method_and_is_no_plain_step():
+    with pytest.raises(ValueError, match="carry = 'chain' needs Broyden's method twice: solver has 'anderson'"):
+        SerializedSampler(carry="chain")
+    sampler = SerializedSampler(solver=Solver(method="broyden", steps=1), warmup=Solver(method="broyden"), carry="clean")
+    assert sampler.canonical() == sampler
+
+
 @pytest.mark.parametrize("start", ["previous", "clean"])
 @pytest.mark.parametrize("solver", [Solver(steps=3), STOPPED], ids=["fixed", "stopped"])
 def test_serialized_votes_depend_on_chains_but_not_on_compute_batch(trained, copies, solver, start):

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from srs import starts
 from srs.models.mdeq import MDEQ, MDEQConfig
 from srs.models.resnet import ResNet, ResNetConfig
 
@@ -63,8 +64,12 @@ def restore(saved: dict) -> nn.Module:
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """A trained model from a checkpoint, on ``device``, in evaluation mode, its normalizing layers folded."""
+    """A trained model from a checkpoint, on ``device``, in evaluation mode, its normalizing layers folded; with its amortized
+    starts (:mod:`srs.starts`), where they lie beside it as starts.pt."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: train it first (dvc repro)")
     model = restore(torch.load(path, map_location="cpu", weights_only=True)["model"]).eval()
+    beside = Path(path).with_name("starts.pt")
+    if beside.is_file():
+        model.starts = starts.restore(torch.load(beside, map_location="cpu", weights_only=True), model)
     return model.fold().to(device)

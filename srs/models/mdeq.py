@@ -201,8 +201,8 @@ class MDEQ(nn.Module):
         self.stem = nn.Sequential(*stem)
         self.layer = MDEQLayer(config)
         self.classifier = MDEQHead(config)
-        self._shapes = [(c, config.resolution >> i, config.resolution >> i) for i, c in enumerate(config.channels)]
-        self._sizes = [c * h * w for c, h, w in self._shapes]
+        self.state_shapes = [(c, config.resolution >> i, config.resolution >> i) for i, c in enumerate(config.channels)]
+        self._sizes = [c * h * w for c, h, w in self.state_shapes]
 
     def inject(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in pixel units -> injection (B, C_0, h, w), added at the highest resolution."""
@@ -222,7 +222,7 @@ class MDEQ(nn.Module):
 
     def unpack(self, z: Tensor) -> list[Tensor]:
         """Flat states (B, D) -> one (B, C_i, H_i, W_i) a branch."""
-        return [part.reshape(-1, *shape) for part, shape in zip(z.split(self._sizes, dim=1), self._shapes)]
+        return [part.reshape(-1, *shape) for part, shape in zip(z.split(self._sizes, dim=1), self.state_shapes)]
 
     def draw_dropout(self) -> None:
         """Forget the dropout masks: the next evaluation of f in training mode draws new ones."""

@@ -1,0 +1,140 @@
+"""Certificates at a radius that is chosen beforehand, with as few draws as they take: "is the class certain within r?"
+
+Cohen's bound wants N fixed in advance. A test martingale (Ville 1939; betting on votes as in Voracek 2024) may be looked at
+after every batch: an image is settled as soon as the evidence is enough, and its place in the batch goes to another.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import special
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from srs import bounds
+from srs.certification import ABSTAIN, Certification, default_sampler, noisy_copies, selected_class
+from srs.deq import DEQ
+from srs.votes import Sampler
+
+Outcome = Literal["certified", "refuted", "exhausted"]
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What is settled about one image at radius ``r``.
+
+    "certified": with probability at least 1 - alpha, the smoothed classifier's class is ``prediction`` at the image and
+    everywhere closer than ``r``. "refuted": with probability at least 1 - alpha p_A is too small for that. "exhausted":
+    whatever votes are left of n, they cannot certify any more. ``prediction`` is ABSTAIN (-1) unless certified.
+
+    ``n_a`` of ``drawn`` counted votes were for the class that n0 more had named; ``evaluations`` of f include those of draws
+    that were made beside the last that counted.
+    """
+
+    prediction: int
+    outcome: Outcome
+    r: float
+    n_a: int
+    drawn: int
+    n0: int
+    n: int
+    alpha: float
+    sigma: float
+    evaluations: int
+
+
+class RadiusTest:
+    """The sequential test of p_A > Phi(r / sigma) for one image, vote by vote.
+
+    Certified once a test martingale against "p_A <= Phi(r / sigma)" passes 1 / alpha: by Ville's inequality that happens with
+    probability at most alpha where it is true, whenever one looks and however long one waits. Refuted once the same against
+    the contrary does, exhausted once no votes that are left could certify: both cost certificates, never truth.
+    """
+
+    def __init__(self, r: float, config: Certification):
+        self.p_0 = float(special.ndtr(r / config.sigma))
+        self.n, self.threshold = config.n, math.log(1 / config.alpha)
+        self.n_a, self.drawn = 0, 0
+        self.outcome: Outcome | None = None
+
+    def add(self, for_a: np.ndarray) -> None:
+        """Enter counted votes, (m,) booleans: was it for the class?
+
+        Looks after every vote, so that nothing depends on how they come; votes after the one that settles do not count.
+        """
+        for_a = for_a[: self.n - self.drawn]
+        if self.outcome is not None or not len(for_a):
+            return
+        n_a, drawn = self.n_a + np.cumsum(for_a), self.drawn + np.arange(1, len(for_a) + 1)
+        against = drawn - n_a
+        certified = bounds.log_evidence(n_a, drawn, self.p_0) >= self.threshold
+        refuted = bounds.log_evidence(against, drawn, 1 - self.p_0) >= self.threshold
+        exhausted = bounds.log_evidence(self.n - against, self.n, self.p_0) < self.threshold  # even with all votes left
+        settled = certified | refuted | exhausted
+        last = int(settled.argmax()) if settled.any() else len(for_a) - 1
+        self.n_a, self.drawn = int(n_a[last]), int(drawn[last])
+        if settled[last]:
+            self.outcome = "certified" if certified[last] else "refuted" if refuted[last] else "exhausted"
+
+
+def certify_at(
+    model: nn.Module | DEQ | Callable[[Tensor], Tensor],
+    images: Sequence[Tensor],
+    r: float,
+    *,
+    sigma: float,
+    sampler: Sampler | None = None,
+    indices: Sequence[int] | None = None,
+    progress: bool = False,
+    **settings,
+) -> list[Settlement]:
+    """For each of ``images`` (C, H, W): is the smoothed classifier's class certain within l2 radius ``r``?
+
+    Images are interleaved in batches of ``batch_size`` copies, so that one that is settled early saves work. ``n`` is the most
+    draws that are counted for an image. ``indices`` number the images (0, 1, ... if not given): with ``seed`` they pick the
+    noise. Other ``settings`` are the fields of :class:`srs.certification.Certification`.
+
+    Raises as :func:`srs.certify` does, and ValueError for a negative r, or a serialized sampler, whose votes allow no
+    such test.
+    """
+    config = Certification(sigma=sigma, **settings)
+    if not (math.isfinite(r) and r >= 0):
+        raise ValueError(f"r = {r} is out of range: expected a finite radius of at least 0")
+    sampler = sampler or default_sampler(model)
+    if not sampler.independent:
+        raise ValueError(f"a sequential test needs independent votes: sampler kind {sampler.kind!r}; use 'standard'")
+    indices = range(len(images)) if indices is None else indices
+    copies = [noisy_copies(model, image, int(index), config) for image, index in zip(images, indices, strict=True)]
+    tests = [RadiusTest(r, config) for _ in copies]
+    tops, evaluations = [ABSTAIN] * len(copies), [0] * len(copies)
+    drawn = [0] * len(copies)
+    with tqdm(total=len(copies), desc=f"r = {r:g}", unit="image", disable=not progress) as bar:
+        while left := [i for i, test in enumerate(tests) if test.outcome is None]:
+            share = max(1, config.batch_size // len(left))
+            chosen = left[: config.batch_size]
+            draws = [np.arange(drawn[i], drawn[i] + (config.n0 if not drawn[i] else share)) for i in chosen]
+            for i, votes in zip(chosen, sampler.sample_many(model, [copies[i] for i in chosen], draws, config.batch_size)):
+                evaluations[i] += int(votes.evaluations.sum())
+                if not drawn[i]:
+                    tops[i] = selected_class(votes.classes)
+                    tests[i].outcome = "refuted" if tops[i] == ABSTAIN else None
+                else:
+                    tests[i].add(votes.classes == tops[i])
+                drawn[i] += len(votes.classes)
+                bar.update(tests[i].outcome is not None)
+    return [_settlement(r, config, *found) for found in zip(tests, tops, evaluations)]
+
+
+def _settlement(r: float, config: Certification, test: RadiusTest, top: int, evaluations: int) -> Settlement:
+    return Settlement(
+        prediction=top if test.outcome == "certified" else ABSTAIN,
+        outcome=test.outcome,
+        r=r,
+        n_a=test.n_a,
+        drawn=test.drawn,
+        **config.model_dump(include={"n0", "n", "alpha", "sigma"}),
+        evaluations=evaluations,
+    )

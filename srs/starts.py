@@ -1,0 +1,186 @@
+"""Amortized starts: where a solver starts is a function of the noisy input alone, fitted to fixed points of noisy *training*
+images. Votes from such starts are independent, so that Cohen's certificate holds as it stands (docs/certificates.md).
+
+``mean`` is one constant state; ``learned`` maps the injection to a state: ridge regression where its size allows, else a small
+convolutional network in the resolutions of the model.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from srs.data import Images
+from srs.deq import DEQ
+from srs.sections import Section
+from srs.solvers import Solver, solve
+
+
+class StartSettings(Section):
+    """How starts are fitted: to the states of ``solver`` for ``points`` noisy copies, evenly over the training images.
+
+    ``map`` "auto": ridge regression (``ridge`` relative to the inputs' mean variance) for injections of at most
+    ``ridge_inputs`` numbers, else convolutions of ``width`` channels, fitted by Adam for ``epochs`` at ``learning_rate``.
+    """
+
+    points: int = Field(8_000, ge=2)
+    solver: Solver = Solver(method="anderson", steps=30)
+    map: Literal["auto", "ridge", "convolutional"] = "auto"
+    ridge: float = Field(1e-3, gt=0)
+    ridge_inputs: int = Field(2_048, ge=1)
+    width: int = Field(16, ge=1)
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(100, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    seed: int = Field(0, ge=0, lt=1 << 63)
+
+
+class MeanStart(nn.Module):
+    """One constant state."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+
+    def forward(self, injection: Tensor) -> Tensor:
+        return self.mean.expand(len(injection), *self.mean.shape)
+
+
+class RidgeStart(nn.Module):
+    """A linear map from the flat injection to the flat state."""
+
+    def __init__(self, inputs: int, shape: tuple[int, ...]):
+        super().__init__()
+        self.shape = tuple(shape)
+        self.linear = nn.Linear(inputs, int(np.prod(shape)))
+
+    def forward(self, injection: Tensor) -> Tensor:
+        return self.linear(injection.flatten(1)).view(-1, *self.shape)
+
+
+class ConvolutionalStart(nn.Module):
+    """Convolutions on the injection (C, H, W), down to each branch's resolution and up again; state flat as an MDEQ's.
+
+    ``shapes``: (C_i, H / 2^i, W / 2^i) of the branches.
+    """
+
+    def __init__(self, inputs: int, shapes: list[tuple[int, int, int]], width: int):
+        super().__init__()
+        self.first = nn.Conv2d(inputs, width, 3, padding=1)
+        self.downs = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in shapes[1:])
+        self.ups = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in shapes[1:])
+        self.heads = nn.ModuleList(nn.Conv2d(width, channels, 3, padding=1) for channels, _, _ in shapes)
+
+    def forward(self, injection: Tensor) -> Tensor:
+        features = [F.relu(self.first(injection))]
+        for down in self.downs:
+            features.append(F.relu(down(features[-1])))
+        for i in range(len(self.ups) - 1, -1, -1):
+            features[i] = features[i] + F.interpolate(self.ups[i](features[i + 1]), scale_factor=2)
+        return torch.cat([head(x).flatten(1) for head, x in zip(self.heads, features)], dim=1)
+
+
+def fit_starts(model: DEQ, images: Images, sigma: float, config: StartSettings) -> nn.ModuleDict:
+    """The starts ``mean`` and ``learned`` of a trained model, on its device, in evaluation mode.
+
+    Raises ValueError where the map must be convolutional and the model does not tell its ``state_shapes``, and
+    FloatingPointError where no fixed point is finite.
+    """
+    injections, states = _fixed_points(model, images, sigma, config)
+    mean = MeanStart(states.shape[1:])
+    mean.mean.copy_(states.mean(dim=0))
+    inputs = injections[0].numel()
+    if config.map == "ridge" or (config.map == "auto" and inputs <= config.ridge_inputs):
+        learned = _fit_ridge(injections, states, config)
+    elif hasattr(model, "state_shapes"):
+        learned = _fit_convolutions(injections, states, model.state_shapes, config)
+    else:
+        raise ValueError(
+            f"an injection of {inputs:,} numbers needs map = 'convolutional', and the model no state_shapes: give it some, "
+            f"or raise ridge_inputs = {config.ridge_inputs}"
+        )
+    return nn.ModuleDict({"mean": mean, "learned": learned}).to(injections.device).eval()
+
+
+def state(starts: nn.ModuleDict) -> dict:
+    """Everything that :func:`restore` needs, as plain data and tensors."""
+    learned = starts["learned"]
+    saved = {"mean": starts["mean"].mean.detach().cpu().clone(), "kind": type(learned).__name__}
+    saved["state_dict"] = {name: value.detach().cpu().clone() for name, value in learned.state_dict().items()}
+    return saved
+
+
+def restore(saved: dict, model: DEQ) -> nn.ModuleDict:
+    """The starts of a :func:`state`, for the model that they were fitted to."""
+    mean = MeanStart(saved["mean"].shape)
+    mean.mean.copy_(saved["mean"])
+    tensors = saved["state_dict"]
+    if saved["kind"] == "RidgeStart":
+        learned = RidgeStart(tensors["linear.weight"].shape[1], saved["mean"].shape)
+    else:
+        width, inputs = tensors["first.weight"].shape[:2]
+        learned = ConvolutionalStart(inputs, model.state_shapes, width)
+    learned.load_state_dict(tensors)
+    return nn.ModuleDict({"mean": mean, "learned": learned}).eval()
+
+
+def _fixed_points(model: DEQ, images: Images, sigma: float, config: StartSettings) -> tuple[Tensor, Tensor]:
+    """Injections and converged states of noisy training images, row by row; rows that are not finite are left out."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(config.seed)
+    order = np.resize(np.random.default_rng(config.seed).permutation(len(images)), config.points)
+    injections, states = [], []
+    with torch.no_grad():
+        for chosen in tqdm(list(_pieces(order, config.batch_size)), desc="fixed points", unit="batch", mininterval=2):
+            x = images.images(chosen)
+            x = (x + sigma * torch.randn(x.shape, generator=generator)).to(device)
+            injection = model.inject(x)
+            solution = solve(model.f, model.initial_state(injection), injection, config.solver)
+            injections.append(injection[solution.finite])
+            states.append(solution.z[solution.finite])
+    if not sum(map(len, states)):
+        raise FloatingPointError(f"none of {config.points} fixed points is finite: train the model with more regularization")
+    return torch.cat(injections), torch.cat(states)
+
+
+def _fit_ridge(injections: Tensor, states: Tensor, config: StartSettings) -> RidgeStart:
+    x, y = injections.flatten(1).double(), states.flatten(1).double()
+    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+    x, y = x - x_mean, y - y_mean
+    gram = x.T @ x / len(x)
+    gram += config.ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=x.dtype, device=x.device)
+    weight = torch.linalg.solve(gram, x.T @ y / len(x)).T
+    start = RidgeStart(x.shape[1], states.shape[1:]).to(states.device)
+    with torch.no_grad():
+        start.linear.weight.copy_(weight)
+        start.linear.bias.copy_(y_mean - weight @ x_mean)
+    return start
+
+
+def _fit_convolutions(injections: Tensor, states: Tensor, shapes, config: StartSettings) -> ConvolutionalStart:
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        start = ConvolutionalStart(injections.shape[1], shapes, config.width).to(states.device)
+    optimizer = torch.optim.Adam(start.parameters(), config.learning_rate)
+    steps = config.epochs * -(-len(states) // config.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    with tqdm(total=steps, desc="start", unit="step", mininterval=2) as bar:
+        for epoch in range(config.epochs):
+            for rows in _pieces(np.random.default_rng([config.seed, epoch]).permutation(len(states)), config.batch_size):
+                optimizer.zero_grad(set_to_none=True)
+                loss = (start(injections[rows]) - states[rows]).pow(2).mean()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+    return start
+
+
+def _pieces(items: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]

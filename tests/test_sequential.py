@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import srs
+from srs.certification import Certification
+from srs.sequential import RadiusTest, certify_at
+from srs.votes import SerializedSampler
+
+SIGMA = 0.5
+
+
+def _stream(p, n, seed):
+    return np.random.default_rng(seed).random(n) < p
+
+
+def test_false_certificates_are_as_rare_as_alpha():
+    """At the edge of the hypothesis, with a look after every vote."""
+    alpha, runs, r = 0.05, 2_000, 0.25
+    config = Certification(sigma=SIGMA, n=600, alpha=alpha)
+    p_0, false = stats.norm.cdf(r / SIGMA), 0
+    for run in range(runs):
+        test = RadiusTest(r, config)
+        test.add(_stream(p_0, config.n, run))
+        false += test.outcome == "certified"
+    assert stats.binomtest(false, runs, alpha, alternative="greater").pvalue > 1e-3
+    assert false > 0
+
+
+def test_clear_images_are_settled_soon_and_hopeless_ones_too():
+    config = Certification(sigma=SIGMA, n=10_000)
+    drawn = {}
+    for p, outcome in ((0.99, "certified"), (0.3, "refuted"), (stats.norm.cdf(0.5) + 0.002, "exhausted")):
+        test, votes = RadiusTest(0.25, config), _stream(p, config.n, 1)
+        while test.outcome is None:
+            test.add(votes[test.drawn : test.drawn + 20])
+        assert test.outcome == outcome
+        drawn[outcome] = test.drawn
+    assert drawn["certified"] < 200 and drawn["refuted"] < 200 and 9_000 < drawn["exhausted"] <= config.n
+
+
+def test_what_cannot_be_certified_any_more_is_not_drawn():
+    test = RadiusTest(0.25, Certification(sigma=SIGMA, n=40, alpha=0.001))
+    test.add(np.zeros(12, bool))
+    assert test.outcome in ("exhausted", "refuted") and test.drawn < 12
+
+
+def test_nothing_depends_on_how_votes_come():
+    votes, config, found = _stream(0.75, 1_000, 4), Certification(sigma=SIGMA, n=1_000), set()
+    for size in (1, 7, 400, 1_000):
+        test = RadiusTest(0.25, config)
+        for first in range(0, 1_000, size):
+            test.add(votes[first : first + size])
+        found.add((test.outcome, test.n_a, test.drawn))
+    assert len(found) == 1
+
+
+def test_votes_beyond_the_last_do_not_count():
+    test = RadiusTest(0.25, Certification(sigma=SIGMA, n=40, alpha=0.05))
+    test.add(np.arange(1_000) % 10 > 1)  # 80 %: not settled before
+    assert test.drawn <= 40 and test.outcome == "exhausted"
+    drawn = test.drawn
+    test.add(np.ones(5, bool))
+    assert test.drawn == drawn
+
+
+def test_a_linear_deq_is_certified_within_its_true_radius_and_not_beyond(linear_deq):
+    images = [linear_deq.at_true_radius(r) for r in (0.9, 0.6, 0.2, -0.5)]
+    found = certify_at(linear_deq, images, 0.4, sigma=SIGMA, n=4_000, alpha=0.001, batch_size=200)
+    assert [s.outcome for s in found[:3]] == ["certified", "certified", "refuted"]
+    assert [s.prediction for s in found] == [0, 0, srs.ABSTAIN, 1]  # the last is as far on the other side
+    assert found[0].drawn < found[1].drawn
+    assert all(s.evaluations >= 30 * (s.n0 + s.drawn) for s in found)
+
+
+def test_neighbours_and_batches_change_no_vote(linear_deq):
+    images = [linear_deq.at_true_radius(r) for r in (0.9, 0.6)]
+    together = certify_at(linear_deq, images, 0.4, sigma=SIGMA, n=2_000, batch_size=64)
+    for index, (image, whole) in enumerate(zip(images, together)):
+        for size in (7, 400):
+            (alone,) = certify_at(linear_deq, [image], 0.4, sigma=SIGMA, n=2_000, batch_size=size, indices=[index])
+            assert (alone.prediction, alone.outcome) == (whole.prediction, whole.outcome)
+            assert (alone.n_a, alone.drawn) == (whole.n_a, whole.drawn)
+
+
+def test_clear_errors(linear_deq):
+    with pytest.raises(ValueError, match="r = -1"):
+        certify_at(linear_deq, [torch.zeros(6)], -1, sigma=SIGMA)
+    with pytest.raises(ValueError, match="needs independent votes: sampler kind 'serialized'"):
+        certify_at(linear_deq, [torch.zeros(6)], 0.5, sigma=SIGMA, sampler=SerializedSampler())
+    with pytest.raises(ValueError, match="training mode"):
+        certify_at(linear_deq.train(), [torch.zeros(6)], 0.5, sigma=SIGMA)

@@ -1,0 +1,110 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from srs import starts
+from srs.deq import classify
+from srs.noise import NoisyCopies
+from srs.solvers import Solver
+from srs.starts import ConvolutionalStart, MeanStart, RidgeStart, StartSettings, fit_starts
+from srs.votes import StandardSampler
+from srs.zoo import LinearDEQ
+
+ONE = Solver(method="naive", steps=1)
+FEW = StartSettings(points=400, epochs=30, width=8)
+
+
+@pytest.fixture(scope="module")
+def fitted(trained, digits):
+    return {
+        kind: fit_starts(trained, digits.train, 0.5, FEW.model_copy(update={"map": kind}))
+        for kind in ("ridge", "convolutional")
+    }
+
+
+def _with(model, found):
+    model = copy.deepcopy(model)
+    model.starts = found
+    return model
+
+
+def test_starts_are_functions_of_the_injection_alone(trained, digits, fitted):
+    injection = trained.inject(digits.test.images(np.arange(6)))
+    for found in fitted.values():
+        for start in found.values():
+            assert not start.training
+            together = start(injection)
+            assert together.shape == (6, *trained.initial_state(injection).shape[1:])
+            for row in range(6):
+                assert torch.allclose(start(injection[row : row + 1])[0], together[row], atol=1e-5)
+    mean = fitted["ridge"]["mean"](injection)
+    assert torch.equal(mean[0], mean[5]) and isinstance(fitted["ridge"]["mean"], MeanStart)
+    assert isinstance(fitted["ridge"]["learned"], RidgeStart)
+    assert isinstance(fitted["convolutional"]["learned"], ConvolutionalStart)
+
+
+def test_fitted_starts_are_nearer_to_fixed_points_and_agree_more(trained, digits, fitted):
+    x = digits.test.images(np.arange(200))
+    x = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    logits, solution = classify(trained, x, Solver(steps=30))
+    truth, scale = logits.argmax(dim=1), solution.z.norm(dim=1)
+    for found in fitted.values():
+        model, gap, agreement = _with(trained, found), {}, {}
+        for start in ("initial", "mean", "learned"):
+            injection = model.inject(x)
+            z0 = model.initial_state(injection) if start == "initial" else found[start](injection)
+            gap[start] = ((z0 - solution.z).norm(dim=1) / scale).mean()
+            agreement[start] = (classify(model, x, ONE, start)[0].argmax(dim=1) == truth).float().mean()
+        assert gap["learned"] < gap["mean"] < gap["initial"]
+        assert agreement["learned"] > max(agreement["initial"], 0.6)
+
+
+def test_amortized_votes_do_not_depend_on_batch_order_or_neighbours(trained, digits, fitted):
+    for start in ("mean", "learned"):
+        model = _with(trained, fitted["convolutional"])
+        sampler = StandardSampler(solver=ONE, start=start)
+        copies = [NoisyCopies(digits.test.images(np.array([i]))[0], i, 0.5, 0) for i in (3, 9)]
+        draws = np.arange(120)
+        alone = sampler.sample(model, copies[0], draws, 400)
+        assert len(set(alone.classes)) > 1 and (alone.evaluations == 1).all()
+        for size in (1, 7):
+            assert np.array_equal(sampler.sample(model, copies[0], draws, size).classes, alone.classes)
+        both = sampler.sample_many(model, copies, [draws[::-1], draws], 50)
+        assert np.array_equal(both[0].classes, alone.classes[::-1])
+
+
+def test_saved_starts_come_back(trained, digits, fitted, tmp_path):
+    injection = trained.inject(digits.test.images(np.arange(3)))
+    for found in fitted.values():
+        torch.save(starts.state(found), tmp_path / "starts.pt")
+        again = starts.restore(torch.load(tmp_path / "starts.pt", weights_only=True), trained)
+        for name in found:
+            assert torch.equal(again[name](injection), found[name](injection))
+
+
+def test_fitting_is_repeatable_and_leaves_the_random_state_alone(trained, digits):
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    few = FEW.model_copy(update={"points": 100, "epochs": 2, "map": "convolutional"})
+    a, b = (fit_starts(trained, digits.train, 0.5, few)["learned"].state_dict() for _ in range(2))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_clear_errors(trained, digits):
+    with pytest.raises(ValueError, match="start = 'learned' is unknown to the model: choose one of initial"):
+        classify(trained, digits.test.images(np.arange(2)), ONE, "learned")
+    with pytest.raises(ValueError, match="an injection of 6 numbers needs map = 'convolutional'.*ridge_inputs = 2"):
+
+        class Points:
+            def __len__(self):
+                return 10
+
+            def images(self, rows):
+                return torch.zeros(len(rows), 6)
+
+        model = LinearDEQ().eval()
+        model.anchor = torch.nn.Parameter(torch.zeros(1))
+        fit_starts(model, Points(), 0.5, FEW.model_copy(update={"ridge_inputs": 2}))
