@@ -63,13 +63,12 @@ def restore(saved: dict) -> nn.Module:
     return model
 
 
-def load(path: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """A trained model from a checkpoint, on ``device``, in evaluation mode, its normalizing layers folded; with its amortized
-    starts (:mod:`srs.starts`), where they lie beside it as starts.pt."""
+def load(path: str | Path, device: torch.device | str = "cpu", fitted: str | Path | None = None) -> nn.Module:
+    """A trained model from a checkpoint, on ``device``, in evaluation mode, its normalizing layers folded; with the amortized
+    starts (:mod:`srs.starts`) that were ``fitted`` to it, where their file is given. Raises FileNotFoundError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: train it first (dvc repro)")
     model = restore(torch.load(path, map_location="cpu", weights_only=True)["model"]).eval()
-    beside = Path(path).with_name("starts.pt")
-    if beside.is_file():
-        model.starts = starts.restore(torch.load(beside, map_location="cpu", weights_only=True), model)
+    if fitted is not None:
+        model.starts = starts.restore(torch.load(fitted, map_location="cpu", weights_only=True), model)
     return model.fold().to(device)
