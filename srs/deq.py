@@ -78,7 +78,7 @@ def implicit_solve(
         def transposed(g: Tensor, grad: Tensor) -> Tensor:
             return torch.autograd.grad(fz, z_in, g, retain_graph=True)[0] + grad
 
-        found = solve(transposed, torch.zeros_like(grad), grad, backward)
+        found = solve(transposed, torch.zeros_like(grad), grad, backward, compact=False)  # it knows the whole batch alone
         return torch.where(per_row(found.finite, grad), found.z, grad)
 
     z = fz.view_as(fz)

@@ -18,6 +18,7 @@ from torch import Tensor
 from srs.sections import Section
 
 Method = Literal["naive", "anderson", "broyden"]
+CROWD = 0.75  # at this share of unsolved rows the others leave the batch: copying what is known of them costs time, too
 CLOSE = 0.01  # how near a residual may come to the tolerance, relative to it, before rounding could decide
 
 
@@ -84,11 +85,17 @@ class Inverse:
 
 
 def solve(
-    f: Callable[[Tensor, Tensor], Tensor], z0: Tensor, x: Tensor, solver: Solver, inverse: Inverse | None = None
+    f: Callable[[Tensor, Tensor], Tensor],
+    z0: Tensor,
+    x: Tensor,
+    solver: Solver,
+    inverse: Inverse | None = None,
+    compact: bool = True,
 ) -> Solution:
     """Solve z = f(z, x) for each row of ``x`` (B, ...) from the start ``z0`` (B, ...).
 
-    ``inverse``: where Broyden's method starts; the other methods have no use for it. A row's result depends on its own
+    ``inverse``: where Broyden's method starts; the other methods have no use for it. ``compact``: rows that have stopped may
+    leave the batch, so that f is asked for some of the rows alone. A row's result depends on its own
     ``z0``, ``x`` and ``inverse`` only, provided that f treats rows independently.
 
     Raises ValueError when ``z0`` and ``x`` differ in rows, f changes the shape of the state, or ``inverse`` is given to
@@ -98,37 +105,75 @@ def solve(
         raise ValueError(f"an inverse Jacobian is of no use to the method {solver.method!r}: only to 'broyden'")
     if len(z0) != len(x):
         raise ValueError(f"z0 has {len(z0)} rows and x has {len(x)}: they must have equally many")
-    rows = len(z0)
-    z = z0.reshape(rows, -1)
+
+    def flat(z: Tensor, x: Tensor) -> Tensor:
+        state = z.view(-1, *z0.shape[1:])
+        fz = f(state, x)
+        if fz.shape != state.shape:
+            raise ValueError(f"f maps a state of shape {tuple(state.shape)} to {tuple(fz.shape)}: it must keep the shape")
+        return fz.reshape(z.shape)
+
+    z = z0.reshape(len(z0), -1)
     method = _METHODS[solver.method](z, solver) if inverse is None else _Broyden(z, solver, inverse)
-    active = torch.ones(rows, dtype=torch.bool, device=z.device)
-    evaluations = torch.zeros(rows, dtype=torch.int64, device=z.device)
-    residual = z.new_full((rows,), torch.inf)
-    close = torch.zeros_like(active)
-    for k in range(solver.steps):
-        fz = f(z.view_as(z0), x)
-        if fz.shape != z0.shape:
-            raise ValueError(f"f maps a state of shape {tuple(z0.shape)} to {tuple(fz.shape)}: it must keep the shape")
-        fz = fz.reshape(rows, -1)
-        following = method.next(k, z, fz)
-        evaluations += active
-        if solver.stop == "fixed":
-            if k == solver.steps - 1:
-                residual = _residual(z, fz, solver.stop)
-            z = following
-            continue
-        residual = torch.where(active, _residual(z, fz, solver.stop), residual)
-        close |= active & ((residual / solver.tolerance - 1).abs() <= CLOSE)
-        # a row that converges takes f's value, not an extrapolation that nobody has checked
-        z = torch.where(active[:, None], torch.where((residual <= solver.tolerance)[:, None], fz, following), z)
-        active &= residual > solver.tolerance  # False for NaN: a lost row stops too
-        if not active.any():
-            break
+    if solver.stop == "fixed":
+        z, residual, evaluations, close, inverse = _fixed(flat, z, x, solver, method)
+    else:
+        z, residual, evaluations, close, inverse = _stopping(flat, z, x, solver, method, CROWD if compact else 0)
     finite = z.isfinite().all(dim=1) & residual.isfinite()
     z = torch.where(finite[:, None], z, torch.nan)
-    return Solution(
-        z.view_as(z0), residual, evaluations, (residual <= solver.tolerance) & finite, finite, close, method.inverse()
-    )
+    return Solution(z.view_as(z0), residual, evaluations, (residual <= solver.tolerance) & finite, finite, close, inverse)
+
+
+def _fixed(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method") -> tuple:
+    """Equally many evaluations for every row; the host waits for nothing."""
+    for k in range(solver.steps):
+        fz = f(z, x)
+        if k == solver.steps - 1:
+            residual = _residual(z, fz, solver.stop)
+        z = method.next(k, z, fz)
+    evaluations = torch.full((len(z),), solver.steps, device=z.device)
+    return z, residual, evaluations, torch.zeros_like(evaluations, dtype=torch.bool), method.inverse()
+
+
+def _stopping(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method", crowd: float) -> tuple:
+    """Each row until its residual is at most the tolerance. Rows that have stopped leave the batch where at most the share
+    ``crowd`` of its rows goes on."""
+    found, residual = z.clone(), z.new_full((len(z),), torch.inf)
+    evaluations = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+    close = torch.zeros_like(evaluations, dtype=torch.bool)
+    place, active = torch.arange(len(z), device=z.device), ~close  # of the rows that are in the batch
+    inverses = []
+    for k in range(solver.steps):
+        fz = f(z, x)
+        following = method.next(k, z, fz)
+        evaluations[place] += active
+        gap = residual[place] = torch.where(active, _residual(z, fz, solver.stop), residual[place])
+        close[place] |= active & ((gap / solver.tolerance - 1).abs() <= CLOSE)
+        # a row that converges takes f's value, not an extrapolation that nobody has checked
+        z = torch.where(active[:, None], torch.where((gap <= solver.tolerance)[:, None], fz, following), z)
+        active = active & (gap > solver.tolerance)  # False for NaN: a lost row stops too
+        left = int(active.sum())
+        if not left:
+            break
+        if left <= crowd * len(place):
+            found[place] = z
+            inverses.append((place, method.inverse()))
+            z, x, place = z[active], x[active], place[active]
+            method.keep(active)
+            active = active[active]
+    found[place] = z
+    return found, residual, evaluations, close, _reunited([*inverses, (place, method.inverse())])
+
+
+def _reunited(parts: list[tuple[Tensor, "Inverse | None"]]) -> "Inverse | None":
+    """The inverse of all rows from those of ever fewer ones, each with the places of its rows."""
+    whole = parts[0][1]
+    if whole is None or len(parts) == 1:
+        return whole
+    whole = Inverse(whole.u.clone(), whole.v.clone(), parts[-1][1].used)
+    for place, part in parts[1:]:
+        whole.u[place], whole.v[place] = part.u, part.v
+    return whole
 
 
 def residuals(f: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) -> Tensor:
@@ -148,7 +193,10 @@ def _residual(z: Tensor, fz: Tensor, stop: str) -> Tensor:
 
 
 class _Method:
-    """What the methods share: nothing to hand on."""
+    """What a method has unless it says otherwise: no memory of a row, nothing to hand on."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows alone."""
 
     def inverse(self) -> Inverse | None:
         return None
@@ -169,27 +217,27 @@ class _Anderson(_Method):
 
     def __init__(self, z: Tensor, solver: Solver):
         self.memory, self.mixing = min(solver.memory, solver.steps), solver.mixing
-        self.values: list[Tensor] = [z] * self.memory
-        self.gaps: list[Tensor] = [z] * self.memory
+        self.values = z.new_zeros(len(z), self.memory, z.shape[1])
+        self.gaps = torch.zeros_like(self.values)
         self.gram = torch.zeros(len(z), self.memory, self.memory, dtype=torch.float64, device=z.device)
         self.ridge = solver.ridge * torch.eye(self.memory, dtype=torch.float64, device=z.device)
 
     def next(self, k: int, z: Tensor, fz: Tensor) -> Tensor:
         slot, kept = k % self.memory, min(k + 1, self.memory)
-        gap = fz - z
-        self.values[slot], self.gaps[slot] = fz, gap
-        products = torch.stack([(gap * other).sum(dim=1) for other in self.gaps[:kept]], dim=1).double()
+        self.values[:, slot] = fz
+        gap = self.gaps[:, slot] = fz - z
+        gaps = self.gaps[:, :kept]
+        products = torch.bmm(gap[:, None], gaps.mT)[:, 0].double()
         self.gram[:, slot, :kept] = products
         self.gram[:, :kept, slot] = products
         system = self.gram[:, :kept, :kept] + self.ridge[:kept, :kept]
         weights, _ = torch.linalg.solve_ex(system, system.new_ones(len(z), kept))  # _ex: no host synchronization
-        weights = (weights / weights.sum(dim=1, keepdim=True)).to(z.dtype)
-        mixed = torch.zeros_like(z)
-        for weight, value, past in zip(weights.unbind(1), self.values, self.gaps):
-            mixed.addcmul_(weight[:, None], value)
-            if self.mixing < 1:
-                mixed.addcmul_(weight[:, None], past, value=self.mixing - 1)
-        return mixed
+        weights = (weights / weights.sum(dim=1, keepdim=True)).to(z.dtype)[:, None]
+        mixed = torch.bmm(weights, self.values[:, :kept])[:, 0]
+        return mixed if self.mixing == 1 else mixed - (1 - self.mixing) * torch.bmm(weights, gaps)[:, 0]
+
+    def keep(self, rows: Tensor) -> None:
+        self.values, self.gaps, self.gram = self.values[rows], self.gaps[rows], self.gram[rows]
 
 
 class _Broyden(_Method):
@@ -207,6 +255,9 @@ class _Broyden(_Method):
     def inverse(self) -> Inverse:
         return Inverse(self.u, self.v, self.used)
 
+    def keep(self, rows: Tensor) -> None:
+        self.u, self.v, self.z, self.gap = self.u[rows], self.v[rows], self.z[rows], self.gap[rows]
+
     def next(self, k: int, z: Tensor, fz: Tensor) -> Tensor:
         gap = fz - z
         if k > 0:
@@ -217,15 +268,21 @@ class _Broyden(_Method):
 
     def _update(self, slot: int, dz: Tensor, dgap: Tensor) -> None:
         self.u[:, slot] = 0.0  # where the memory is full, the oldest update goes before the new one is computed
-        v = torch.bmm(torch.bmm(dz[:, None], self.u.mT), self.v)[:, 0] - dz
-        scale = (v * dgap).sum(dim=1, keepdim=True)
-        u = (dz - self._inverse_times(dgap)) / scale
+        u, v = self._updates()
+        row = torch.bmm(torch.bmm(dz[:, None], u.mT), v)[:, 0] - dz
+        scale = (row * dgap).sum(dim=1, keepdim=True)
+        column = (dz - self._inverse_times(dgap)) / scale
         usable = (scale.abs() > 1e-12) | scale.isnan()  # no update where the secant says nothing
-        self.u[:, slot] = torch.where(usable, u, 0.0)
-        self.v[:, slot] = v
+        self.u[:, slot] = torch.where(usable, column, 0.0)
+        self.v[:, slot] = row
 
     def _inverse_times(self, y: Tensor) -> Tensor:
-        return torch.bmm(torch.bmm(y[:, None], self.v.mT), self.u)[:, 0] - y
+        u, v = self._updates()
+        return torch.bmm(torch.bmm(y[:, None], v.mT), u)[:, 0] - y
+
+    def _updates(self) -> tuple[Tensor, Tensor]:
+        used = min(self.used, self.rank)
+        return self.u[:, :used], self.v[:, :used]
 
 
 _METHODS = {"naive": _Naive, "anderson": _Anderson, "broyden": _Broyden}

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from srs import starts
 from srs.deq import classify
+from srs.models import starts
+from srs.models.starts import ConvolutionalStart, MeanStart, RidgeStart
 from srs.noise import NoisyCopies
 from srs.solvers import Solver
-from srs.starts import ConvolutionalStart, MeanStart, RidgeStart, StartSettings, fit_starts
+from srs.starts import StartSettings, fit_starts
 from srs.votes import StandardSampler
 from srs.zoo import LinearDEQ
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from srs import starts
+from srs.models import starts
 from srs.models.mdeq import MDEQ, MDEQConfig
 from srs.models.resnet import ResNet, ResNetConfig
 
@@ -13,6 +13,8 @@ _MODELS: dict[str, tuple[type, type]] = {"mdeq": (MDEQConfig, MDEQ), "resnet": (
 
 _CIFAR_SMALL = dict(channels=(8, 16, 32), head_channels=(7, 14, 28), final_channels=200, dropout=0.20)
 _CIFAR_LARGE = dict(channels=(32, 64, 128, 256), head_channels=(14, 28, 56, 112), final_channels=1680, dropout=0.22)
+
+CACHE = 8 << 20  # bytes: what one core can hope for of the caches of today's processors
 
 #: The sizes of the paper (Tables 6 and 8) and those for the embedded data; any field can be overridden.
 PRESETS: dict[str, dict] = {
@@ -71,4 +73,5 @@ def load(path: str | Path, device: torch.device | str = "cpu", fitted: str | Pat
     model = restore(torch.load(path, map_location="cpu", weights_only=True)["model"]).eval()
     if fitted is not None:
         model.starts = starts.restore(torch.load(fitted, map_location="cpu", weights_only=True), model)
-    return model.fold().to(device)
+    # on a processor with caches, pieces of a batch are faster than a batch whose activations do not fit
+    return (model.fold(CACHE) if isinstance(model, MDEQ) and torch.device(device).type == "cpu" else model.fold()).to(device)

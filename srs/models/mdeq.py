@@ -4,7 +4,7 @@ n branches; branch i holds C_i channels at 1/2^i of the working resolution. Betw
 flat vector (all branches end to end), so that solvers need not know about branches.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import fuse_conv_bn_eval, parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from srs.sections import Section
@@ -56,6 +56,13 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = 
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias)
     nn.init.normal_(conv.weight, 0, 0.01)  # small, as in the MDEQ of Bai et al.: f starts out as a contraction
     return conv
+
+
+def fuse(layers: nn.Sequential) -> None:
+    """Merge every BatchNorm that follows a convolution into it, in place."""
+    for name, (conv, norm) in zip(list(layers._modules), pairwise(list(layers))):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            layers[int(name)], layers[int(name) + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity().eval()
 
 
 class VariationalDropout(nn.Module):
@@ -203,10 +210,11 @@ class MDEQ(nn.Module):
         self.classifier = MDEQHead(config)
         self.state_shapes = [(c, config.resolution >> i, config.resolution >> i) for i, c in enumerate(config.channels)]
         self._sizes = [c * h * w for c, h, w in self.state_shapes]
+        self.rows_at_once: int | None = None
 
     def inject(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in pixel units -> injection (B, C_0, h, w), added at the highest resolution."""
-        return self.stem((x - self.mean) / self.std)
+        return self._in_pieces(lambda x: self.stem((x - self.mean) / self.std), x)
 
     def initial_state(self, injection: Tensor) -> Tensor:
         """Zeros (B, D)."""
@@ -214,11 +222,19 @@ class MDEQ(nn.Module):
 
     def f(self, z: Tensor, injection: Tensor) -> Tensor:
         """One application of the layer to flat states (B, D)."""
-        return torch.cat([branch.flatten(1) for branch in self.layer(self.unpack(z), injection)], dim=1)
+        return self._in_pieces(
+            lambda z, injection: torch.cat([b.flatten(1) for b in self.layer(self.unpack(z), injection)], dim=1), z, injection
+        )
 
     def head(self, z: Tensor) -> Tensor:
         """Flat states (B, D) -> logits (B, classes)."""
-        return self.classifier(self.unpack(z))
+        return self._in_pieces(lambda z: self.classifier(self.unpack(z)), z)
+
+    def _in_pieces(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        rows = self.rows_at_once
+        if rows is None or len(inputs[0]) <= rows:
+            return function(*inputs)
+        return torch.cat([function(*piece) for piece in zip(*(x.split(rows) for x in inputs))])
 
     def unpack(self, z: Tensor) -> list[Tensor]:
         """Flat states (B, D) -> one (B, C_i, H_i, W_i) a branch."""
@@ -238,10 +254,23 @@ class MDEQ(nn.Module):
                 module.weight  # noqa: B018, now: a solver without gradients must not be the first to ask
             yield
 
-    def fold(self) -> "MDEQ":
-        """Replace every weight-normalized weight by its value, in place; for evaluation. Returns itself."""
+    def fold(self, cache: int | None = None) -> "MDEQ":
+        """Replace every weight-normalized weight by its value and merge every BatchNorm into its convolution, in place; for
+        evaluation. ``cache``: bytes of memory near the processor; so many rows are computed at once as have their widest
+        activation there (None: all rows of a batch). Returns itself.
+
+        Raises ValueError in training mode, where BatchNorm is not a fixed linear map.
+        """
+        if self.training:
+            raise ValueError("a model in training mode cannot be folded: call model.eval() first")
         for module in self._normalized():
             parametrize.remove_parametrizations(module, "weight")
+        for module in self.modules():
+            if isinstance(module, nn.Sequential):
+                fuse(module)
+        if cache is not None:
+            widest = max(c * self.config.expansion * h * w for c, h, w in self.state_shapes)
+            self.rows_at_once = max(1, cache // (4 * widest))
         return self
 
     def _normalized(self) -> list[nn.Module]:

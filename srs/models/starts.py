@@ -1,0 +1,73 @@
+"""Networks that say where a solver starts: functions of one noisy input's injection (fitted by :mod:`srs.starts`)."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MeanStart(nn.Module):
+    """One constant state."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+
+    def forward(self, injection: Tensor) -> Tensor:
+        return self.mean.expand(len(injection), *self.mean.shape)
+
+
+class RidgeStart(nn.Module):
+    """A linear map from the flat injection to the flat state."""
+
+    def __init__(self, inputs: int, shape: tuple[int, ...]):
+        super().__init__()
+        self.shape = tuple(shape)
+        self.linear = nn.Linear(inputs, int(np.prod(shape)))
+
+    def forward(self, injection: Tensor) -> Tensor:
+        return self.linear(injection.flatten(1)).view(-1, *self.shape)
+
+
+class ConvolutionalStart(nn.Module):
+    """Convolutions on the injection (C, H, W), down to each branch's resolution and up again; state flat as an MDEQ's.
+
+    ``shapes``: (C_i, H / 2^i, W / 2^i) of the branches.
+    """
+
+    def __init__(self, inputs: int, shapes: list[tuple[int, int, int]], width: int):
+        super().__init__()
+        self.first = nn.Conv2d(inputs, width, 3, padding=1)
+        self.downs = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in shapes[1:])
+        self.ups = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in shapes[1:])
+        self.heads = nn.ModuleList(nn.Conv2d(width, channels, 3, padding=1) for channels, _, _ in shapes)
+
+    def forward(self, injection: Tensor) -> Tensor:
+        features = [F.relu(self.first(injection))]
+        for down in self.downs:
+            features.append(F.relu(down(features[-1])))
+        for i in range(len(self.ups) - 1, -1, -1):
+            features[i] = features[i] + F.interpolate(self.ups[i](features[i + 1]), scale_factor=2)
+        return torch.cat([head(x).flatten(1) for head, x in zip(self.heads, features)], dim=1)
+
+
+def state(starts: nn.ModuleDict) -> dict:
+    """Everything that :func:`restore` needs, as plain data and tensors."""
+    learned = starts["learned"]
+    saved = {"mean": starts["mean"].mean.detach().cpu().clone(), "kind": type(learned).__name__}
+    saved["state_dict"] = {name: value.detach().cpu().clone() for name, value in learned.state_dict().items()}
+    return saved
+
+
+def restore(saved: dict, model: nn.Module) -> nn.ModuleDict:
+    """The starts of a :func:`state`, for the model that they were fitted to."""
+    mean = MeanStart(saved["mean"].shape)
+    mean.mean.copy_(saved["mean"])
+    tensors = saved["state_dict"]
+    if saved["kind"] == "RidgeStart":
+        learned = RidgeStart(tensors["linear.weight"].shape[1], saved["mean"].shape)
+    else:
+        width, inputs = tensors["first.weight"].shape[:2]
+        learned = ConvolutionalStart(inputs, model.state_shapes, width)
+    learned.load_state_dict(tensors)
+    return nn.ModuleDict({"mean": mean, "learned": learned}).eval()
