@@ -1,16 +1,22 @@
 # make repro: regenerate the study.  make test: the test suite.  Both install what they need into .venv first.
 PYTHON ?= python3
-JOBS ?= 2# stages that `make repro` runs side by side, where their timings are not reported
+JOBS ?= 2# lines of stages that `make repro` runs side by side: one a core, for each takes one thread (threads in params.yaml)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 
 .PHONY: repro test publish lint strip lock clean
 
-# of all stages whose names begin so, $(2) at a time in each of $(JOBS) processes; once more where another held DVC's lock for too long
-SIDE_BY_SIDE = dvc stage list --name-only | grep -E '^($(1))(@|$$)' | xargs -P $(JOBS) -n $(2) sh -c 'for try in 1 2; do dvc repro -q -s "$$0" "$$@" && break; sleep 2; done'
+# lines of stages, each line one after the other, $(JOBS) lines at a time; once more where another held DVC's lock for too long
+SIDE_BY_SIDE = xargs -P $(JOBS) -L 1 sh -c 'for try in 1 2; do dvc repro -q -s "$$0" "$$@" && break; sleep 2; done'
+STAGES = dvc stage list --name-only | grep -E
+MAIN = $(shell python -c "import yaml; print(yaml.safe_load(open('params.yaml'))['active']['report']['small']['main'])")
 
 repro: $(INSTALLED) # dvc repro alone does the same, one stage after the other; what a side-by-side run leaves undone, it does
-	dvc status -q > /dev/null 2>&1 || { dvc repro prepare table2 && $(call SIDE_BY_SIDE,train|coverage,1) && dvc repro vote arithmetic && $(call SIDE_BY_SIDE,attack,1) && $(call SIDE_BY_SIDE,certify|report,2); }
+	dvc status -q > /dev/null 2>&1 || { \
+		dvc repro prepare && \
+		{ echo train@$(MAIN) vote@$(MAIN) table2; echo coverage; $(STAGES) '^train@' | sed '/@$(MAIN)$$/d; s/train@\(.*\)/train@\1 vote@\1/'; } | $(SIDE_BY_SIDE) && \
+		$(STAGES) '^(attack@|arithmetic$$)' | $(SIDE_BY_SIDE) && \
+		$(STAGES) '^(certify$$|report@)' | xargs -n 2 | $(SIDE_BY_SIDE); }
 	dvc repro
 	@python -c "import yaml, pathlib; name = yaml.safe_load(open('params.yaml'))['active']['name']; print('Reports:', *sorted(pathlib.Path('runs', name, 'reports').resolve().glob('*.html')), sep='\n  ')"
 

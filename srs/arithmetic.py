@@ -15,7 +15,8 @@ from srs.votes import UNDECIDED, Sampler, SerializedSampler, StandardSampler
 
 
 class Arithmetic(Section):
-    """Settings: the votes of an ``experiment`` on ``n`` draws of ``images`` test images, ``n_alone`` also in tiny batches."""
+    """Settings: the votes of an ``experiment`` on ``n`` draws of ``images`` test images, ``n_alone`` also in tiny batches.
+    ``threads``: as in :class:`srs.casting.Casting`."""
 
     experiment: str
     images: int = Field(3, ge=1)
@@ -23,6 +24,7 @@ class Arithmetic(Section):
     n_alone: int = Field(100, ge=1)
     chains: int = Field(50, ge=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
+    threads: int | None = Field(None, ge=1)
 
 
 def samplers(chains: int) -> dict[str, Sampler]:

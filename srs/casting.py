@@ -44,8 +44,8 @@ class Group(Section):
 
 class Casting(Section):
     """Settings of an experiment's votes: noise level ``sigma`` and ``seed``, ``n0`` selection draws, ``images`` evenly spaced
-    test images. ``chains`` is for serialized rows that give none. ``batch_size`` copies are computed at once: it
-    changes no vote."""
+    test images. ``chains`` is for serialized rows that give none. ``batch_size`` copies are computed at once, on ``threads`` of
+    the CPU (None: torch's choice): neither changes a vote."""
 
     sigma: float = Field(gt=0)
     images: int = Field(ge=1)
@@ -55,6 +55,7 @@ class Casting(Section):
     seed: int = Field(0, ge=0, lt=1 << 63)
     chains: int = Field(400, ge=1)
     batch_size: int = Field(400, ge=1)
+    threads: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _groups_fit(self) -> "Casting":

@@ -13,7 +13,8 @@ def describe(device: torch.device | str = "cpu") -> dict[str, str]:
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
-        hardware = f"{_usable_cores()} cores of {_processor()}"
+        cores, threads = _usable_cores(), torch.get_num_threads()
+        hardware = f"{f'{threads} of ' if threads < cores else ''}{cores} cores of {_processor()}"
     return {"hardware": hardware, "python": platform.python_version(), "torch": torch.__version__}
 
 
