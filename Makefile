@@ -13,7 +13,8 @@ MAIN = $(shell python -c "import yaml; print(yaml.safe_load(open('params.yaml'))
 
 repro: $(INSTALLED) # dvc repro alone does the same, one stage after the other; what a side-by-side run leaves undone, it does
 	dvc status -q > /dev/null 2>&1 || { \
-		dvc repro prepare && \
+		$(STAGES) '^(check|source)$$' | $(SIDE_BY_SIDE) && \
+		$(STAGES) '^prepare@' | $(SIDE_BY_SIDE) && \
 		{ echo train@$(MAIN) vote@$(MAIN) table2; echo coverage; $(STAGES) '^train@' | sed '/@$(MAIN)$$/d; s/train@\(.*\)/train@\1 vote@\1/'; } | $(SIDE_BY_SIDE) && \
 		$(STAGES) '^(attack@|arithmetic$$)' | $(SIDE_BY_SIDE) && \
 		$(STAGES) '^(certify$$|report@)' | xargs -n 2 | $(SIDE_BY_SIDE); }
