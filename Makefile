@@ -8,11 +8,11 @@ INSTALLED := .venv/.installed
 
 # lines of stages, each line one after the other, $(JOBS) lines at a time; once more where another held DVC's lock for too long
 SIDE_BY_SIDE = xargs -P $(JOBS) -L 1 sh -c 'for try in 1 2; do dvc repro -q -s "$$0" "$$@" && break; sleep 2; done'
-STAGES = dvc stage list --name-only | grep -E
+STAGES = echo "$$stages" | grep -E
 MAIN = $(shell python -c "import yaml; print(yaml.safe_load(open('params.yaml'))['active']['report']['small']['main'])")
 
 repro: $(INSTALLED) # dvc repro alone does the same, one stage after the other; what a side-by-side run leaves undone, it does
-	dvc status -q > /dev/null 2>&1 || { \
+	dvc status -q > /dev/null 2>&1 || { stages=$$(dvc stage list --name-only) && \
 		$(STAGES) '^(check|source)$$' | $(SIDE_BY_SIDE) && \
 		$(STAGES) '^prepare@' | $(SIDE_BY_SIDE) && \
 		{ echo train@$(MAIN) vote@$(MAIN) table2; echo coverage; $(STAGES) '^train@' | sed '/@$(MAIN)$$/d; s/train@\(.*\)/train@\1 vote@\1/'; } | $(SIDE_BY_SIDE) && \
