@@ -20,6 +20,7 @@ NOT_KNOWN = "not known"
 NO_GUARANTEE = "not a guarantee"
 _GREY = "color: #888; font-style: italic"
 _BOLD = "font-weight: bold"
+_WRAPPED = "white-space: normal; min-width: 14em;"
 _TABLE_STYLES = [
     {"selector": "", "props": "border-collapse: collapse; font-size: 10pt; margin: 0.5em 0"},
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; font-size: 9pt; padding-top: 0.6em"},
@@ -111,18 +112,16 @@ def published_table(entries: dict, at: Sequence[float], rows: Sequence[str], rad
 
 
 def styled(shown: pd.DataFrame, caption: str, css: pd.DataFrame | None = None) -> Styler:
-    """A table of texts with its caption; ``css`` has a style for each cell of some columns."""
-    if css is not None:
-        css = css.reindex(columns=shown.columns, fill_value="").rename(columns=_unbroken)
-    shown = shown.rename(columns=_unbroken)
+    """A table of texts with its caption; ``css`` has a style for each cell of some columns. Long texts are wrapped."""
+    wrapped = shown.map(lambda text: _WRAPPED if len(str(text)) > 40 else "")
+    css = wrapped if css is None else wrapped + css.reindex(columns=shown.columns, fill_value="")
+    css, shown = css.rename(columns=_unbroken), shown.rename(columns=_unbroken)
     styler = (
         shown.style.set_caption(caption)
         .set_table_styles(_TABLE_STYLES)
         .set_uuid(hashlib.sha1(caption.encode()).hexdigest()[:8])
     )
-    if css is not None:
-        styler = styler.apply(lambda _: css, axis=None)
-    return styler
+    return styler.apply(lambda _: css, axis=None) if css.any(axis=None) else styler
 
 
 def _unbroken(head: str) -> str:
