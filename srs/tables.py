@@ -20,7 +20,7 @@ NOT_KNOWN = "not known"
 NO_GUARANTEE = "not a guarantee"
 _GREY = "color: #888; font-style: italic"
 _BOLD = "font-weight: bold"
-_WRAPPED = "white-space: normal; min-width: 14em;"
+_WRAPPED = "white-space: normal !important; min-width: 14em;"  # a rule for all cells of a table outranks that for one
 _TABLE_STYLES = [
     {"selector": "", "props": "border-collapse: collapse; font-size: 10pt; margin: 0.5em 0"},
     {"selector": "caption", "props": "caption-side: bottom; text-align: left; font-size: 9pt; padding-top: 0.6em"},
