@@ -7,7 +7,7 @@ on exactly k of them, so that from one start a single step of any method is ``f(
 Sources: Anderson (1965) as used by Bai et al. (2021); good Broyden (Broyden 1965) as used by Bai et al. (2019).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,7 +63,7 @@ class Solution:
     converged: Tensor  #: (B,) bool
     finite: Tensor  #: (B,) bool
     close: Tensor  #: (B,) bool
-    inverse: "Inverse | None" = None  #: Broyden's, to start another solve with
+    inverse: "Inverse | None" = None  #: of a fixed run of Broyden's method, to start another solve with
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ class Inverse:
     u: Tensor  #: (B, rank, D)
     v: Tensor  #: (B, rank, D)
     used: int
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Inverse]") -> "Inverse":
+        """Those of several batches as one, after equally many updates."""
+        return cls(torch.cat([part.u for part in parts]), torch.cat([part.v for part in parts]), parts[0].used)
 
     def take(self, rows) -> "Inverse":
         """That of some rows. Rows may repeat."""
@@ -142,7 +147,6 @@ def _stopping(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method", crowd:
     evaluations = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     close = torch.zeros_like(evaluations, dtype=torch.bool)
     place, active = torch.arange(len(z), device=z.device), ~close  # of the rows that are in the batch
-    inverses = []
     for k in range(solver.steps):
         fz = f(z, x)
         following = method.next(k, z, fz)
@@ -157,23 +161,11 @@ def _stopping(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method", crowd:
             break
         if left <= crowd * len(place):
             found[place] = z
-            inverses.append((place, method.inverse()))
             z, x, place = z[active], x[active], place[active]
             method.keep(active)
             active = active[active]
     found[place] = z
-    return found, residual, evaluations, close, _reunited([*inverses, (place, method.inverse())])
-
-
-def _reunited(parts: list[tuple[Tensor, "Inverse | None"]]) -> "Inverse | None":
-    """The inverse of all rows from those of ever fewer ones, each with the places of its rows."""
-    whole = parts[0][1]
-    if whole is None or len(parts) == 1:
-        return whole
-    whole = Inverse(whole.u.clone(), whole.v.clone(), parts[-1][1].used)
-    for place, part in parts[1:]:
-        whole.u[place], whole.v[place] = part.u, part.v
-    return whole
+    return found, residual, evaluations, close, None  # a row's inverse would depend on how long others kept it in the batch
 
 
 def residuals(f: Callable[[Tensor, Tensor], Tensor], z: Tensor, x: Tensor) -> Tensor:

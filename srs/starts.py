@@ -5,7 +5,6 @@ images. Votes from such starts are independent, so that Cohen's certificate hold
 convolutional network in the resolutions of the model.
 """
 
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from srs.models.starts import ConvolutionalStart, MeanStart, RidgeStart
 from srs.noise import NoisyCopies
 from srs.sections import Section
 from srs.solvers import Solver, solve
-from srs.votes import StandardSampler
+from srs.votes import StandardSampler, batches
 
 _HELD_OUT = (1 << 63) + (1 << 62)  # a seed apart from those of certification and of training's evaluation
 
@@ -98,7 +97,7 @@ def _fixed_points(model: DEQ, images: Images, sigma: float, config: StartSetting
     order = np.resize(np.random.default_rng(config.seed).permutation(len(images)), config.points)
     injections, states = [], []
     with torch.no_grad():
-        for chosen in tqdm(list(_pieces(order, config.batch_size)), desc="fixed points", unit="batch", mininterval=2):
+        for chosen in tqdm(batches(order, config.batch_size), desc="fixed points", unit="batch", mininterval=2):
             x = images.images(chosen)
             x = (x + sigma * torch.randn(x.shape, generator=generator)).to(device)
             injection = model.inject(x)
@@ -133,7 +132,7 @@ def _fit_convolutions(injections: Tensor, states: Tensor, shapes, config: StartS
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with tqdm(total=steps, desc="start", unit="step", mininterval=2) as bar:
         for epoch in range(config.epochs):
-            for rows in _pieces(np.random.default_rng([config.seed, epoch]).permutation(len(states)), config.batch_size):
+            for rows in batches(np.random.default_rng([config.seed, epoch]).permutation(len(states)), config.batch_size):
                 optimizer.zero_grad(set_to_none=True)
                 loss = (start(injections[rows]) - states[rows]).pow(2).mean()
                 loss.backward()
@@ -145,8 +144,3 @@ def _fit_convolutions(injections: Tensor, states: Tensor, shapes, config: StartS
 
 def _device(model: DEQ) -> torch.device:
     return next(model.parameters()).device
-
-
-def _pieces(items: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]

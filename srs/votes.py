@@ -92,7 +92,7 @@ class _IndependentSampler(_Sampler):
         which = np.repeat(np.arange(len(copies)), [len(numbers) for numbers in draws])
         places = np.concatenate([np.arange(len(numbers)) for numbers in draws])
         numbers = np.concatenate(draws)
-        for rows in _batches(np.arange(len(which)), batch_size):
+        for rows in batches(np.arange(len(which)), batch_size):
             x = gather(copies, which[rows], numbers[rows])
             began = time.perf_counter()
             logits, solution = self._logits(model, x)
@@ -137,8 +137,8 @@ class SerializedSampler(_Sampler):
     - "batch_mean", "running_mean": at the mean of the image's states of the last turn, or of all turns so far.
 
     ``carry``: what Broyden's method starts from, besides: "chain" hands its inverse Jacobian on from draw to draw, "clean"
-    shares that of the clean image; both solvers must be Broyden's. A state that is lost (not finite) is replaced by the
-    initial one. Votes depend on one another: certificates need an audit.
+    shares that of the clean image; both solvers must be Broyden's, with fixed steps. A state that is lost (not finite) is
+    replaced by the initial one. Votes depend on one another: certificates need an audit.
     """
 
     kind: Literal["serialized"] = "serialized"
@@ -158,6 +158,11 @@ class SerializedSampler(_Sampler):
             raise ValueError(
                 f"carry = {self.carry!r} needs Broyden's method twice: solver has {self.solver.method!r}, warmup "
                 f"{self.warmup.method!r}"
+            )
+        if self.carry != "none" and not self.solver.stop == self.warmup.stop == "fixed":
+            raise ValueError(
+                f"carry = {self.carry!r} needs stop = 'fixed' twice: solver has {self.solver.stop!r}, warmup "
+                f"{self.warmup.stop!r}"
             )
         return self
 
@@ -213,7 +218,7 @@ class _Chains:
         for turn in range(-(-self.n // self.sampler.chains)):
             self.turn = turn
             alive = turn * self.sampler.chains + self.chain < self.n
-            parts = [self._solve(rows) for rows in _batches(np.flatnonzero(alive), self.batch_size)]
+            parts = [self._solve(rows) for rows in batches(np.flatnonzero(alive), self.batch_size)]
             self._hand_on(alive, *zip(*parts))
 
     def _solve(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Inverse | None]:
@@ -246,8 +251,7 @@ class _Chains:
         if not alive.all():
             return
         if sampler.carry == "chain":
-            whole = Inverse(torch.cat([i.u for i in inverses]), torch.cat([i.v for i in inverses]), inverses[0].used)
-            self.inverse = whole.only(torch.cat(finite))
+            self.inverse = Inverse.joined(inverses).only(torch.cat(finite))
         if sampler.start == "clean":
             return
         self.states = torch.cat(states)
@@ -275,8 +279,7 @@ class _Chains:
         if self.sampler.start == "clean":
             self.states = torch.cat(states)[torch.from_numpy(self.which)]
         if self.sampler.carry == "clean":
-            shared = Inverse(torch.cat([i.u for i in inverses]), torch.cat([i.v for i in inverses]), inverses[0].used)
-            self.inverse = shared.take(torch.from_numpy(self.which))
+            self.inverse = Inverse.joined(inverses).take(torch.from_numpy(self.which))
 
 
 Sampler = Annotated[DirectSampler | StandardSampler | SerializedSampler, Field(discriminator="kind")]
@@ -303,7 +306,8 @@ def _share(
         cast[i].put(here, mine)
 
 
-def _batches(items: np.ndarray, size: int) -> list[np.ndarray]:
+def batches(items: np.ndarray, size: int) -> list[np.ndarray]:
+    """``items`` in order, ``size`` at a time."""
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 

@@ -99,6 +99,27 @@ def test_a_row_alone_equals_the_row_in_any_batch(method, stop):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_rows_that_have_stopped_leave_the_batch(method):
+    deq, injection, _ = _problem(rows=40, contraction=0.9)
+    deq.a, injection = deq.a.double(), injection.double() * torch.logspace(-3, 3, 40, dtype=torch.float64)[:, None]
+    solver, sizes = Solver(method=method, steps=60, stop="absolute", tolerance=1e-3), []
+
+    def f(z, x):
+        sizes.append(len(z))
+        return deq.f(z, x)
+
+    found = solve(f, torch.zeros_like(injection), injection, solver)
+    assert found.converged.all() and sizes[0] == 40 > sizes[-1] and sorted(sizes, reverse=True) == sizes
+    sizes.clear()
+    whole = solve(f, torch.zeros_like(injection), injection, solver, compact=False)
+    assert set(sizes) == {40}
+    assert torch.equal(found.evaluations, whole.evaluations) and torch.equal(found.close, whole.close)
+    for name in ("z", "residual"):
+        assert torch.allclose(getattr(found, name), getattr(whole, name), rtol=1e-9, atol=1e-12)
+    assert found.inverse is None and whole.inverse is None
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_row_is_f_of_the_state_that_met_the_tolerance(method):
     deq, injection, _ = _problem(contraction=0.9)
     injection *= torch.tensor([0.01, 0.1, 1.0, 10.0, 100.0])[:, None]
