@@ -4,7 +4,7 @@ JOBS ?= 2# lines of stages that `make repro` runs side by side: one a core, for 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: repro test publish lint strip lock clean
+.PHONY: repro test bench publish lint strip lock clean
 
 # lines of stages, each line one after the other, $(JOBS) lines at a time; once more where another held DVC's lock for too long
 SIDE_BY_SIDE = xargs -P $(JOBS) -L 1 sh -c 'for try in 1 2; do dvc repro -q -s "$$0" "$$@" && break; sleep 2; done'
@@ -15,14 +15,22 @@ repro: $(INSTALLED) # dvc repro alone does the same, one stage after the other; 
 	dvc status -q > /dev/null 2>&1 || { stages=$$(dvc stage list --name-only) && \
 		$(STAGES) '^(check|source)$$' | $(SIDE_BY_SIDE) && \
 		$(STAGES) '^prepare@' | $(SIDE_BY_SIDE) && \
-		{ echo train@$(MAIN) vote@$(MAIN) table2; echo coverage; $(STAGES) '^train@' | sed '/@$(MAIN)$$/d; s/train@\(.*\)/train@\1 vote@\1/'; } | $(SIDE_BY_SIDE) && \
-		$(STAGES) '^(attack@|arithmetic$$)' | $(SIDE_BY_SIDE) && \
-		$(STAGES) '^(certify$$|report@)' | xargs -n 2 | $(SIDE_BY_SIDE); }
+		{ echo train@$(MAIN) start@$(MAIN) vote@$(MAIN) table2; echo coverage; $(STAGES) '^train@' | sed '/@$(MAIN)$$/d; s/train@\(.*\)/train@\1 start@\1 vote@\1/'; } | $(SIDE_BY_SIDE) && \
+		$(STAGES) '^(attack@|tune@|arithmetic$$)' | $(SIDE_BY_SIDE) && \
+		{ echo speed; $(STAGES) '^(certify$$|report@)' | xargs -n 2; } | $(SIDE_BY_SIDE); }
 	dvc repro
 	@python -c "import yaml, pathlib; name = yaml.safe_load(open('params.yaml'))['active']['name']; print('Reports:', *sorted(pathlib.Path('runs', name, 'reports').resolve().glob('*.html')), sep='\n  ')"
 
 test: $(INSTALLED)
 	python -m pytest
+
+# glibc keeps freed memory, as in the pipeline (srs/notebooks.py): 1.4 times the speed on two cores
+
+bench: $(INSTALLED) # what each method costs on this machine: Markdown tables; single timings in runs/bench/
+	dvc repro -q start@small-025 start@small-050 start@small-100
+	name=$$(python -c "import yaml; print(yaml.safe_load(open('params.yaml'))['active']['name'])") && \
+		env $$(python -c "from srs.notebooks import KEEP_MEMORY; print(*map('='.join, KEEP_MEMORY.items()))") \
+		python -m srs.bench --models runs/$$name/models --starts runs/$$name/starts --data data/$$name
 
 publish: $(INSTALLED) # the active profile's reports -> reports/<profile>/, to be committed
 	python -m srs.publish

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import product
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from srs import bounds
 from srs.certification import ABSTAIN, Certificate, Certification, serialized_certificate, standard_certificate
 from srs.noise import NoisyCopies
 from srs.sections import Section
+from srs.sequential import RadiusTest
 from srs.zoo import Case, zoo
 
 #: Ways to certify serialized votes, by name: the three estimators with both draws, and two more exact audits.
@@ -30,7 +33,7 @@ _KEPT_RUNS = 500  # images whose votes are held in memory at once
 class Coverage(Section):
     """Settings of the study: for each case ``runs`` certificates at each of ``alphas``, from ``n0`` + ``n`` draws in ``chains``
     chains, ``audit`` of them audited; and for each of the ``mismatch`` rates and shares of ``votes_for_a`` as many simulated
-    chains of ``large_n`` draws, ``large_audit`` of them audited."""
+    chains of ``large_n`` draws, ``large_audit`` of them audited, and sequential tests of ``n`` votes."""
 
     runs: int = Field(2_000, ge=1)
     sigma: float = Field(0.5, gt=0)
@@ -41,7 +44,7 @@ class Coverage(Section):
     alphas: list[float] = [0.001, 0.05]
     seed: int = Field(0, ge=0, lt=1 << 63)
     mismatch: list[float] = [0.0, 0.005, 0.01, 0.02, 0.05]
-    votes_for_a: list[float] = [0.6, 0.9, 0.99]
+    votes_for_a: list[Annotated[float, Field(gt=0.5, lt=1)]] = [0.6, 0.9, 0.99]
     large_n: int = Field(10_000, ge=1)
     large_audit: int = Field(400, ge=1)
 
@@ -145,3 +148,35 @@ def simulate_mismatch(config: Coverage) -> pd.DataFrame:
     table = tally(pd.DataFrame(found))
     table[["votes_for_a", "mismatch"]] = table.pop("case").to_list()
     return table.assign(n=n, audit=audit)
+
+
+def simulate_sequential(config: Coverage) -> pd.DataFrame:
+    """False certificates of the sequential test where it is hardest, by simulated votes alone (no solver).
+
+    p_A is one of ``votes_for_a`` and the test's r is sigma Phi^-1(p_A), the true radius: whatever is certified is false.
+    "sequential": :class:`srs.sequential.RadiusTest`, of at most ``n`` votes. "peeking", not a guarantee: Clopper and
+    Pearson's bound at level alpha, made for a number of votes fixed in advance, but looked at after every vote.
+    Columns as in :func:`tally`, with ``votes_for_a`` for the case, and ``n``.
+    """
+    generator, drawn = np.random.default_rng(config.seed), np.arange(1, config.n + 1)
+    found = []
+    for share, alpha in tqdm(list(product(config.votes_for_a, config.alphas)), desc="sequential", unit="case"):
+        r = config.sigma * stats.norm.ppf(share)
+        settings = Certification(alpha=alpha, **config.model_dump(include={"sigma", "n"}))
+        for_a = generator.random((config.runs, config.n)) < share
+        certified = {
+            "sequential": [_settled(votes, r, settings) == "certified" for votes in for_a],
+            "peeking": (for_a.cumsum(axis=1) > stats.binom.isf(alpha, drawn, share)).any(axis=1),
+        }
+        for design, runs in certified.items():
+            known = {"case": share, "design": design, "alpha": alpha, "guarantee": design == "sequential", "true_radius": r}
+            found += [known | {"false": bool(run), "abstained": not run, "radius": r * run} for run in runs]
+    return tally(pd.DataFrame(found)).rename(columns={"case": "votes_for_a"}).assign(n=config.n)
+
+
+def _settled(votes: np.ndarray, r: float, settings: Certification) -> str | None:
+    """The outcome of a sequential test, which takes its votes a hundred at a time as long as it is not settled."""
+    test = RadiusTest(r, settings)
+    while test.outcome is None and test.drawn < len(votes):
+        test.add(votes[test.drawn : test.drawn + 100])
+    return test.outcome

@@ -232,6 +232,27 @@ def plot_frontier(table: pd.DataFrame, evaluations: float, acr: float, reference
     return figure
 
 
+def plot_costs(panels: dict[str, pd.DataFrame]) -> Figure:
+    """Certified accuracy against both costs, a column for each title; tables with a line a method: accuracy, lower, upper
+    (shares), evaluations and seconds an image."""
+    size = {"figsize": (4.6 * len(panels), 7.6), "layout": "constrained", "sharey": "col", "squeeze": False}
+    figure, grid = plt.subplots(2, len(panels), **size)
+    units = {"evaluations": "evaluations of f an image", "seconds": "seconds an image"}
+    for axes, (title, table), (cost, unit) in zip(
+        grid.flat, [*panels.items()] * 2, np.repeat([*units.items()], len(panels), 0)
+    ):
+        for number, (method, line) in enumerate(table.iterrows()):
+            error = 100 * np.array([[line["accuracy"] - line["lower"]], [line["upper"] - line["accuracy"]]])
+            color, marker = sns.color_palette("colorblind")[number % 10], "osD^vP*X<>"[number % 10 - number // 10]
+            at = line[cost], 100 * line["accuracy"]
+            axes.errorbar(*at, error, label=method, color=color, marker=marker, ms=8, capsize=2, linewidth=0.8)
+        axes.set(xscale="log", xlabel=unit, title=title)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("certified accuracy (%)")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    return figure
+
+
 def plot_probabilities(panels: dict[str, pd.DataFrame]) -> Figure:
     """Share of images that are certified rightly with a lower bound on p_A of at least p, a panel for each title."""
     figure, row = _panels(len(panels), 6.2, 5.2, sharey=True)

@@ -9,14 +9,16 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from srs.arithmetic import Arithmetic
 from srs.attacks import Attack
+from srs.bench import Bench
 from srs.casting import Casting
 from srs.certification import Assurance
 from srs.coverage import Coverage
 from srs.data import DataConfig
 from srs.models import configure
 from srs.sections import ParameterError, Section, read
+from srs.starts import Starts
 from srs.training import Training
-from srs.votes import Sampler
+from srs.votes import Sampler, StandardSampler
 
 
 class ModelSpec(Section):
@@ -40,6 +42,14 @@ class Experiment(Section):
     votes: Casting
 
 
+class Tuned(Section):
+    """The model and the amortized start of an ``experiment``, trained on, and the votes that are cast with them."""
+
+    experiment: str
+    training: Training
+    votes: Casting
+
+
 #: The groups that reports read of the main experiment of each size, and rows that they name beside the reference.
 _NEEDED = {
     "small": {
@@ -50,11 +60,12 @@ _NEEDED = {
         "warmup_steps": (),
         "warmup_solvers": (),
         "restart": (),
+        "serialized_starts": (),
     },
     "imagenet": {"main": ("MDEQ-1B", "SRS-MDEQ-1B", "SRS-MDEQ-3B"), "steps": ()},
 }
 _NEEDED["large"] = {
-    **{name: rows for name, rows in _NEEDED["small"].items() if name not in ("warmup_solvers", "restart")},
+    **{name: rows for name, rows in _NEEDED["small"].items() if name not in ("warmup_solvers", "restart", "serialized_starts")},
     "start": tuple(f"SRS-MDEQ-{steps}A {start} start" for steps in (1, 3) for start in ("clean", "previous")),
 }
 
@@ -101,8 +112,17 @@ class Size(Section):
         return list(dict.fromkeys([self.main, *self.levels, *self.repeats]))
 
 
+class Past(Section):
+    """An experiment with amortized rows, what was ``tuned`` from it, and the same layer trained ``unrolled``."""
+
+    experiment: str
+    tuned: str
+    unrolled: str
+
+
 class Report(Section):
-    """What the reports show: which experiment stands where the paper has which; ``others`` are shown though it has none."""
+    """What the reports show: which experiment stands where the paper has which; ``others`` are shown though it has none.
+    ``past``: the noise levels of the report that goes past the paper."""
 
     data: dict[str, DataRole]
     small: Size
@@ -111,6 +131,7 @@ class Report(Section):
     resnet: str
     smoothadv: str
     no_jacobian: str
+    past: list[Past] = []
     others: list[str] = []
 
     def sizes(self) -> dict[str, Size]:
@@ -123,7 +144,10 @@ class Profile(Section):
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
     datasets: dict[str, DataConfig]
     experiments: dict[str, Experiment]
+    starts: Starts
+    tuned: dict[str, Tuned] = {}
     certificates: Assurance
+    speed: Bench
     coverage: Coverage
     arithmetic: Arithmetic
     attacks: dict[str, Attacks] = {}
@@ -148,6 +172,10 @@ class Profile(Section):
             most = attacked.votes.groups["main"].images
             if attacks.images > most:
                 raise ValueError(f"attacks.{key}.images = {attacks.images} is out of range: 1 to {most}")
+        for key, tuned in self.tuned.items():
+            _known(f"tuned.{key}.experiment", tuned.experiment, self.experiments)
+            if key in self.experiments:
+                raise ValueError(f"tuned.{key} is the name of an experiment, too: choose another")
         _known("arithmetic.experiment", self.arithmetic.experiment, self.experiments)
         self._reports_find_their_rows()
         return self
@@ -167,6 +195,11 @@ class Profile(Section):
                     raise ValueError(f"experiments.{size.main}.votes.groups needs a group samples_*, with SRS-MDEQ-3A")
         for key in report.others:
             self._has_rows("report.others", key, "main")
+        for past in report.past:
+            self._has_rows("report.past", past.experiment, "past", self.starts.candidates)
+            self._has_rows("report.past", past.experiment, "sequential", reference=False)
+            _known("report.past.tuned", past.tuned, self.tuned)
+            _known("report.past.unrolled", past.unrolled, self.experiments)
         for name in ("smoothadv", "no_jacobian"):
             self._has_rows(f"report.{name}", getattr(report, name), "pair", ("SRS-MDEQ-1A", "SRS-MDEQ-3A"))
         if self.experiments[report.smoothadv].training.adversary is None:
@@ -174,13 +207,13 @@ class Profile(Section):
                 f"report.smoothadv = {report.smoothadv!r} is not trained by SmoothAdv: give its training an adversary"
             )
 
-    def _has_rows(self, path: str, key: str, group: str, rows: Iterable[str] = ()) -> None:
-        """Whether an experiment has a group, with the reference and some rows by name."""
+    def _has_rows(self, path: str, key: str, group: str, rows: Iterable[str] = (), reference: bool = True) -> None:
+        """Whether an experiment has a group, with some rows by name and as a rule the reference."""
         votes = self.experiments[_known(path, key, self.experiments)].votes
         samplers = votes.groups[_known(f"{path}: the group", group, votes.groups)].samplers
         for row in rows:
             _known(f"experiments.{key}.votes.groups.{group}: the row", row, samplers)
-        if votes.reference not in samplers.values():
+        if reference and votes.reference not in samplers.values():
             raise ValueError(f"experiments.{key}.votes.groups.{group} needs the reference among its samplers")
 
     def _certifiable(self, key: str, group: str) -> None:
@@ -212,6 +245,7 @@ class Study(Section):
     """params.yaml: named rows, attacks and radii to refer to, the profiles, and the active one."""
 
     samplers: dict[str, dict[str, Sampler]]
+    candidates: dict[str, StandardSampler]
     attacks: dict[str, dict[str, Attack]]
     radii: dict[str, list[float]]
     profiles: dict[str, Profile]

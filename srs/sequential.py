@@ -101,8 +101,9 @@ def certify_at(
     such test.
     """
     config = Certification(sigma=sigma, **settings)
-    if not (math.isfinite(r) and r >= 0):
-        raise ValueError(f"r = {r} is out of range: expected a finite radius of at least 0")
+    farthest = bounds.largest_radius(config.n, config.alpha, sigma)
+    if not 0 <= r <= farthest:
+        raise ValueError(f"r = {r} is out of range: n = {config.n} draws can certify 0 to {bounds.shown(farthest)}")
     sampler = sampler or default_sampler(model)
     if not sampler.independent:
         raise ValueError(f"a sequential test needs independent votes: sampler kind {sampler.kind!r}; use 'standard'")

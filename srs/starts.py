@@ -44,12 +44,33 @@ class StartSettings(Section):
     seed: int = Field(0, ge=0, lt=1 << 63)
 
 
-def fit_starts(model: DEQ, images: Images, sigma: float, config: StartSettings) -> nn.ModuleDict:
-    """The starts ``mean`` and ``learned`` of a trained model, on its device, in evaluation mode.
+class Starts(StartSettings):
+    """:class:`StartSettings`, and among which rows the one to deploy is chosen: the ``candidates``, on held-out images, by
+    :func:`choose` with at most ``loss`` of the reference's noisy accuracy. ``threads``: as in Training."""
+
+    candidates: dict[str, StandardSampler] = Field(min_length=1)
+    loss: float = Field(0.02, ge=0, lt=1)
+    threads: int | None = Field(None, ge=1)
+
+
+def choose(found: pd.DataFrame, loss: float) -> str:
+    """Of the rows of :func:`held_out`: the one with fewest evaluations of f, and of those the most accurate, that loses at most
+    ``loss`` of the reference's noisy accuracy; the most accurate one where all lose more."""
+    good = found[found["difference"] >= -loss]
+    if good.empty:
+        good = found.nlargest(1, "accuracy")
+    return good.sort_values(["evaluations", "accuracy"], ascending=[True, False])["row"].iloc[0]
+
+
+def fit_starts(model: DEQ, images: Images | Tensor, sigma: float, config: StartSettings | None = None) -> nn.ModuleDict:
+    """The starts ``mean`` and ``learned`` of a trained model, on its device, in evaluation mode; ``model.starts`` is where
+    samplers look for them. ``images``: training images, never those that will be certified; a tensor is (n, C, H, W), pixels
+    in [0, 1].
 
     Raises ValueError where the map must be convolutional and the model does not tell its ``state_shapes``, and
     FloatingPointError where no fixed point is finite.
     """
+    config = config or StartSettings()
     injections, states = _fixed_points(model, images, sigma, config)
     mean = MeanStart(states.shape[1:])
     mean.mean.copy_(states.mean(dim=0))
@@ -90,7 +111,7 @@ def held_out(
     return pd.DataFrame(rows)
 
 
-def _fixed_points(model: DEQ, images: Images, sigma: float, config: StartSettings) -> tuple[Tensor, Tensor]:
+def _fixed_points(model: DEQ, images: Images | Tensor, sigma: float, config: StartSettings) -> tuple[Tensor, Tensor]:
     """Injections and converged states of noisy training images, row by row; rows that are not finite are left out."""
     device = _device(model)
     generator = torch.Generator().manual_seed(config.seed)
@@ -98,7 +119,7 @@ def _fixed_points(model: DEQ, images: Images, sigma: float, config: StartSetting
     injections, states = [], []
     with torch.no_grad():
         for chosen in tqdm(batches(order, config.batch_size), desc="fixed points", unit="batch", mininterval=2):
-            x = images.images(chosen)
+            x = images[torch.from_numpy(chosen)] if isinstance(images, Tensor) else images.images(chosen)
             x = (x + sigma * torch.randn(x.shape, generator=generator)).to(device)
             injection = model.inject(x)
             solution = solve(model.f, model.initial_state(injection), injection, config.solver)

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from srs import models
 from srs.ascent import Logits, ascend
 from srs.data import DataConfig, Dataset, Images, augment
-from srs.deq import DEQ, classify, differentiable, implicit_solve, jacobian_penalty
+from srs.deq import DEQ, classify, differentiable, implicit_solve, jacobian_penalty, starting_state
 from srs.journal import lock
+from srs.models import starts
 from srs.noise import standard_normal
 from srs.sections import Section
 from srs.solvers import Solver, residuals
@@ -54,8 +55,9 @@ class Training(Section):
     ``schedule`` "cosine" falls to ``final_learning_rate``, step by step; "step" divides the rate by 10 after each third of the
     epochs (Cohen et al. 2019). Unrolling, solvers and Jacobian regularization mean nothing to a model that is no DEQ.
     ``jacobian_weight`` grows by ``jacobian_increase`` every 50,000 steps; while f is unrolled it is
-    ``unrolled_jacobian_weight``, where one is given. ``threads`` of the CPU (None: torch's choice): small images gain
-    nothing from a second, and two trainings can run at once.
+    ``unrolled_jacobian_weight``, where one is given. ``start``: where f and the solvers start, the DEQ's initial state or one
+    of its amortized starts; while f is unrolled, that is trained, too. ``threads`` of the CPU (None: torch's choice): small
+    images gain nothing from a second, and two trainings can run at once.
     """
 
     sigma: float = Field(0.5, ge=0)
@@ -78,6 +80,7 @@ class Training(Section):
     jacobian_epochs: int = Field(90, ge=0)
     adversary: Adversary | None = None
     evaluation: Solver = Solver(method="anderson", steps=30)
+    start: Literal["initial", "mean", "learned"] = "initial"
     evaluate_every: int = Field(10, ge=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
     checkpoint_seconds: float = Field(20.0, gt=0)
@@ -92,8 +95,10 @@ def train(
     config: Training,
     checkpoint: str | Path,
     device: torch.device | str = "cpu",
+    base: nn.Module | None = None,
 ) -> dict:
-    """Train a model and return ``{"model": models.state(...), "history": [...], "seconds": float}``.
+    """Train a model, or go on with ``base``, which was one; returns ``{"model": models.state(...), "history": [...],
+    "seconds": float}``, and with amortized starts ``"starts"``, their state.
 
     The run state is kept in ``checkpoint`` (replaced atomically) and resumed from it where it exists. ``history`` has a
     row for each epoch: mean loss and noisy accuracy on the training batches, solver residual, lost (non-finite) rows,
@@ -105,11 +110,12 @@ def train(
     checkpoint = Path(checkpoint)
     with lock(checkpoint), torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = models.build(preset, **{**data.model_fields(), **overrides}).to(device)
+        model = (base or models.build(preset, **{**data.model_fields(), **overrides})).to(device)
         run = _Run(model, data, augmentation, config, checkpoint, torch.device(device))
         run.resume()
         run.finish()
-    return {"model": models.state(model), "history": run.history, "seconds": run.seconds}
+    trained = {"model": models.state(model), "history": run.history, "seconds": run.seconds}
+    return trained | ({"starts": starts.state(model.starts)} if hasattr(model, "starts") else {})
 
 
 class _Run:
@@ -202,7 +208,7 @@ class _Run:
 
         def unrolled(x: Tensor) -> Tensor:
             injection = model.inject(x)
-            return model.head(self._unroll(model.initial_state(injection), injection)[0])
+            return model.head(self._unroll(starting_state(model, injection, config.start), injection)[0])
 
         return unrolled
 
@@ -247,7 +253,7 @@ class _Run:
         model, config = self.model, self.config
         model.draw_dropout()
         injection = model.inject(x)
-        z0 = model.initial_state(injection)
+        z0 = starting_state(model, injection, config.start)
         penalty = injection.new_zeros(())
         regularize = epoch < config.jacobian_epochs and torch.rand(()).item() < config.jacobian_frequency
         if self._unrolls():
@@ -289,7 +295,7 @@ def evaluate(model: nn.Module, part: Images, config: Training) -> dict[str, floa
             noise = np.concatenate([standard_normal(_HELD_OUT + config.seed, int(i), [0], x[0].numel()) for i in rows])
             x = (x + config.sigma * torch.from_numpy(noise).view_as(x)).to(device)
             if isinstance(model, DEQ):
-                logits, solution = classify(model, x, config.evaluation)
+                logits, solution = classify(model, x, config.evaluation, config.start)
                 residual += residuals(model.f, solution.z, model.inject(x)).sum().item()
             else:
                 logits, residual = model(x), math.nan

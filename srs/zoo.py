@@ -57,6 +57,25 @@ class LinearDEQ(torch.nn.Module):
         return x + (r - self.true_radius(x)) * gradient / gradient.norm()
 
 
+class AmortizedDEQ(LinearDEQ):
+    """A linear DEQ, solved by ``steps`` naive steps from a start W u that is linear in the injection u: a half-space, too.
+
+    W is the ridge regression of z* on u = B x for x ~ N(0, I); z_k = z* + A^k (W u - z*) after k steps. The gradient and the
+    radii are those of this deployed classifier. The fixed point's are a LinearDEQ's: an underfitted start makes them differ.
+    """
+
+    def __init__(self, steps: int, ridge: float = 100.0):
+        super().__init__(contraction=0.8, offset=10.0, isotropic=True)
+        eye, spread = torch.eye(len(self.a)), self.b @ self.b.T
+        fixed = torch.linalg.inv(eye - self.a)
+        start = fixed @ spread @ torch.linalg.inv(spread + ridge * eye)
+        self.starts = {"learned": lambda injection: injection @ start.T}
+        self.reached = fixed + torch.linalg.matrix_power(self.a, steps) @ (start - fixed)
+
+    def gradient(self) -> Tensor:
+        return self.w @ self.reached @ self.b
+
+
 class BasinsDEQ(torch.nn.Module):
     """z = (z + sign(width z + x)) / 2 for one pixel x: a contraction towards +1 or -1, whichever basin z lies in.
 
@@ -133,6 +152,11 @@ def zoo(n: int, chains: int) -> dict[str, Case]:
     def remembering(title: str, r: float, rule: Callable) -> Case:
         return Case(title, RememberingDEQ(rule).eval(), torch.tensor([r]), SerializedSampler(**one_step), once, r)
 
+    def amortized(title: str, steps: int) -> Case:
+        deq, r = AmortizedDEQ(steps).eval(), 0.4
+        deployed = StandardSampler(solver=Solver(method="naive", steps=steps), start="learned")
+        return Case(title, deq, deq.at_true_radius(r), SerializedSampler(**one_step), deployed, r)
+
     return {
         "linear": linear("linear, one step a vote: its memory favours the likelier class", isotropic=True),
         "rotating": linear("linear, one step a vote: its memory turns", isotropic=False),
@@ -149,4 +173,5 @@ def zoo(n: int, chains: int) -> dict[str, Case]:
         "late": remembering(
             "wrong late in the chain", 0.4, lambda answer, turn, x: torch.where(turn < 0.6 * turns, torch.sign(x), 1.0)
         ),
+        "amortized": amortized("linear, deployed with a learned start and two steps", steps=2),
     }

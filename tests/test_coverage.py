@@ -4,9 +4,11 @@ import pytest
 import torch
 from scipy import stats
 
-from srs.coverage import Coverage, is_false, simulate_mismatch, study, tally
+from srs.certification import Certification, standard_certificate
+from srs.coverage import Coverage, is_false, simulate_mismatch, simulate_sequential, study, tally
+from srs.deq import classify
 from srs.noise import NoisyCopies
-from srs.zoo import zoo
+from srs.zoo import LinearDEQ, zoo
 
 CONFIG = Coverage(runs=300, n=300, n0=20, chains=20, audit=80, alphas=[0.05], votes_for_a=[0.9], mismatch=[0.0, 0.03])
 
@@ -81,6 +83,37 @@ def test_simulated_mismatches_are_subtracted_by_bounds_and_not_by_the_released_c
     assert found.loc[("released_code", 0.03), "rate"] > 0.9
     for design in ("finite_population", "theorem_3_1"):
         assert found.loc[(design, 0.03), "p_value"] > 1e-3
+
+
+def test_the_radius_of_an_amortized_classifier_is_that_of_its_own_half_space():
+    case = zoo(100, 10)["amortized"]
+    x = torch.randn(5, 6)
+    logits, solution = classify(case.model, x, case.reference.solver, case.reference.start)
+    assert torch.allclose(logits[:, 0], x @ case.model.gradient() + case.model.offset, atol=1e-3)
+    assert not torch.allclose(solution.z, case.model.fixed_point(x), rtol=0.1)
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.05])
+def test_certificates_from_amortized_starts_are_about_the_deployed_classifier(alpha):
+    """They hold at full alpha for k steps from the start, and not for the fixed point, whose radius is shorter here."""
+    case, runs = zoo(100, 10)["amortized"], 1_000
+    config = Certification(n0=20, n=300, alpha=alpha, sigma=CONFIG.sigma)
+    copies = [NoisyCopies(case.image, index, config.sigma, 5) for index in range(runs)]
+    cast = case.reference.sample_many(case.model, copies, [config.draws()] * runs, 50_000)
+    found = [standard_certificate(votes, config) for votes in cast]
+    fixed = LinearDEQ(contraction=0.8, offset=10.0, isotropic=True)
+    assert torch.equal(fixed.fixed_point(case.image[None]), case.model.fixed_point(case.image[None]))
+    false = sum(is_false(certificate, case.true_radius) for certificate in found)
+    assert stats.binomtest(false, runs, alpha, alternative="greater").pvalue > 1e-3
+    assert sum(is_false(certificate, fixed.true_radius(case.image)) for certificate in found) > 0.9 * runs
+
+
+def test_sequential_tests_hold_with_a_look_after_every_vote_and_clopper_pearson_does_not():
+    """The guard: it would fail for the naive test."""
+    found = simulate_sequential(CONFIG.model_copy(update={"votes_for_a": [0.6, 0.9]})).set_index("design")
+    assert (found.loc["sequential", "p_value"] > 1e-3).all() and found.loc["sequential", "guarantee"].all()
+    assert (found.loc["peeking", "p_value"] < 1e-6).all() and not found.loc["peeking", "guarantee"].any()
+    assert found.loc["sequential", "false"].sum() > 0
 
 
 def test_what_counts_as_false():

@@ -57,3 +57,15 @@ def test_levels_have_error_bars():
     figure = figures.plot_levels(pd.DataFrame([{**line, "sigma": s} for s in (0.25, 0.5)]), ["S"])
     assert len(figure.axes[0].containers) == 1 and figure.axes[0].get_xlabel()
     plt.close("all")
+
+
+def test_costs_have_a_panel_for_each_level_and_cost():
+    table = pd.DataFrame(
+        {"accuracy": [0.5, 0.4], "lower": [0.4, 0.3], "upper": [0.6, 0.5], "evaluations": [1e5, 1e3], "seconds": [5.0, 0.3]},
+        index=["A", "B"],
+    )
+    figure = figures.plot_costs({"sigma = 0.25": table, "sigma = 0.5": table})
+    assert len(figure.axes) == 4 and all(axes.get_xlabel() and axes.get_title() for axes in figure.axes)
+    assert {axes.get_xlabel() for axes in figure.axes} == {"evaluations of f an image", "seconds an image"}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["A", "B"]
+    plt.close("all")

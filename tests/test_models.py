@@ -1,6 +1,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from srs import models
 from srs.deq import classify
@@ -78,6 +79,23 @@ def test_folding_weight_normalization_changes_nothing_but_the_parameters():
     assert normalized == 2 * 3 * 3  # magnitude and direction; two block convolutions and one post-fusion on 3 branches
     assert sum("original" in name for name, _ in model.named_parameters()) == 0
     assert torch.allclose(before, after, atol=1e-5)
+
+
+def test_a_loaded_model_is_the_trained_one_whatever_is_merged_and_however_a_batch_is_cut():
+    model = models.build("mdeq-small", image_size=8, mean=(0.3,), std=(0.4,)).train()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+        x = torch.rand(11, 1, 8, 8)
+        model.classifier(model.unpack(model.f(model.initial_state(model.inject(x)), model.inject(x))))  # running statistics
+        model.eval()
+        before = classify(model, x, Solver(steps=5))[0]
+        folded = models.restore(models.state(model)).eval().fold(cache=4 * 40 * 64 * 3)  # three rows of the widest activation
+        assert folded.rows_at_once == 3 and not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+        after = classify(folded, x, Solver(steps=5))[0]
+    assert torch.allclose(before, after, atol=1e-4)
+    with pytest.raises(ValueError, match="training mode cannot be folded"):
+        model.train().fold()
 
 
 def test_dropout_mask_is_fixed_within_a_solve_and_new_after():

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 
 import srs
+from srs import bounds
 from srs.certification import Certification
 from srs.sequential import RadiusTest, certify_at
 from srs.votes import SerializedSampler
@@ -15,17 +16,48 @@ def _stream(p, n, seed):
     return np.random.default_rng(seed).random(n) < p
 
 
-def test_false_certificates_are_as_rare_as_alpha():
-    """At the edge of the hypothesis, with a look after every vote."""
-    alpha, runs, r = 0.05, 2_000, 0.25
-    config = Certification(sigma=SIGMA, n=600, alpha=alpha)
-    p_0, false = stats.norm.cdf(r / SIGMA), 0
+def _false_certificates(p_0, alpha, runs=400):
+    """How many of ``runs`` tests certify at the edge of the hypothesis, with a look after every vote; and the exact binomial
+    p-value of "at most alpha of all"."""
+    r, config = SIGMA * stats.norm.ppf(p_0), Certification(sigma=SIGMA, n=500, alpha=alpha)
+    false = 0
     for run in range(runs):
         test = RadiusTest(r, config)
         test.add(_stream(p_0, config.n, run))
         false += test.outcome == "certified"
+    return false, stats.binomtest(false, runs, alpha, alternative="greater").pvalue
+
+
+@pytest.mark.parametrize("p_0, alpha", [(0.6, 0.05), (0.9, 0.05), (0.99, 0.05), (0.6, 0.001)])
+def test_false_certificates_are_as_rare_as_alpha(p_0, alpha):
+    false, p_value = _false_certificates(p_0, alpha)
+    assert p_value > 1e-3
+    assert false > 0 or alpha < 0.05
+
+
+@pytest.mark.parametrize("p_0, alpha", [(0.6, 0.05), (0.9, 0.05), (0.6, 0.001)])
+def test_a_naive_test_would_be_found_out(p_0, alpha, monkeypatch):
+    """Clopper and Pearson's p-value for a fixed number of votes in the martingale's place, looked at after every vote."""
+
+    def peeking(successes, trials, p):
+        return -np.log(np.maximum(special.bdtrc(successes - 1.0, trials, p), 1e-300))
+
+    monkeypatch.setattr(bounds, "log_evidence", peeking)
+    assert _false_certificates(p_0, alpha)[1] < 1e-3
+
+
+def test_images_that_share_batches_and_stop_early_are_not_certified_more_often():
+    """The whole of it, selection draws included, for a linear classifier at its true radius."""
+    runs, r, alpha = 400, 0.25, 0.05
+
+    def classifier(x):
+        return torch.stack([x[:, 0], torch.zeros(len(x))], dim=1)
+
+    settings = {"sigma": SIGMA, "n0": 30, "n": 300, "alpha": alpha, "batch_size": 10_000}
+    found = certify_at(classifier, [torch.tensor([r])] * runs, r, **settings)
+    false = sum(s.outcome == "certified" for s in found)
     assert stats.binomtest(false, runs, alpha, alternative="greater").pvalue > 1e-3
-    assert false > 0
+    assert false > 0 and len({s.drawn for s in found}) > 50
 
 
 def test_clear_images_are_settled_soon_and_hopeless_ones_too():

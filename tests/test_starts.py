@@ -1,15 +1,19 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from srs import models
+from srs.data import DataConfig
 from srs.deq import classify
 from srs.models import starts
 from srs.models.starts import ConvolutionalStart, MeanStart, RidgeStart
 from srs.noise import NoisyCopies
 from srs.solvers import Solver
-from srs.starts import StartSettings, fit_starts
+from srs.starts import StartSettings, choose, fit_starts
+from srs.training import Training, evaluate, train
 from srs.votes import StandardSampler
 from srs.zoo import LinearDEQ
 
@@ -92,6 +96,44 @@ def test_fitting_is_repeatable_and_leaves_the_random_state_alone(trained, digits
     a, b = (fit_starts(trained, digits.train, 0.5, few)["learned"].state_dict() for _ in range(2))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_cheapest_row_that_loses_little_is_chosen():
+    found = pd.DataFrame(
+        {
+            "row": ["a", "b", "c", "d"],
+            "accuracy": [0.70, 0.79, 0.80, 0.81],
+            "evaluations": [1, 2, 2, 4],
+            "difference": [-0.10, -0.01, 0.0, 0.01],
+        }
+    )
+    assert choose(found, 0.02) == "c" and choose(found, 0.1) == "a"
+    assert choose(found.assign(difference=-0.5), 0.02) == "d"  # all lose more: the most accurate
+
+
+def test_a_checkpoint_and_its_starts_load_together(trained_state, fitted, digits, tmp_path):
+    torch.save({"model": trained_state}, tmp_path / "model.pt")
+    torch.save(starts.state(fitted["ridge"]), tmp_path / "starts.pt")
+    torch.save({}, tmp_path / "none.pt")  # of a classifier that is no DEQ
+    model = models.load(tmp_path / "model.pt", fitted=tmp_path / "starts.pt")
+    with torch.no_grad():
+        assert classify(model, digits.test.images(np.arange(2)), ONE, "learned")[0].isfinite().all()
+    assert not hasattr(models.load(tmp_path / "model.pt", fitted=tmp_path / "none.pt"), "starts")
+
+
+def test_tuning_goes_on_from_a_model_and_its_start_and_makes_one_step_better(trained_state, digits, tmp_path):
+    base = models.restore(trained_state)
+    base.starts = fit_starts(base.eval(), digits.train, 0.25, FEW)
+    before = copy.deepcopy(base.starts["learned"].state_dict())
+    config = Training(
+        sigma=0.25, epochs=2, unrolled_steps=100, unrolled_layers=1, start="learned", evaluation=ONE, evaluate_every=1
+    )
+    untuned = evaluate(copy.deepcopy(base), digits.validation, config)
+    result = train("mdeq-tiny", {}, digits, DataConfig(crop_padding=1), config, tmp_path / "run.pt", base=base)
+    assert result["history"][-1]["validation_accuracy"] > untuned["validation_accuracy"] - 0.05
+    assert not any(name.startswith("starts.") for name in result["model"]["state_dict"])
+    moved = starts.restore(result["starts"], models.restore(result["model"]))["learned"].state_dict()
+    assert any(not torch.equal(moved[name], before[name]) for name in before)  # the start is trained, too
 
 
 def test_clear_errors(trained, digits):

@@ -51,9 +51,10 @@ def build(preset: str, **overrides) -> nn.Module:
 
 
 def state(model: nn.Module) -> dict:
-    """Everything that :func:`restore` needs, as plain data and tensors."""
+    """Everything that :func:`restore` needs, as plain data and tensors; amortized starts have a state of their own."""
     family = next(name for name, (_, model_class) in _MODELS.items() if isinstance(model, model_class))
-    tensors = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith("starts.")}
+    tensors = {name: value.detach().cpu().clone() for name, value in own.items()}
     return {"family": family, "config": model.config.model_dump(), "state_dict": tensors}
 
 
@@ -71,7 +72,7 @@ def load(path: str | Path, device: torch.device | str = "cpu", fitted: str | Pat
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: train it first (dvc repro)")
     model = restore(torch.load(path, map_location="cpu", weights_only=True)["model"]).eval()
-    if fitted is not None:
-        model.starts = starts.restore(torch.load(fitted, map_location="cpu", weights_only=True), model)
+    if fitted is not None and (saved := torch.load(fitted, map_location="cpu", weights_only=True)):
+        model.starts = starts.restore(saved, model)
     # on a processor with caches, pieces of a batch are faster than a batch whose activations do not fit
     return (model.fold(CACHE) if isinstance(model, MDEQ) and torch.device(device).type == "cpu" else model.fold()).to(device)

@@ -1,0 +1,302 @@
+"""What the claims about speed and memory rest on: one run that times methods, engine and scaling, and asks for memory.
+
+python -m srs.bench --models runs/<profile>/models --starts runs/<profile>/starts --data data/<profile> [--n 1000 ...]
+
+Prints Markdown tables; these and every single timing, as CSV, go to --out. Whatever is compared runs in turns, repeat after
+repeat, so that a machine that slows down slows all alike.
+"""
+
+import argparse
+import itertools
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
+from tqdm import tqdm
+
+from srs import machine, models
+from srs.certification import Certification, certify
+from srs.data import Dataset, Images, evenly_spaced
+from srs.deq import DEQ
+from srs.noise import NoisyCopies
+from srs.sections import Section
+from srs.solvers import Solver
+from srs.votes import UNDECIDED, Sampler, SerializedSampler, StandardSampler
+
+STANDARD, STOPPED, ONE_STEP = "MDEQ-30A", "MDEQ-30A stopped", "AS-MDEQ-1N"
+LAYER = "f of MDEQ-SMALL at 32x32, plain / folded and in pieces"
+TARGETS = {STANDARD: "at most 1.15", ONE_STEP: "at most 1.25", LAYER: "at least 1.6"}
+
+Count = Annotated[int, Field(ge=1)]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
+Work = Callable[[], int]  # does something, and returns how many evaluations of f that took
+
+
+class Bench(Section):
+    """What is measured. ``levels``: sigma of the experiments small-025 (0.25), small-050, ...
+
+    Methods: certificates of ``images`` test images from ``n`` draws, ``audit`` of them audited where ``chains`` are serialized.
+    Engine: ``draws`` votes in batches of ``batch_size``. Scaling: besides, ``sizes`` draws, batches of ``batches``, or
+    ``together`` images at once. Each ``repeats`` times, the engine ``engine_repeats``. ``threads``: None is torch's choice.
+    """
+
+    levels: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.25, 0.5, 1.0), min_length=1)
+    n: int = Field(10_000, ge=11)  # fewer serialized votes certify nothing
+    images: Count = 1
+    repeats: Count = 3
+    engine_repeats: Count = 5
+    audit: Count = 400
+    chains: Count = 100
+    batch_size: Count = 400
+    draws: Count = 4_000
+    sizes: Counts = (1_000, 4_000, 10_000)
+    batches: Counts = (50, 100, 200, 400, 800)
+    together: Counts = (1, 2, 4)
+    threads: Count | None = None
+
+    @model_validator(mode="after")
+    def _serialized_votes_can_be_certified(self) -> "Bench":
+        Certification(n=self.n, audit=self.audit).require_audit()
+        return self
+
+
+def methods(chains: int) -> dict[str, Sampler]:
+    """The rows of the table of methods."""
+    naive = Solver(method="naive", steps=1)
+    return {
+        STANDARD: StandardSampler(solver=Solver(steps=30)),
+        STOPPED: StandardSampler(solver=Solver(steps=30, stop="relative", tolerance=1e-3)),
+        "SRS-MDEQ-1A": SerializedSampler(solver=Solver(steps=1), chains=chains),
+        "SRS-MDEQ-3A": SerializedSampler(solver=Solver(steps=3), chains=chains),
+        "AS-MDEQ-1N mean": StandardSampler(solver=naive, start="mean"),
+        ONE_STEP: StandardSampler(solver=naive, start="learned"),
+        "AS-MDEQ-2A": StandardSampler(solver=Solver(steps=2), start="learned"),
+    }
+
+
+def race(keys: Sequence[str], runners: dict[tuple, Work], repeats: int) -> pd.DataFrame:
+    """Everyone's seconds, in turns, ``repeats`` times: one line a run, the names of ``runners`` in the columns ``keys``."""
+    rows = []
+    turns = list(itertools.product(range(repeats), runners.items()))
+    for repeat, (name, work) in tqdm(turns, desc=" x ".join(keys), unit="run", mininterval=2):
+        began = perf_counter()
+        evaluations = work()
+        seconds = perf_counter() - began
+        rows.append({**dict(zip(keys, name)), "repeat": repeat, "evaluations": evaluations, "seconds": seconds})
+    return pd.DataFrame(rows)
+
+
+def time_methods(deqs: dict[float, DEQ], images: Images, config: Bench) -> pd.DataFrame:
+    """Whole certificates by every method: columns sigma, method, index, repeat, evaluations, seconds."""
+    runners = {}
+    for sigma, model in deqs.items():
+        for name, sampler in methods(config.chains).items():
+            sampler = sampler.canonical()  # as votes are cast
+            for noisy in _noisy(model, images, sigma, config.images):
+                runners[sigma, name, noisy.index] = partial(_certify, model, noisy, sampler, config)
+            cast(model, [noisy], sampler, config.batch_size, config.batch_size)  # the first batch is slower
+    return race(["sigma", "method", "index"], runners, config.repeats)
+
+
+def time_engine(model: DEQ, images: Images, sigma: float, config: Bench) -> pd.DataFrame:
+    """Pairs: casting votes, and the bare passes it cannot do without; f of MDEQ-SMALL at 32x32 as it is trained, and as it is
+    loaded. Columns measured, side ("whole" or "bare"), repeat, evaluations, seconds."""
+    (noisy,) = _noisy(model, images, sigma, 1)
+    x, runners = noisy(np.arange(config.draws)), {}
+    for name in (STANDARD, ONE_STEP):
+        sampler = methods(config.chains)[name]
+        runners[name, "whole"] = partial(cast, model, [noisy], sampler, config.draws, config.batch_size)
+        runners[name, "bare"] = partial(pass_through, model, x, sampler.solver.steps, config.batch_size)
+    plain, folded = _small().to(x.device), _small().fold(models.CACHE if x.device.type == "cpu" else None).to(x.device)
+    injection = plain.inject(torch.rand(config.batch_size, 3, 32, 32).to(x.device)).detach()
+    z = plain.initial_state(injection)
+    runners |= {(LAYER, "whole"): partial(_apply, plain, z, injection), (LAYER, "bare"): partial(_apply, folded, z, injection)}
+    for work in runners.values():
+        work()  # once beforehand: the first time is slower
+    return race(["measured", "side"], runners, config.engine_repeats)
+
+
+def time_scaling(model: DEQ, images: Images, sigma: float, config: Bench) -> pd.DataFrame:
+    """Casting at many sizes, one of them varied: columns varied, value, method, draws, repeat, evaluations, seconds."""
+    usual = {"draws": config.draws, "batch size": config.batch_size, "images at once": 1}
+    tried = {"draws": config.sizes, "batch size": config.batches, "images at once": config.together}
+    rows = {ONE_STEP: methods(config.chains)[ONE_STEP], "MDEQ-5A": StandardSampler(solver=Solver(steps=5))}
+    noisy, runners = _noisy(model, images, sigma, max(config.together)), {}
+    for (varied, values), (name, sampler) in itertools.product(tried.items(), rows.items()):
+        for value in values:
+            draws, batch_size, together = (usual | {varied: value}).values()
+            work = partial(cast, model, noisy[:together], sampler, draws, batch_size)
+            runners[varied, value, name, draws * together] = work
+    return race(["varied", "value", "method", "draws"], runners, config.repeats)
+
+
+def measure_memory(checkpoint: Path, config: Bench) -> pd.DataFrame:
+    """:func:`peak_memory` of two models, each in a process of its own: columns model, before, peak (MiB)."""
+    rows = []
+    for name, path in {"MDEQ-SMALL of digits, 8x8": checkpoint, "MDEQ-SMALL of the paper, 32x32": None}.items():
+        with get_context("spawn").Pool(1) as child:
+            rows.append({"model": name, **child.apply(peak_memory, (path, config.batch_size, config.threads))})
+    return pd.DataFrame(rows)
+
+
+def peak_memory(checkpoint: Path | None, batch_size: int, threads: int | None) -> dict[str, float]:
+    """The most MiB that this process ever held, before and after one batch of 30-step votes on the processor."""
+    machine.prepare_device(threads)
+    model = models.load(checkpoint) if checkpoint else _small().fold(models.CACHE)
+    image = torch.rand(len(model.config.mean), model.config.image_size, model.config.image_size)
+    before = _most_held()
+    cast(model, [NoisyCopies(image, 0, 0.5, 0)], methods(1)[STANDARD], batch_size, batch_size)
+    return {"before": before, "peak": _most_held()}
+
+
+def _most_held() -> float:
+    status = Path("/proc/self/status")  # Linux's; getrusage's ru_maxrss will not do: a child inherits its parent's
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024 if status.is_file() else np.nan
+
+
+@torch.no_grad()
+def pass_through(model: DEQ, x: Tensor, steps: int, batch_size: int) -> int:
+    """The least that ``steps`` evaluations of f for each row of ``x`` can cost: inject, f, f, ..., head, and nothing else."""
+    for part in x.split(batch_size):
+        injection = model.inject(part)
+        z = model.initial_state(injection)
+        for _ in range(steps):
+            z = model.f(z, injection)
+        model.head(z).cpu()
+    return steps * len(x)
+
+
+def cast(model: DEQ, noisy: Sequence[NoisyCopies], sampler: Sampler, draws: int, batch_size: int) -> int:
+    """Noise, votes and counts of ``draws`` draws of each image; returns the evaluations of f."""
+    found = sampler.sample_many(model, noisy, [np.arange(draws)] * len(noisy), batch_size)
+    for votes in found:
+        np.bincount(votes.classes[votes.classes != UNDECIDED])
+    return sum(int(votes.evaluations.sum()) for votes in found)
+
+
+def _certify(model: DEQ, noisy: NoisyCopies, sampler: Sampler, config: Bench) -> int:
+    settings = config.model_dump(include={"n", "audit", "batch_size"})
+    return certify(model, noisy.image, sigma=noisy.sigma, sampler=sampler, index=noisy.index, **settings).evaluations
+
+
+@torch.no_grad()
+def _apply(model: DEQ, z: Tensor, injection: Tensor) -> int:
+    model.f(z, injection)[0, 0].item()  # which waits for the device
+    return len(z)
+
+
+def _small() -> models.MDEQ:
+    torch.manual_seed(0)
+    return models.build("mdeq-small").eval()
+
+
+def _noisy(model: torch.nn.Module, images: Images, sigma: float, count: int) -> list[NoisyCopies]:
+    device, chosen = next(model.parameters()).device, evenly_spaced(len(images), count)
+    return [NoisyCopies(image.to(device), int(i), sigma, 0) for i, image in zip(chosen, images.images(chosen))]
+
+
+def summary(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Mean evaluations, and the median, least and most seconds of each runner, indexed by ``keys``."""
+    seconds = {"seconds": ("seconds", "median"), "least": ("seconds", "min"), "most": ("seconds", "max")}
+    return runs.groupby(keys, sort=False).agg(evaluations=("evaluations", "mean"), **seconds)
+
+
+def methods_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """:func:`summary`, and how many times as fast as standard smoothing, and as that stopped, a method is."""
+    table = summary(runs, ["sigma", "method"]).reset_index()
+    for row in (STANDARD, STOPPED):
+        theirs = table[table["method"] == row].set_index("sigma")["seconds"]
+        table[f"speed over {row}"] = table["sigma"].map(theirs) / table["seconds"]
+    return table.astype({"evaluations": int})
+
+
+def engine_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Columns measured, ``whole`` and ``bare`` (median seconds), their ``ratio``, and its ``target``."""
+    table = summary(runs, ["measured", "side"])["seconds"].unstack("side", sort=False).reset_index()
+    return table.assign(ratio=table["whole"] / table["bare"], target=table["measured"].map(TARGETS))
+
+
+def scaling_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Median seconds for 1,000 draws: a line a size, a column a method."""
+    runs = runs.assign(seconds=runs["seconds"] / runs["draws"] * 1_000)
+    return summary(runs, ["varied", "value", "method"])["seconds"].unstack("method", sort=False).reset_index()
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A Markdown table; numbers to three digits, or whole."""
+
+    def show(value) -> str:
+        return str(value) if isinstance(value, str) else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
+
+    rows = [[show(value) for value in row] for row in table.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [table, ["---"] * table.shape[1], *rows])
+
+
+def report(found: dict[str, pd.DataFrame], config: Bench, device: str) -> str:
+    """All tables, each under a line that says what it shows, and the machine."""
+    usual = f"{config.draws:,} draws of one image, {config.batch_size} at a time"
+    captions = [
+        f"A certificate from N = {config.n:,} draws, audit included; seconds of {config.repeats} x {config.images} runs.",
+        f"Median seconds for votes on {usual}, noise included, against bare passes; f as trained against f as loaded.",
+        f"Median seconds for 1,000 draws; where not varied, {usual}.",
+        f"Most MiB that a process held, torch included, before and after a batch of {config.batch_size} votes of {STANDARD}.",
+    ]
+    tables = [methods_table(found["methods"]), engine_table(found["engine"]), scaling_table(found["scaling"]), found["memory"]]
+    where = "{hardware}; Python {python}, torch {torch}.".format(**machine.describe(device))
+    return "\n\n".join([*(f"{caption}\n\n{markdown(table)}" for caption, table in zip(captions, tables)), where])
+
+
+def _options(arguments: list[str] | None) -> tuple[Bench, argparse.Namespace]:
+    parser = argparse.ArgumentParser(prog="python -m srs.bench", description=__doc__.splitlines()[0])
+    for name in ("models", "starts", "data"):
+        parser.add_argument(f"--{name}", type=Path, required=True, help=f"a profile's folder of {name}")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    for name, field in Bench.model_fields.items():
+        many = "+" if isinstance(field.default, tuple) else None
+        parser.add_argument(f"--{name.replace('_', '-')}", nargs=many, default=field.default, help="default: %(default)s")
+    given = parser.parse_args(arguments)
+    try:
+        return Bench(**{name: getattr(given, name) for name in Bench.model_fields}), given
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r})" for fault in error.errors()]
+        parser.error("; ".join(faults))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config, given = _options(arguments)
+    device, deqs = machine.prepare_device(config.threads), {}
+    try:
+        images = Dataset.load(given.data / "digits.npz").test
+        for sigma in config.levels:
+            name = f"small-{round(100 * sigma):03}"
+            checkpoint = given.models / name / "model.pt"
+            deqs[sigma] = models.load(checkpoint, device, fitted=given.starts / name / "starts.pt")
+    except FileNotFoundError as error:
+        sys.exit(str(error))
+    last = deqs[sigma], images, sigma, config
+    found = {
+        "memory": measure_memory(checkpoint, config),
+        "methods": time_methods(deqs, images, config),
+        "engine": time_engine(*last),
+        "scaling": time_scaling(*last),
+    }
+    given.out.mkdir(parents=True, exist_ok=True)
+    for name, table in found.items():
+        table.to_csv(given.out / f"{name}.csv", index=False)
+    text = report(found, config, device)
+    (given.out / "tables.md").write_text(f"{text}\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+import copy
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pydantic import ValidationError
+
+from srs import bench
+from srs.bench import ONE_STEP, STANDARD, STOPPED, Bench
+from srs.models import starts
+from srs.models.starts import MeanStart, RidgeStart
+
+TINY = dict(levels=(0.25,), n=40, audit=40, images=2, repeats=2, engine_repeats=2, chains=10, batch_size=20, draws=30)
+TINY |= dict(sizes=(10, 20), batches=(5,), together=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def started(trained, digits):
+    """The trained model with starts that fit nothing: what they cost is what counts here."""
+    model = copy.deepcopy(trained)
+    injection = model.inject(digits.test.images(np.arange(1)))
+    shape = model.initial_state(injection).shape[1:]
+    learned = RidgeStart(injection[0].numel(), shape)
+    model.starts = torch.nn.ModuleDict({"mean": MeanStart(shape), "learned": learned}).eval()
+    return model
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes only when somebody works."""
+    now = [0.0]
+    monkeypatch.setattr(bench, "perf_counter", lambda: now[0])
+    return now
+
+
+def _work(clock, seconds, evaluations=1):
+    def work():
+        clock[0] += seconds.pop(0)
+        return evaluations
+
+    return work
+
+
+def test_a_race_takes_turns_and_times_the_work_alone(clock):
+    order = []
+
+    def work(name, seconds):
+        def run():
+            order.append(name)
+            clock[0] += seconds
+            return 7
+
+        return run
+
+    runs = bench.race(["method", "size"], {("slow", 1): work("slow", 3.0), ("fast", 2): work("fast", 0.5)}, 2)
+    assert order == ["slow", "fast", "slow", "fast"]
+    assert runs.to_dict("records")[1] == {"method": "fast", "size": 2, "repeat": 0, "evaluations": 7, "seconds": 0.5}
+    assert list(runs["seconds"]) == [3.0, 0.5, 3.0, 0.5]
+
+
+def test_ratios_are_those_of_the_median_seconds(clock):
+    spent = {STANDARD: [11.0, 12.0, 20.0], STOPPED: [4.0, 3.0, 2.0], "SRS-MDEQ-1A": [0.5, 1.5, 1.0]}
+    runners = {(sigma, name, 0): _work(clock, list(seconds), 30) for sigma in (0.25, 0.5) for name, seconds in spent.items()}
+    table = bench.methods_table(bench.race(["sigma", "method", "index"], runners, 3))
+    assert len(table) == 6
+    for _, part in table.groupby("sigma"):
+        assert list(part["seconds"]) == [12.0, 3.0, 1.0] and list(part["least"]) == [11.0, 2.0, 0.5]
+        assert list(part[f"speed over {STANDARD}"]) == [1.0, 4.0, 12.0]
+        assert list(part[f"speed over {STOPPED}"]) == [0.25, 1.0, 3.0]
+
+
+def test_overhead_is_that_of_what_was_timed(clock):
+    runners = {
+        (STANDARD, "whole"): _work(clock, [2.2, 9.0, 2.0]),
+        (STANDARD, "bare"): _work(clock, [2.0, 2.0, 8.0]),
+        (bench.LAYER, "whole"): _work(clock, [3.0, 3.0, 3.0]),
+        (bench.LAYER, "bare"): _work(clock, [1.5, 1.5, 1.5]),
+    }
+    table = bench.engine_table(bench.race(["measured", "side"], runners, 3)).set_index("measured")
+    assert table["ratio"].to_dict() == pytest.approx({STANDARD: 1.1, bench.LAYER: 2.0})
+    assert table["target"].to_dict() == {STANDARD: "at most 1.15", bench.LAYER: "at least 1.6"}
+
+
+def test_scaling_is_in_seconds_for_a_thousand_draws(clock):
+    runners = {("draws", 500, ONE_STEP, 500): _work(clock, [1.0]), ("images at once", 4, ONE_STEP, 2000): _work(clock, [1.0])}
+    table = bench.scaling_table(bench.race(["varied", "value", "method", "draws"], runners, 1))
+    assert list(table[ONE_STEP]) == [2.0, 0.5]
+
+
+def test_methods_make_the_evaluations_that_they_should(started, digits):
+    config = Bench(**TINY | {"repeats": 1})
+    runs = bench.time_methods({0.25: started}, digits.test, config)
+    assert set(runs["method"]) == set(bench.methods(10)) and len(runs) == 7 * config.images * config.repeats
+    found = {name: set(part["evaluations"]) for name, part in runs.groupby("method")}
+    draws = 100 + config.n
+    fixed = {STANDARD: 30, "AS-MDEQ-1N mean": 1, ONE_STEP: 1, "AS-MDEQ-2A": 2}
+    assert {name: found[name] for name in fixed} == {name: {steps * draws} for name, steps in fixed.items()}
+    assert max(found[STOPPED]) < 30 * draws
+    for name, steps in {"SRS-MDEQ-1A": 1, "SRS-MDEQ-3A": 3}.items():
+        audited = {e - steps * draws - (10 - steps) * config.chains for e in found[name]}
+        assert all(e % 30 == 0 and 0 <= e <= 30 * config.audit for e in audited) and max(audited) > 0
+
+
+def test_engine_is_compared_with_as_many_evaluations_of_f(started, digits):
+    runs = bench.time_engine(started, digits.test, 0.25, Bench(**TINY))
+    counted = runs.groupby(["measured", "side"])["evaluations"].first().unstack()
+    assert (counted["whole"] == counted["bare"]).all()
+    assert counted["bare"].to_dict() == {STANDARD: 900, ONE_STEP: 30, bench.LAYER: 20}
+    assert list(runs["side"]) == ["whole", "bare"] * 6
+    assert (bench.engine_table(runs)["ratio"] > 0).all()
+
+
+def test_bare_passes_are_naive_steps_from_the_initial_state(started, digits):
+    calls = []
+
+    class Counted:
+        def __getattr__(self, name):
+            def method(*inputs):
+                calls.append((name, len(inputs[0])))
+                return getattr(started, name)(*inputs)
+
+            return method
+
+    assert bench.pass_through(Counted(), digits.test.images(np.arange(5)), steps=2, batch_size=3) == 10
+    one = ["inject", "initial_state", "f", "f", "head"]
+    assert calls == [(name, 3) for name in one] + [(name, 2) for name in one]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"n": 10}, "n\n.*greater than or equal to 11"),
+        ({"n": 100, "audit": 101}, "audit = 101 is out of range: at most n = 100"),
+        ({"audit": 5}, "audit = 5 of n = 10000 draws certify nothing"),
+        ({"repeats": 0}, "repeats\n.*greater than or equal to 1"),
+        ({"levels": (0.25, -1.0)}, "levels.1\n.*greater than 0"),
+        ({"batches": ()}, "batches\n.*at least 1 item"),
+        ({"repeat": 1}, "repeat\n.*not permitted"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, message):
+    with pytest.raises(ValidationError, match=message):
+        Bench(**setting)
+
+
+def test_the_command_line_refuses_and_names_what_is_missing(tmp_path, capsys, few_digits):
+    folders = [f"--{name}={tmp_path / name}" for name in ("models", "starts", "data")]
+    with pytest.raises(SystemExit):
+        bench.main([*folders, "--batch-size", "0", "--sizes", "10", "many"])
+    told = capsys.readouterr().err
+    assert "batch_size: Input should be greater than or equal to 1 (got '0')" in told and "sizes.1: " in told
+    with pytest.raises(SystemExit, match="no data at .*digits.npz"):
+        bench.main(folders)
+    (tmp_path / "data").mkdir()
+    few_digits.save(tmp_path / "data" / "digits.npz")
+    with pytest.raises(SystemExit, match="no checkpoint at .*small-025"):
+        bench.main(folders)
+
+
+def test_one_run_from_models_to_tables(trained_state, started, digits, tmp_path, capsys):
+    folders = {name: tmp_path / name for name in ("models", "starts", "data", "out")}
+    for name in ("models", "starts"):
+        (folders[name] / "small-025").mkdir(parents=True)
+    folders["data"].mkdir()
+    torch.save({"model": trained_state}, folders["models"] / "small-025" / "model.pt")
+    torch.save(starts.state(started.starts), folders["starts"] / "small-025" / "starts.pt")
+    digits.save(folders["data"] / "digits.npz")
+    options = [f"--{name}={folder}" for name, folder in folders.items()]
+    for name, value in (TINY | {"images": 1, "repeats": 1, "engine_repeats": 1, "threads": torch.get_num_threads()}).items():
+        options += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
+    bench.main(options)
+    printed = capsys.readouterr().out
+    assert (folders["out"] / "tables.md").read_text() == printed
+    for row in [*bench.methods(1), bench.LAYER, "draws", "batch size", "images at once", "MDEQ-SMALL of the paper, 32x32"]:
+        assert f"| {row} |" in printed
+    assert f"torch {torch.__version__}" in printed and "N = 40 draws" in printed
+    lines = {name: len(pd.read_csv(folders["out"] / f"{name}.csv")) for name in ("methods", "engine", "scaling", "memory")}
+    assert lines == {"methods": 7, "engine": 6, "scaling": 10, "memory": 2}
+    memory = pd.read_csv(folders["out"] / "memory.csv")
+    if sys.platform == "linux":
+        grown = (memory["peak"] - memory["before"])[1]
+        assert (memory["before"] > 50).all() and grown > 20 * 12 * 14_336 * 4 / 2**20  # Anderson's memory: 12 states a row
