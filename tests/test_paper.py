@@ -15,6 +15,8 @@ from srs.casting import Casting, cast_votes
 from srs.certification import Assurance, Certification, certificates
 from srs.data import DataConfig, Dataset, prepare
 from srs.journal import Journal
+from srs.solvers import Solver
+from srs.starts import fit_starts
 from srs.training import train
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +44,8 @@ def graph(tmp_path_factory):
 def test_the_stages_of_the_paper_profile_resolve(graph):
     listed = subprocess.run([str(DVC), "stage", "list", "--name-only"], cwd=graph, capture_output=True, text=True, check=True)
     stages = set(listed.stdout.split())
-    assert {f"{kind}@{key}" for kind in ("train", "vote") for key in PAPER.experiments} <= stages
+    assert {f"{kind}@{key}" for kind in ("train", "start", "vote") for key in PAPER.experiments} <= stages
+    assert {f"tune@{key}" for key in PAPER.tuned} | {"speed", "past"} <= stages
     assert {"prepare@cifar10", "prepare@imagenet", "attack@small", "attack@large", "table2", "certify", "index"} <= stages
     dry = subprocess.run([str(DVC), "repro", "--dry", "--force"], cwd=graph, capture_output=True, text=True, check=True)
     assert dry.stdout.count("Running stage") == len(stages)
@@ -93,9 +96,12 @@ def test_the_paper_profiles_code_paths_run_at_tiny_scale(key, folders, tmp_path)
     trained = train(spec.preset, spec.overrides, dataset, data, training, tmp_path / "run.pt")
     assert len(trained["history"]) == 2 and np.isfinite(trained["history"][-1]["loss"])
     model = models.restore(trained["model"]).eval().fold()
+    if key != "resnet-050":
+        few = {"points": 6, "batch_size": 3, "epochs": 1, "solver": Solver(steps=2)}
+        model.starts = fit_starts(model, dataset.train, training.sigma, PAPER.starts.model_copy(update=few))
 
     group = experiment.votes.groups["pair" if "pair" in experiment.votes.groups else "main"]
-    rows = dict(list(group.samplers.items())[-2:])
+    rows = dict(list(group.samplers.items())[-3:])
     groups = {"main": {"images": 1, "n": 6, "samplers": rows}}
     if key != "resnet-050":
         groups["main"]["audit"] = 3
