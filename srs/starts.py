@@ -28,14 +28,15 @@ _HELD_OUT = (1 << 63) + (1 << 62)  # a seed apart from those of certification an
 class StartSettings(Section):
     """How starts are fitted: to the states of ``solver`` for ``points`` noisy copies, evenly over the training images.
 
-    ``map`` "auto": ridge regression (``ridge`` relative to the inputs' mean variance) for injections of at most
-    ``ridge_inputs`` numbers, else convolutions of ``width`` channels, fitted by Adam for ``epochs`` at ``learning_rate``.
+    ``map`` "auto": ridge regression of reduced ``rank`` (Izenman 1975; ``ridge`` relative to the inputs' mean variance) for
+    injections of at most ``ridge_inputs`` numbers, else convolutions of ``width`` channels, fitted by Adam for ``epochs`` at ``learning_rate``.
     """
 
     points: int = Field(8_000, ge=2)
     solver: Solver = Solver(method="anderson", steps=30)
     map: Literal["auto", "ridge", "convolutional"] = "auto"
     ridge: float = Field(1e-3, gt=0)
+    rank: int = Field(64, ge=1)
     ridge_inputs: int = Field(2_048, ge=1)
     width: int = Field(16, ge=1)
     epochs: int = Field(10, ge=1)
@@ -137,10 +138,13 @@ def _fit_ridge(injections: Tensor, states: Tensor, config: StartSettings) -> Rid
     gram = x.T @ x / len(x)
     gram += config.ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=x.dtype, device=x.device)
     weight = torch.linalg.solve(gram, x.T @ y / len(x)).T
-    start = RidgeStart(x.shape[1], states.shape[1:]).to(states.device)
+    rank = min(config.rank, *weight.shape)
+    directions = torch.linalg.eigh(weight @ gram @ weight.T).eigenvectors[:, -rank:]  # of the state, by explained variance
+    start = RidgeStart(x.shape[1], rank, states.shape[1:]).to(states.device)
     with torch.no_grad():
-        start.linear.weight.copy_(weight)
-        start.linear.bias.copy_(y_mean - weight @ x_mean)
+        start.down.weight.copy_(directions.T @ weight)
+        start.up.weight.copy_(directions)
+        start.up.bias.copy_(y_mean - directions @ (directions.T @ (weight @ x_mean)))
     return start
 
 

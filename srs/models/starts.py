@@ -18,15 +18,16 @@ class MeanStart(nn.Module):
 
 
 class RidgeStart(nn.Module):
-    """A linear map from the flat injection to the flat state."""
+    """A linear map of low rank from the flat injection to the flat state."""
 
-    def __init__(self, inputs: int, shape: tuple[int, ...]):
+    def __init__(self, inputs: int, rank: int, shape: tuple[int, ...]):
         super().__init__()
         self.shape = tuple(shape)
-        self.linear = nn.Linear(inputs, int(np.prod(shape)))
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = nn.Linear(rank, int(np.prod(shape)))
 
     def forward(self, injection: Tensor) -> Tensor:
-        return self.linear(injection.flatten(1)).view(-1, *self.shape)
+        return self.up(self.down(injection.flatten(1))).view(-1, *self.shape)
 
 
 class ConvolutionalStart(nn.Module):
@@ -65,7 +66,8 @@ def restore(saved: dict, model: nn.Module) -> nn.ModuleDict:
     mean.mean.copy_(saved["mean"])
     tensors = saved["state_dict"]
     if saved["kind"] == "RidgeStart":
-        learned = RidgeStart(tensors["linear.weight"].shape[1], saved["mean"].shape)
+        rank, inputs = tensors["down.weight"].shape
+        learned = RidgeStart(inputs, rank, saved["mean"].shape)
     else:
         width, inputs = tensors["first.weight"].shape[:2]
         learned = ConvolutionalStart(inputs, model.state_shapes, width)
