@@ -29,7 +29,8 @@ class StartSettings(Section):
     """How starts are fitted: to the states of ``solver`` for ``points`` noisy copies, evenly over the training images.
 
     ``map`` "auto": ridge regression of reduced ``rank`` (Izenman 1975; ``ridge`` relative to the inputs' mean variance) for
-    injections of at most ``ridge_inputs`` numbers, else convolutions of ``width`` channels, fitted by Adam for ``epochs`` at ``learning_rate``.
+    injections of at most ``ridge_inputs`` numbers, else convolutions of ``width`` channels, fitted by Adam for ``epochs`` at
+    ``learning_rate``.
     """
 
     points: int = Field(8_000, ge=2)
