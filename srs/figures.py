@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from srs.data import Images
 from srs.noise import NoisyCopies
@@ -247,6 +248,9 @@ def plot_costs(panels: dict[str, pd.DataFrame]) -> Figure:
             at = line[cost], 100 * line["accuracy"]
             axes.errorbar(*at, error, label=method, color=color, marker=marker, ms=8, capsize=2, linewidth=0.8)
         axes.set(xscale="log", xlabel=unit, title=title)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
     for axes in grid[:, 0]:
         axes.set_ylabel("certified accuracy (%)")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
