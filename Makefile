@@ -6,8 +6,8 @@ INSTALLED := .venv/.installed
 
 .PHONY: repro test bench publish lint strip lock clean
 
-# lines of stages, each line one after the other, $(JOBS) lines at a time; once more where another held DVC's lock for too long
-SIDE_BY_SIDE = xargs -P $(JOBS) -L 1 sh -c 'for try in 1 2; do dvc repro -q -s "$$0" "$$@" && break; sleep 2; done'
+# lines of stages, each line one after the other, $(JOBS) lines at a time; DVC gives up where another holds its lock for seconds
+SIDE_BY_SIDE = xargs -P $(JOBS) -L 1 bash -o pipefail -c 'log=$$(mktemp); for try in {1..50}; do dvc repro -s "$$0" "$$@" 2>&1 | tee "$$log" && exit; grep -qE "acquire lock|is busy" "$$log" || exit 1; sleep 1; done'
 STAGES = echo "$$stages" | grep -E
 MAIN = $(shell python -c "import yaml; print(yaml.safe_load(open('params.yaml'))['active']['report']['small']['main'])")
 
