@@ -1,14 +1,17 @@
 """What tests share: a DEQ with known answers, data, and one small trained MDEQ."""
 
+import copy
 import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from srs import models
 from srs.data import DataConfig, Dataset, Part, prepare
+from srs.models.starts import MeanStart, RidgeStart
 from srs.training import Training, train
 from srs.zoo import LinearDEQ
 
@@ -50,6 +53,17 @@ def trained_state(digits, tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(trained_state):
     return models.restore(trained_state).eval().fold()
+
+
+@pytest.fixture(scope="session")
+def started(trained, digits):
+    """The trained model with starts that fit nothing: what they cost is what counts here."""
+    model = copy.deepcopy(trained)
+    injection = model.inject(digits.test.images(np.arange(1)))
+    shape = model.initial_state(injection).shape[1:]
+    learned = RidgeStart(injection[0].numel(), 4, shape)
+    model.starts = torch.nn.ModuleDict({"mean": MeanStart(shape), "learned": learned}).eval()
+    return model
 
 
 def wait_until(condition, seconds: float = 120) -> None:

@@ -1,4 +1,3 @@
-import copy
 import sys
 
 import numpy as np
@@ -10,21 +9,9 @@ from pydantic import ValidationError
 from srs import bench
 from srs.bench import ONE_STEP, STANDARD, STOPPED, Bench
 from srs.models import starts
-from srs.models.starts import MeanStart, RidgeStart
 
 TINY = dict(levels=(0.25,), n=40, audit=40, images=2, repeats=2, engine_repeats=2, chains=10, batch_size=20, draws=30)
 TINY |= dict(sizes=(10, 20), batches=(5,), together=(1, 2))
-
-
-@pytest.fixture(scope="module")
-def started(trained, digits):
-    """The trained model with starts that fit nothing: what they cost is what counts here."""
-    model = copy.deepcopy(trained)
-    injection = model.inject(digits.test.images(np.arange(1)))
-    shape = model.initial_state(injection).shape[1:]
-    learned = RidgeStart(injection[0].numel(), shape)
-    model.starts = torch.nn.ModuleDict({"mean": MeanStart(shape), "learned": learned}).eval()
-    return model
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ SMOKE = yaml.safe_load((ROOT / "params.yaml").read_text())["profiles"]["smoke"]
 
 
 @pytest.fixture(scope="module")
-def results(trained, digits, tmp_path_factory):
+def results(started, digits, tmp_path_factory):
     """One experiment of the smoke profile, with votes of a small trained model, where a report would find them."""
     root = tmp_path_factory.mktemp("study")
     data, runs = root / "data" / "smoke", root / "runs" / "smoke"
@@ -29,7 +29,7 @@ def results(trained, digits, tmp_path_factory):
         shutil.copy(ROOT / "data" / name, data.parent)
     (runs / "votes" / "small-050" / "machine.json").write_text(json.dumps({"hardware": "2 cores of X", "torch": "9.9"}))
     journal = Journal(root / "journal")
-    cast_votes(trained, digits.test, _experiment().votes, journal).save(runs / "votes" / "small-050")
+    cast_votes(started, digits.test, _experiment().votes, journal).save(runs / "votes" / "small-050")
     journal.close()
     one = {"small-050": SMOKE["experiments"]["small-050"]}
     return reports.Results(one, SMOKE["report"], str(data), str(runs), SMOKE["certificates"], SMOKE["attacks"])
