@@ -24,7 +24,7 @@ from srs.sections import Section
 from srs.solvers import Solver
 from srs.votes import UNDECIDED, Sampler
 
-_BLOCK = 8  # images attacked side by side
+_BLOCK = 32  # images attacked side by side
 _LOOK = 50  # draws between two looks at the evidence
 CLEAN = "none"  # the attack's name in the records of clean images
 

@@ -224,7 +224,8 @@ class _Anderson(_Method):
         self.gram[:, :kept, slot] = products
         system = self.gram[:, :kept, :kept] + self.ridge[:kept, :kept]
         weights, _ = torch.linalg.solve_ex(system, system.new_ones(len(z), kept))  # _ex: no host synchronization
-        weights = (weights / weights.sum(dim=1, keepdim=True)).to(z.dtype)[:, None]
+        # contiguous: the solver's layout would send bmm down a path that multiplies matrix by matrix
+        weights = (weights / weights.sum(dim=1, keepdim=True)).to(z.dtype).contiguous()[:, None]
         mixed = torch.bmm(weights, self.values[:, :kept])[:, 0]
         return mixed if self.mixing == 1 else mixed - (1 - self.mixing) * torch.bmm(weights, gaps)[:, 0]
 

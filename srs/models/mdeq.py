@@ -269,6 +269,7 @@ class MDEQ(nn.Module):
             if isinstance(module, nn.Sequential):
                 fuse(module)
         if cache is not None:
+            self.classifier.to(memory_format=torch.channels_last)  # which processors' wide 1x1 convolutions like better
             widest = max(c * self.config.expansion * h * w for c, h, w in self.state_shapes)
             self.rows_at_once = max(1, cache // (4 * widest))
         return self
