@@ -60,14 +60,17 @@ def test_ratios_are_those_of_the_median_seconds(clock):
 
 def test_overhead_is_that_of_what_was_timed(clock):
     runners = {
-        (STANDARD, "whole"): _work(clock, [2.2, 9.0, 2.0]),
-        (STANDARD, "bare"): _work(clock, [2.0, 2.0, 8.0]),
-        (bench.LAYER, "whole"): _work(clock, [3.0, 3.0, 3.0]),
-        (bench.LAYER, "bare"): _work(clock, [1.5, 1.5, 1.5]),
+        (f"{STANDARD}, 8x8", "whole"): _work(clock, [2.2, 9.0, 2.0]),
+        (f"{STANDARD}, 8x8", "bare"): _work(clock, [2.0, 2.0, 8.0]),
+        (f"{bench.LAYER}, 32x32", "whole"): _work(clock, [3.0, 3.0, 3.0]),
+        (f"{bench.LAYER}, 32x32", "bare"): _work(clock, [1.5, 1.5, 1.5]),
     }
     table = bench.engine_table(bench.race(["measured", "side"], runners, 3)).set_index("measured")
-    assert table["ratio"].to_dict() == pytest.approx({STANDARD: 1.1, bench.LAYER: 2.0})
-    assert table["target"].to_dict() == {STANDARD: "at most 1.15", bench.LAYER: "at least 1.6"}
+    assert table["ratio"].to_dict() == pytest.approx({f"{STANDARD}, 8x8": 1.1, f"{bench.LAYER}, 32x32": 2.0})
+    assert table["target"].to_dict() == {
+        f"{STANDARD}, 8x8": "at most 1.15",
+        f"{bench.LAYER}, 32x32": "at least 1.6",
+    }
 
 
 def test_scaling_is_in_seconds_for_a_thousand_draws(clock):
@@ -94,8 +97,14 @@ def test_engine_is_compared_with_as_many_evaluations_of_f(started, digits):
     runs = bench.time_engine(started, digits.test, 0.25, Bench(**TINY))
     counted = runs.groupby(["measured", "side"])["evaluations"].first().unstack()
     assert (counted["whole"] == counted["bare"]).all()
-    assert counted["bare"].to_dict() == {STANDARD: 900, ONE_STEP: 30, bench.LAYER: 20}
-    assert list(runs["side"]) == ["whole", "bare"] * 6
+    assert counted["bare"].to_dict() == {
+        f"{STANDARD}, 8x8": 900,
+        f"{ONE_STEP}, 8x8": 30,
+        f"{STANDARD}, 32x32": 600,
+        f"{bench.PLAIN_STEP}, 32x32": 20,
+        f"{bench.LAYER}, 32x32": 20,
+    }
+    assert list(runs["side"]) == ["whole", "bare"] * 10
     assert (bench.engine_table(runs)["ratio"] > 0).all()
 
 
@@ -164,7 +173,7 @@ def test_one_run_from_models_to_tables(trained_state, started, digits, tmp_path,
         assert f"| {row} |" in printed
     assert f"torch {torch.__version__}" in printed and "N = 40 draws" in printed
     lines = {name: len(pd.read_csv(folders["out"] / f"{name}.csv")) for name in ("methods", "engine", "scaling", "memory")}
-    assert lines == {"methods": 7, "engine": 6, "scaling": 10, "memory": 2}
+    assert lines == {"methods": 7, "engine": 10, "scaling": 10, "memory": 2}
     memory = pd.read_csv(folders["out"] / "memory.csv")
     if sys.platform == "linux":
         grown = (memory["peak"] - memory["before"])[1]

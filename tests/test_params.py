@@ -70,7 +70,7 @@ def test_the_file_itself_is_well_formed_and_the_default_is_embedded():
         ),
         ("attack: small", "attack: tiny", "attack = 'tiny' is unknown: choose one of small"),
         ("crop_padding: 1", "crop_paddin: 1", "crop_paddin: no such parameter; did you mean crop_padding"),
-        ("overrides: {expansion: 2}}", "overrides: {expansoin: 2}}", "expansoin"),
+        ("overrides: {expansion: 1, dropout: 0}}", "overrides: {expansoin: 1, dropout: 0}}", "expansoin"),
         ("&cifar-radii [0, 0.25", "&cifar-radii [0.25", "must start at 0 and ascend"),
         ("sigma: 0.5\n", "sigma: .inf\n", "sigma: .*finite"),
         (

@@ -14,7 +14,7 @@ _MODELS: dict[str, tuple[type, type]] = {"mdeq": (MDEQConfig, MDEQ), "resnet": (
 _CIFAR_SMALL = dict(channels=(8, 16, 32), head_channels=(7, 14, 28), final_channels=200, dropout=0.20)
 _CIFAR_LARGE = dict(channels=(32, 64, 128, 256), head_channels=(14, 28, 56, 112), final_channels=1680, dropout=0.22)
 
-CACHE = 8 << 20  # bytes: what one core can hope for of the caches of today's processors
+CACHE = 16 << 20  # bytes: what a process can hope for of the caches of today's processors
 
 #: The sizes of the paper (Tables 6 and 8) and those for the embedded data; any field can be overridden.
 PRESETS: dict[str, dict] = {
