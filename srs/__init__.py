@@ -10,6 +10,7 @@ _HOMES = {
     "predict": "certification",
     "DEQ": "deq",
     "fit_starts": "starts",
+    "load": "checkpoints",
     "Solver": "solvers",
     "solve": "solvers",
     "DirectSampler": "votes",

@@ -169,7 +169,14 @@ def test_one_run_from_models_to_tables(trained_state, started, digits, tmp_path,
     bench.main(options)
     printed = capsys.readouterr().out
     assert (folders["out"] / "tables.md").read_text() == printed
-    for row in [*bench.methods(1), bench.LAYER, "draws", "batch size", "images at once", "MDEQ-SMALL of the paper, 32x32"]:
+    for row in [
+        *bench.methods(1),
+        f"{bench.LAYER}, 32x32",
+        "draws",
+        "batch size",
+        "images at once",
+        "MDEQ-SMALL of the paper, 32x32",
+    ]:
         assert f"| {row} |" in printed
     assert f"torch {torch.__version__}" in printed and "N = 40 draws" in printed
     lines = {name: len(pd.read_csv(folders["out"] / f"{name}.csv")) for name in ("methods", "engine", "scaling", "memory")}
