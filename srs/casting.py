@@ -54,7 +54,7 @@ class Casting(Section):
     n0: int = Field(100, ge=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
     chains: int = Field(400, ge=1)
-    batch_size: int = Field(400, ge=1)
+    batch_size: int = Field(800, ge=1)
     threads: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")

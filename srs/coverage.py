@@ -33,7 +33,8 @@ _KEPT_RUNS = 500  # images whose votes are held in memory at once
 class Coverage(Section):
     """Settings of the study: for each case ``runs`` certificates at each of ``alphas``, from ``n0`` + ``n`` draws in ``chains``
     chains, ``audit`` of them audited; and for each of the ``mismatch`` rates and shares of ``votes_for_a`` as many simulated
-    chains of ``large_n`` draws, ``large_audit`` of them audited, and sequential tests of ``n`` votes."""
+    chains of ``large_n`` draws, ``large_audit`` of them audited, and sequential tests of ``n`` votes.
+    ``threads``: as in Training."""
 
     runs: int = Field(2_000, ge=1)
     sigma: float = Field(0.5, gt=0)
@@ -47,6 +48,7 @@ class Coverage(Section):
     votes_for_a: list[Annotated[float, Field(gt=0.5, lt=1)]] = [0.6, 0.9, 0.99]
     large_n: int = Field(10_000, ge=1)
     large_audit: int = Field(400, ge=1)
+    threads: int | None = Field(None, ge=1)
 
 
 def is_false(certificate: Certificate, true_radius: float) -> bool:

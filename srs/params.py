@@ -80,7 +80,7 @@ class Attacks(Section):
     images: int = Field(ge=1)
     n: int = Field(ge=20)
     seed: int = Field(0, ge=0, lt=1 << 63)
-    batch_size: int = Field(400, ge=1)
+    batch_size: int = Field(800, ge=1)
     radii: list[float]
     attacks: dict[str, Attack] = Field(min_length=1)
     threads: int | None = Field(None, ge=1)

@@ -22,6 +22,7 @@ from srs.sections import Section
 from srs.solvers import Solver, solve
 from srs.votes import StandardSampler, batches
 
+_AT_ONCE = 800  # rows of a compute batch
 _HELD_OUT = (1 << 63) + (1 << 62)  # a seed apart from those of certification and of training's evaluation
 
 
@@ -102,7 +103,7 @@ def held_out(
     draws = [np.arange(copies)] * len(images)
     noisy = [NoisyCopies(images.images(np.array([i]))[0].to(_device(model)), i, sigma, _HELD_OUT) for i in range(len(images))]
     for name, sampler in {"": reference, **samplers}.items():
-        cast = sampler.sample_many(model, noisy, draws, 400)
+        cast = sampler.sample_many(model, noisy, draws, _AT_ONCE)
         found[name] = np.concatenate([v.classes for v in cast]), np.concatenate([v.evaluations for v in cast])
     known, rows = found.pop("")[0], []
     for name, (classes, evaluations) in found.items():
@@ -120,7 +121,7 @@ def _fixed_points(model: DEQ, images: Images | Tensor, sigma: float, config: Sta
     order = np.resize(np.random.default_rng(config.seed).permutation(len(images)), config.points)
     injections, states = [], []
     with torch.no_grad():
-        for chosen in tqdm(batches(order, config.batch_size), desc="fixed points", unit="batch", mininterval=2):
+        for chosen in tqdm(batches(order, _AT_ONCE), desc="fixed points", unit="batch", mininterval=2):
             x = images[torch.from_numpy(chosen)] if isinstance(images, Tensor) else images.images(chosen)
             x = (x + sigma * torch.randn(x.shape, generator=generator)).to(device)
             injection = model.inject(x)

@@ -79,7 +79,7 @@ def test_the_file_itself_is_well_formed_and_the_default_is_embedded():
             "report.past.tuned = 'small-025' is unknown: choose one of small-025-tuned",
         ),
         ("experiment: small-025\n", "experiment: small-26\n", "tuned.small-025-tuned.experiment = 'small-26' is unknown"),
-        ("starts: &starts {points: 6000", "starts: &starts {points: 1", "starts.points: .*greater than or equal to 2"),
+        ("starts: &starts {points: 4000", "starts: &starts {points: 1", "starts.points: .*greater than or equal to 2"),
         ("speed: &speed {n: 10000", "speed: &speed {n: 20", "too small|certify nothing|out of range"),
         ("start: clean}", "start: clean, restart: 2}", "restart = 2 needs start = 'previous'"),
         ("active: *embedded", "active: {name: x}", "active.datasets: Field required"),
