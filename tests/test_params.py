@@ -76,7 +76,7 @@ def test_the_file_itself_is_well_formed_and_the_default_is_embedded():
         (
             "tuned: small-025-tuned",
             "tuned: small-025",
-            "report.past.tuned = 'small-025' is unknown: choose one of small-025-tuned",
+            "report.past.tuned = 'small-025' is unknown: choose one of small-012-tuned, ",
         ),
         ("experiment: small-025\n", "experiment: small-26\n", "tuned.small-025-tuned.experiment = 'small-26' is unknown"),
         ("starts: &starts {points: 4000", "starts: &starts {points: 1", "starts.points: .*greater than or equal to 2"),
