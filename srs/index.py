@@ -15,6 +15,7 @@ import yaml
 from srs import params
 
 ITEMS = Path("data/items.yaml")
+_ALWAYS = "10_table2", "23_past_the_paper"
 _STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 }
@@ -26,7 +27,7 @@ td:first-child { white-space: nowrap }
 
 
 def promised(items: dict, profile: params.Profile) -> dict:
-    """The items that a profile can show: all but those of noise levels that it does not have."""
+    """The items that a profile can show: those of its reports, but for noise levels that it does not have."""
     sizes = profile.report.sizes()
     levels = {
         (size, profile.experiments[key].votes.sigma)
@@ -34,7 +35,13 @@ def promised(items: dict, profile: params.Profile) -> dict:
         for key in entry.levels
         if key != entry.main
     }
-    return {name: item for name, item in items.items() if "sigma" not in item or (item["size"], item["sigma"]) in levels}
+    shown = {name: item for name, item in items.items() if item["report"] in reports(profile)}
+    return {name: item for name, item in shown.items() if "sigma" not in item or (item["size"], item["sigma"]) in levels}
+
+
+def reports(profile: params.Profile) -> list[str]:
+    """The names of a profile's reports, in order."""
+    return [name for name in read()[0] if name in (*_ALWAYS, *profile.pages)]
 
 
 def faults(reports: Path, items: dict) -> list[str]:
@@ -142,14 +149,14 @@ def read() -> tuple[list[str], dict]:
 
 
 def main() -> None:
-    reports = Path(sys.argv[1])
-    (names, items), profile = read(), params.load().active
+    folder = Path(sys.argv[1])
+    (_, items), profile = read(), params.load().active
     items = promised(items, profile)
-    wrong = faults(reports, items)
+    wrong = faults(folder, items)
     if wrong:
         sys.exit("the reports lack:\n" + "\n".join(wrong))
-    found = [reports / f"{name}.ipynb" for name in names]
-    (reports.parent / "index.html").write_text(page(profile, items, found, f"{reports.name}/"))
+    found = [folder / f"{name}.ipynb" for name in reports(profile)]
+    (folder.parent / "index.html").write_text(page(profile, items, found, f"{folder.name}/"))
 
 
 if __name__ == "__main__":

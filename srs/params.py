@@ -50,6 +50,9 @@ class Tuned(Section):
     votes: Casting
 
 
+#: A report that needs the size ``small`` alone; the others show what the paper shows, and need all that it has.
+ALONE = "24_cifar10"
+
 #: The groups that reports read of the main experiment of each size, and rows that they name beside the reference.
 _NEEDED = {
     "small": {
@@ -113,33 +116,40 @@ class Size(Section):
 
 
 class Past(Section):
-    """An experiment with amortized rows, what was ``tuned`` from it, and the same layer trained ``unrolled``."""
+    """An experiment with amortized rows and, where there are such, what was ``tuned`` from it and the same layer trained
+    ``unrolled``."""
 
     experiment: str
-    tuned: str
-    unrolled: str
+    tuned: str | None = None
+    unrolled: str | None = None
+
+    def models(self) -> list[str]:
+        return [key for key in (self.experiment, self.tuned, self.unrolled) if key is not None]
 
 
 class Report(Section):
     """What the reports show: which experiment stands where the paper has which; ``others`` are shown though it has none.
-    ``past``: the noise levels of the report that goes past the paper."""
+    ``past``: the noise levels of the report that goes past the paper. Reports of the paper's items need all of ``large``,
+    ``imagenet``, ``resnet``, ``smoothadv`` and ``no_jacobian``."""
 
     data: dict[str, DataRole]
     small: Size
-    large: Size
-    imagenet: Size
-    resnet: str
-    smoothadv: str
-    no_jacobian: str
+    large: Size | None = None
+    imagenet: Size | None = None
+    resnet: str | None = None
+    smoothadv: str | None = None
+    no_jacobian: str | None = None
     past: list[Past] = []
     others: list[str] = []
 
     def sizes(self) -> dict[str, Size]:
-        return {"small": self.small, "large": self.large, "imagenet": self.imagenet}
+        """The sizes that there are."""
+        every = {"small": self.small, "large": self.large, "imagenet": self.imagenet}
+        return {name: size for name, size in every.items() if size is not None}
 
 
 class Profile(Section):
-    """One size of the whole study."""
+    """One size of the whole study. ``pages``: the reports to make, besides those of Table 2 and past the paper."""
 
     name: str = Field(pattern=r"^[a-z0-9_-]+$")
     datasets: dict[str, DataConfig]
@@ -152,6 +162,7 @@ class Profile(Section):
     arithmetic: Arithmetic
     attacks: dict[str, Attacks] = {}
     report: Report
+    pages: list[str] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _names_resolve(self) -> "Profile":
@@ -182,6 +193,27 @@ class Profile(Section):
 
     def _reports_find_their_rows(self) -> None:
         report = self.report
+        if set(self.pages) - {ALONE}:
+            self._papers_items_find_their_rows()
+        else:
+            rows = _NEEDED["small"]
+            for group in ("main", "consistency"):
+                self._has_rows("report.small", report.small.main, group, rows[group])
+        for key in report.others:
+            self._has_rows("report.others", key, "main")
+        for past in report.past:
+            self._has_rows("report.past", past.experiment, "past", self.starts.candidates)
+            self._has_rows("report.past", past.experiment, "sequential", reference=False)
+            if past.tuned is not None:
+                _known("report.past.tuned", past.tuned, self.tuned)
+            if past.unrolled is not None:
+                _known("report.past.unrolled", past.unrolled, self.experiments)
+
+    def _papers_items_find_their_rows(self) -> None:
+        report = self.report
+        for name in ("large", "imagenet", "resnet", "smoothadv", "no_jacobian"):
+            if getattr(report, name) is None:
+                raise ValueError(f"report.{name} is missing: of the pages only {ALONE!r} does without it (got {self.pages})")
         for name in ("resnet", "smoothadv", "no_jacobian"):
             _known(f"report.{name}", getattr(report, name), self.experiments)
         for name, size in report.sizes().items():
@@ -193,13 +225,6 @@ class Profile(Section):
                 _known(f"report.{name}.attack", size.attack, self.attacks)
                 if not any(group.startswith("samples") for group in self.experiments[size.main].votes.groups):
                     raise ValueError(f"experiments.{size.main}.votes.groups needs a group samples_*, with SRS-MDEQ-3A")
-        for key in report.others:
-            self._has_rows("report.others", key, "main")
-        for past in report.past:
-            self._has_rows("report.past", past.experiment, "past", self.starts.candidates)
-            self._has_rows("report.past", past.experiment, "sequential", reference=False)
-            _known("report.past.tuned", past.tuned, self.tuned)
-            _known("report.past.unrolled", past.unrolled, self.experiments)
         for name in ("smoothadv", "no_jacobian"):
             self._has_rows(f"report.{name}", getattr(report, name), "pair", ("SRS-MDEQ-1A", "SRS-MDEQ-3A"))
         if self.experiments[report.smoothadv].training.adversary is None:
@@ -248,6 +273,7 @@ class Study(Section):
     candidates: dict[str, StandardSampler]
     attacks: dict[str, dict[str, Attack]]
     radii: dict[str, list[float]]
+    pages: list[str]
     profiles: dict[str, Profile]
     active: Profile
 

@@ -30,6 +30,7 @@ def test_the_paper_has_28_tables_12_figures_and_the_acr():
         assert index.promised(ITEMS, study.profiles[name]) == ITEMS
     smoke = index.promised(ITEMS, study.profiles["smoke"])
     assert "table_14" in smoke and "table_13" not in smoke
+    assert set(index.promised(ITEMS, study.profiles["cifar10"])) == {"table_2"}
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,8 @@ def test_the_page_leads_to_every_item_and_says_whose_task_it_is(tmp_path):
 
 def test_every_report_is_a_stage_of_the_graph():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert CONTENT["reports"] == ["10_table2", *stages["report"]["foreach"], "23_past_the_paper"]
+    assert stages["report"]["foreach"] == "${active.pages}"
+    pages = yaml.safe_load((ROOT / "params.yaml").read_text())["pages"]
+    assert CONTENT["reports"] == ["10_table2", *pages, "23_past_the_paper", params.ALONE]
     assert {item["report"] for item in ITEMS.values()} <= set(CONTENT["reports"])
     assert index.stage("10_table2") in stages

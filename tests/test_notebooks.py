@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import wait_until
 
-from srs import notebooks, sections
+from srs import notebooks, params, sections
 
 ROOT = Path(__file__).parent.parent
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -127,7 +127,7 @@ def test_a_stage_tracks_the_code_that_its_notebook_uses():
 
     But for what only runs, checks, shows or stores, unless the stage's product is what it shows.
     """
-    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    pages = yaml.safe_load((ROOT / "params.yaml").read_text())["pages"]
     for name, stage in _stages().items():
         sources = [dep for dep in stage["deps"] if dep.startswith("runs/notebooks/")]
         if "srs.notebooks" not in stage["cmd"]:
@@ -135,7 +135,7 @@ def test_a_stage_tracks_the_code_that_its_notebook_uses():
         shown = name in ("report", "table2", "past")
         neutral = {"params", "machine", "journal"} | (set() if shown else {"figures", "results"})
         tracked = {Path(dep).stem for dep in stage["deps"] if dep.startswith("srs/")}
-        items = graph[name]["foreach"] if name == "report" else [""]
+        items = [*pages, params.ALONE] if name == "report" else [""]
         for item, source in product(items, sources):
             notebook = ROOT / source.replace("runs/", "").replace("${item}", item)
             code = "\n".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code")

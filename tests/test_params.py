@@ -19,7 +19,7 @@ def _load(tmp_path, *edits):
 def test_the_file_itself_is_well_formed_and_the_default_is_embedded():
     study = params.load(Path(__file__).parent.parent / "params.yaml")
     assert study.active == study.profiles["embedded"]
-    assert {"smoke", "embedded", "paper"} == set(study.profiles)
+    assert {"smoke", "embedded", "paper", "cifar10"} == set(study.profiles)
     assert all(name == profile.name for name, profile in study.profiles.items())
 
 
