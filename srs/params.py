@@ -1,6 +1,7 @@
 """The shape of params.yaml, checked as a whole before any work is spent."""
 
 import difflib
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -49,6 +50,9 @@ class Tuned(Section):
     training: Training
     votes: Casting
 
+
+#: Sections that the reports read, and on which they depend by a file of their own.
+SHOWN = ("experiments", "report", "attacks", "certificates")
 
 #: A report that needs the size ``small`` alone; the others show what the paper shows, and need all that it has.
 ALONE = "24_cifar10"
@@ -316,9 +320,10 @@ def main() -> None:
         study = load()
     except ParameterError as error:
         sys.exit(f"params.yaml is not usable:\n{error}")
-    checked = Path("runs") / study.active.name / "checked"
-    checked.parent.mkdir(parents=True, exist_ok=True)
-    checked.write_text("params.yaml is well formed\n")
+    folder, active = Path("runs") / study.active.name, read()["active"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "checked").write_text("params.yaml is well formed\n")
+    (folder / "shown.json").write_text(json.dumps({name: active.get(name) for name in SHOWN}, indent=1))
 
 
 if __name__ == "__main__":
