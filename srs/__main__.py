@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torchvision.transforms.functional import center_crop, resize
 from tqdm import tqdm
 
 from srs import bounds, checkpoints, figures, machine
 from srs.certification import ABSTAIN, Certificate, Certification, noisy_copies, standard_certificate
+from srs.data import frame
 from srs.noise import NoisyCopies
+from srs.sections import faults
 from srs.sequential import Settlement, certify_at
 from srs.votes import UNDECIDED, Votes, batches
 
@@ -33,13 +34,16 @@ _COPIES = 4  # noisy copies in the figure
 
 @dataclass(frozen=True)
 class Answer:
-    """What is found about one picture: ``copies`` of it as the model sees it, a ``tally`` of votes, the ``radius``."""
+    """What is found about one picture: ``copies`` of it as the model sees it, a ``tally`` of votes."""
 
     card: checkpoints.Card
     copies: NoisyCopies
     found: Certificate | Settlement
     tally: dict[str, int]
-    radius: float
+
+    @property
+    def radius(self) -> float:
+        return self.found.radius if isinstance(self.found, Certificate) else self.found.r
 
     @property
     def headline(self) -> str:
@@ -75,7 +79,7 @@ def ask(model: nn.Module, image: Tensor, radius: float | None = None, **settings
     copies = noisy_copies(model, image, 0, config)
     if radius is not None:
         (found,) = certify_at(model, [image], radius, sigma=card.sigma, sampler=card.sampler, progress=True, **settings)
-        return Answer(card, copies, found, {"for the class": found.n_a, "against it": found.drawn - found.n_a}, radius)
+        return Answer(card, copies, found, {"for the class": found.n_a, "against it": found.drawn - found.n_a})
     votes = Votes.blank(config.n0 + config.n)
     with tqdm(total=len(votes.classes), desc="votes", unit="vote") as bar:
         for draws in batches(config.draws(), config.batch_size):
@@ -83,8 +87,7 @@ def ask(model: nn.Module, image: Tensor, radius: float | None = None, **settings
             bar.update(len(draws))
     counts = np.bincount(votes.classes[votes.classes != UNDECIDED], minlength=len(card.classes))
     tally = {card.classes[i]: int(counts[i]) for i in np.argsort(-counts, kind="stable")}
-    found = standard_certificate(votes, config)
-    return Answer(card, copies, found, tally, found.radius)
+    return Answer(card, copies, standard_certificate(votes, config), tally)
 
 
 def read_picture(path: Path, card: checkpoints.Card) -> Tensor:
@@ -99,8 +102,7 @@ def read_picture(path: Path, card: checkpoints.Card) -> Tensor:
         raise FileNotFoundError(f"PICTURE = {str(path)!r}: no such file") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: PIL's for a broken PNG
         raise ValueError(f"PICTURE = {str(path)!r} is not an image that can be read: {error}") from error
-    pixels = np.asarray(center_crop(resize(picture, card.image_size), card.image_size))
-    return torch.from_numpy(np.atleast_3d(pixels).transpose(2, 0, 1).astype(np.float32)) / 255
+    return torch.from_numpy(frame(picture, card.image_size, card.image_size)).float() / 255
 
 
 def draw(answer: Answer) -> Figure:
@@ -147,10 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
         if given.figure is not None:
             draw(answer).savefig(given.figure, dpi=150)
     except ValidationError as error:
-        faults = [
-            f"--{'.'.join(map(str, fault['loc'])) or 'n'}: {fault['msg']} (got {fault['input']!r})" for fault in error.errors()
-        ]
-        sys.exit("; ".join(faults))
+        sys.exit("; ".join(f"--{fault}" for fault in faults(error, whole="n")))
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     print(f"{answer}\n{time.perf_counter() - began:.0f} seconds on {machine.describe(device)['hardware']}")

@@ -32,7 +32,7 @@ from srs.certification import Certification, certify
 from srs.data import Dataset, Images, evenly_spaced
 from srs.deq import DEQ
 from srs.noise import NoisyCopies
-from srs.sections import Section
+from srs.sections import Section, faults
 from srs.solvers import Solver
 from srs.votes import UNDECIDED, Sampler, SerializedSampler, StandardSampler
 
@@ -312,8 +312,7 @@ def _options(arguments: list[str] | None) -> tuple[Bench, argparse.Namespace]:
     try:
         return Bench(**{name: getattr(given, name) for name in Bench.model_fields}), given
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']} (got {fault['input']!r})" for fault in error.errors()]
-        parser.error("; ".join(faults))
+        parser.error("; ".join(faults(error)))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -27,7 +27,6 @@ from srs.votes import StandardSampler
 
 FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
 LARGEST = 25_000_000  # bytes of one file
-_FILES = ("model.pt", "starts.pt")
 
 
 class Card(Section):
@@ -118,7 +117,7 @@ def ship(experiment: str, name: str, commit: str) -> Path:
         data=profile.datasets[settings.model.data].model_dump(mode="json", exclude_none=True),
         model=settings.model.model_dump(mode="json", exclude_none=True),
         training=settings.training.model_dump(mode="json", exclude_none=True),
-        sha256={file: _sha256(target / file) for file in _FILES},
+        sha256={file: _sha256(target / file) for file in sources},
     )
     (target / "card.md").write_text(_page(card, row.name), encoding="utf-8")
     return target

@@ -143,8 +143,6 @@ class FolderPart:
         return pixels
 
     def _decode(self, row: int) -> np.ndarray:
-        from torchvision.transforms.functional import center_crop, resize
-
         path = Path(self.root) / os.fsdecode(self.files[row])
         again = "run the prepare stage again (dvc repro -f prepare)"
         try:
@@ -155,10 +153,9 @@ class FolderPart:
             raise ValueError(f"{path} has {len(content)} bytes, not {self.sizes[row]} as when it was indexed: {again}")
         try:
             with Image.open(io.BytesIO(content)) as image:
-                framed = center_crop(resize(image.convert("RGB"), self.resize), self.image_size)
+                return frame(image.convert("RGB"), self.resize, self.image_size)
         except (OSError, SyntaxError) as error:  # PIL's, which do not know the file's name
             raise ValueError(f"{path} is not an image that can be read: {error}") from error
-        return np.asarray(framed).transpose(2, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -230,6 +227,14 @@ def prepare(config: DataConfig) -> Dataset:
     train, validation = _split(train, config.validation, "validation")
     moments = _moments(train) if isinstance(train, FolderPart) else None
     return Dataset(config.name, classes, train, validation, test, moments)
+
+
+def frame(picture: Image.Image, shorter: int, size: int) -> np.ndarray:
+    """The central square of a picture whose shorter side is made ``shorter`` pixels long: (C, size, size) uint8."""
+    from torchvision.transforms.functional import center_crop, resize
+
+    pixels = np.asarray(center_crop(resize(picture, shorter), size))
+    return np.atleast_3d(pixels).transpose(2, 0, 1).copy()
 
 
 def evenly_spaced(total: int, count: int) -> np.ndarray:

@@ -35,7 +35,8 @@ def promised(items: dict, profile: params.Profile) -> dict:
         for key in entry.levels
         if key != entry.main
     }
-    shown = {name: item for name, item in items.items() if item["report"] in reports(profile)}
+    names = reports(profile)
+    shown = {name: item for name, item in items.items() if item["report"] in names}
     return {name: item for name, item in shown.items() if "sigma" not in item or (item["size"], item["sigma"]) in levels}
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Section(BaseModel):
@@ -14,6 +14,11 @@ class Section(BaseModel):
 
 class ParameterError(ValueError):
     """params.yaml is wrong; the message has a line for each fault: path, value, what is accepted."""
+
+
+def faults(error: ValidationError, whole: str = "") -> list[str]:
+    """What was given wrongly, a text for each: name (``whole`` where it is no single field), reason, value."""
+    return [f"{'.'.join(map(str, f['loc'])) or whole}: {f['msg']} (got {f['input']!r})" for f in error.errors()]
 
 
 def read(path: str | Path = "params.yaml") -> dict:
