@@ -43,16 +43,25 @@ class Experiment(Section):
     votes: Casting
 
 
-class Tuned(Section):
-    """The model and the amortized start of an ``experiment``, trained on, and the votes that are cast with them."""
+class Variant(Experiment):
+    """The network of an ``experiment``, trained otherwise: from scratch or, where ``training.start`` is a fitted start, from
+    the experiment's model and starts on. No starts are fitted to what is trained from scratch."""
 
     experiment: str
-    training: Training
-    votes: Casting
+
+    @model_validator(mode="after")
+    def _has_its_starts(self) -> "Variant":
+        for group in self.votes.groups.values():
+            for row, sampler in group.samplers.items():
+                if self.training.start == "initial" and getattr(sampler, "start", "initial") in ("mean", "learned"):
+                    raise ValueError(
+                        f"row {row!r} starts at {sampler.start!r}: training.start must be 'mean' or 'learned' (got 'initial')"
+                    )
+        return self
 
 
 #: Sections that the reports read, and on which they depend by a file of their own.
-SHOWN = ("experiments", "report", "attacks", "certificates")
+SHOWN = ("experiments", "variants", "report", "attacks", "certificates")
 
 #: A report that needs the size ``small`` alone; the others show what the paper shows, and need all that it has.
 ALONE = "24_cifar10"
@@ -159,7 +168,7 @@ class Profile(Section):
     datasets: dict[str, DataConfig]
     experiments: dict[str, Experiment]
     starts: Starts
-    tuned: dict[str, Tuned] = {}
+    variants: dict[str, Variant] = {}
     certificates: Assurance
     speed: Bench
     coverage: Coverage
@@ -168,13 +177,28 @@ class Profile(Section):
     report: Report
     pages: list[str] = Field(min_length=1)
 
+    @property
+    def trained(self) -> dict[str, Experiment]:
+        """Everything that is trained and votes: experiments, then variants."""
+        return {**self.experiments, **self.variants}
+
+    def _place(self, key: str) -> str:
+        return f"experiments.{key}" if key in self.experiments else f"variants.{key}"
+
     @model_validator(mode="after")
     def _names_resolve(self) -> "Profile":
-        for key, experiment in self.experiments.items():
-            data = self.datasets.get(_known(f"experiments.{key}.model.data", experiment.model.data, self.datasets))
+        for key, variant in self.variants.items():
+            _known(f"variants.{key}.experiment", variant.experiment, self.experiments)
+            if key in self.experiments:
+                raise ValueError(f"variants.{key} is the name of an experiment, too: choose another")
+            if variant.model != self.experiments[variant.experiment].model:
+                raise ValueError(f"variants.{key}.model must be the model of its experiment, {variant.experiment!r}")
+        for key, experiment in self.trained.items():
+            place = self._place(key)
+            data = self.datasets.get(_known(f"{place}.model.data", experiment.model.data, self.datasets))
             if data.name in ("digits", "mnist") and experiment.votes.images > data.test:
                 raise ValueError(
-                    f"experiments.{key}.votes.images = {experiment.votes.images} is out of range: "
+                    f"{place}.votes.images = {experiment.votes.images} is out of range: "
                     f"the data set has {data.test} test images"
                 )
             _known(f"report.data: {experiment.model.data}", experiment.model.data, self.report.data)
@@ -187,10 +211,6 @@ class Profile(Section):
             most = attacked.votes.groups["main"].images
             if attacks.images > most:
                 raise ValueError(f"attacks.{key}.images = {attacks.images} is out of range: 1 to {most}")
-        for key, tuned in self.tuned.items():
-            _known(f"tuned.{key}.experiment", tuned.experiment, self.experiments)
-            if key in self.experiments:
-                raise ValueError(f"tuned.{key} is the name of an experiment, too: choose another")
         _known("arithmetic.experiment", self.arithmetic.experiment, self.experiments)
         self._reports_find_their_rows()
         return self
@@ -208,18 +228,17 @@ class Profile(Section):
         for past in report.past:
             self._has_rows("report.past", past.experiment, "past", self.starts.candidates)
             self._has_rows("report.past", past.experiment, "sequential", reference=False)
-            if past.tuned is not None:
-                _known("report.past.tuned", past.tuned, self.tuned)
-            if past.unrolled is not None:
-                _known("report.past.unrolled", past.unrolled, self.experiments)
+            for kind in ("tuned", "unrolled"):
+                if (key := getattr(past, kind)) is not None:
+                    _known(f"report.past.{kind}", key, self.variants)
+                    self._has_rows("report.past", key, "past", reference=False)
 
     def _papers_items_find_their_rows(self) -> None:
         report = self.report
         for name in ("large", "imagenet", "resnet", "smoothadv", "no_jacobian"):
             if getattr(report, name) is None:
                 raise ValueError(f"report.{name} is missing: of the pages only {ALONE!r} does without it (got {self.pages})")
-        for name in ("resnet", "smoothadv", "no_jacobian"):
-            _known(f"report.{name}", getattr(report, name), self.experiments)
+        _known("report.resnet", report.resnet, self.trained)
         for name, size in report.sizes().items():
             for key in size.experiments():
                 self._has_rows(f"report.{name}", key, "main")
@@ -231,30 +250,30 @@ class Profile(Section):
                     raise ValueError(f"experiments.{size.main}.votes.groups needs a group samples_*, with SRS-MDEQ-3A")
         for name in ("smoothadv", "no_jacobian"):
             self._has_rows(f"report.{name}", getattr(report, name), "pair", ("SRS-MDEQ-1A", "SRS-MDEQ-3A"))
-        if self.experiments[report.smoothadv].training.adversary is None:
+        if self.trained[report.smoothadv].training.adversary is None:
             raise ValueError(
                 f"report.smoothadv = {report.smoothadv!r} is not trained by SmoothAdv: give its training an adversary"
             )
 
     def _has_rows(self, path: str, key: str, group: str, rows: Iterable[str] = (), reference: bool = True) -> None:
         """Whether an experiment has a group, with some rows by name and as a rule the reference."""
-        votes = self.experiments[_known(path, key, self.experiments)].votes
+        votes = self.trained[_known(path, key, self.trained)].votes
         samplers = votes.groups[_known(f"{path}: the group", group, votes.groups)].samplers
         for row in rows:
-            _known(f"experiments.{key}.votes.groups.{group}: the row", row, samplers)
+            _known(f"{self._place(key)}.votes.groups.{group}: the row", row, samplers)
         if reference and votes.reference not in samplers.values():
-            raise ValueError(f"experiments.{key}.votes.groups.{group} needs the reference among its samplers")
+            raise ValueError(f"{self._place(key)}.votes.groups.{group} needs the reference among its samplers")
 
     def _certifiable(self, key: str, group: str) -> None:
-        chosen = self.experiments[key].votes.groups[group]
-        place = f"experiments.{key}.votes.groups.{group}"
+        chosen = self.trained[key].votes.groups[group]
+        place = f"{self._place(key)}.votes.groups.{group}"
         if chosen.serialized and chosen.audit is not None and self.certificates.census:
             raise ValueError(
                 f"certificates.census = {self.certificates.census} needs the reference's votes on all draws: "
                 f"{place}.audit = {chosen.audit} must go, and the reference be a row"
             )
         try:
-            settings = self.certificates.settings(self.experiments[key].votes, group)
+            settings = self.certificates.settings(self.trained[key].votes, group)
             if chosen.serialized:
                 settings.require_audit()
         except ValidationError as error:

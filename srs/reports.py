@@ -17,7 +17,7 @@ from srs.casting import VoteTable
 from srs.certification import Assurance, certificates
 from srs.data import Dataset
 from srs.index import label, stands_in
-from srs.params import Attacks, Experiment, Report, Tuned
+from srs.params import Attacks, Experiment, Report, Variant
 
 SIZE_NAMES = {"small": "MDEQ-SMALL", "large": "MDEQ-LARGE", "imagenet": "MDEQ, ImageNet's slot"}
 Source = tuple[str, str]  # an experiment and one of its groups
@@ -35,8 +35,8 @@ PUBLISHED_ESTIMATORS = {
 class Results:
     """A profile's experiments and what came out of them.
 
-    ``experiments``, ``report``, ``certificates``, ``attacks`` and ``tuned`` are sections of params.yaml; ``data`` and ``runs``
-    are the profile's folders; what is tuned stands among the experiments. items.yaml and published.yaml lie beside the
+    ``experiments``, ``report``, ``certificates``, ``attacks`` and ``variants`` are sections of params.yaml; ``data`` and
+    ``runs`` are the profile's folders; variants stand among the experiments. items.yaml and published.yaml lie beside the
     profile's data.
     """
 
@@ -48,13 +48,10 @@ class Results:
         runs: str,
         certificates: dict,
         attacks: dict | None = None,
-        tuned: dict | None = None,
+        variants: dict | None = None,
     ):
         self.experiments = {key: Experiment(**value) for key, value in experiments.items()}
-        for key, value in (tuned or {}).items():
-            found = Tuned(**value)
-            model = self.experiments[found.experiment].model
-            self.experiments[key] = Experiment(model=model, training=found.training, votes=found.votes)
+        self.experiments |= {key: Variant(**value) for key, value in (variants or {}).items()}
         self.report = Report(**report)
         self.assurance = Assurance(**certificates)
         self.attacks = {key: Attacks(**value) for key, value in (attacks or {}).items()}

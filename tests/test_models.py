@@ -81,16 +81,19 @@ def test_folding_weight_normalization_changes_nothing_but_the_parameters():
     assert torch.allclose(before, after, atol=1e-5)
 
 
-def test_a_loaded_model_is_the_trained_one_whatever_is_merged_and_however_a_batch_is_cut():
-    model = models.build("mdeq-small", image_size=8, mean=(0.3,), std=(0.4,)).train()
+@pytest.mark.parametrize("size", [8, 16])  # upsampling by products with all pixels, and from 8 x 8 with columns
+def test_a_loaded_model_is_the_trained_one_whatever_is_merged_and_however_a_batch_is_cut(size):
+    model = models.build("mdeq-small", image_size=size, mean=(0.3,), std=(0.4,)).train()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
-        x = torch.rand(11, 1, 8, 8)
+        x = torch.rand(11, 1, size, size)
         model.classifier(model.unpack(model.f(model.initial_state(model.inject(x)), model.inject(x))))  # running statistics
         model.eval()
         before = classify(model, x, Solver(steps=5))[0]
-        folded = models.restore(models.state(model)).eval().fold(cache=4 * 40 * 64 * 3)  # three rows of the widest activation
+        folded = (
+            models.restore(models.state(model)).eval().fold(cache=4 * 40 * size**2 * 3)
+        )  # three rows of the widest activation
         assert folded.rows_at_once == 3 and not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
         after = classify(folded, x, Solver(steps=5))[0]
     assert torch.allclose(before, after, atol=1e-4)

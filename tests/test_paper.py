@@ -45,7 +45,7 @@ def test_the_stages_of_the_paper_profile_resolve(graph):
     listed = subprocess.run([str(DVC), "stage", "list", "--name-only"], cwd=graph, capture_output=True, text=True, check=True)
     stages = set(listed.stdout.split())
     assert {f"{kind}@{key}" for kind in ("train", "start", "vote") for key in PAPER.experiments} <= stages
-    assert {f"tune@{key}" for key in PAPER.tuned} | {"speed", "past"} <= stages
+    assert {f"variant@{key}" for key in PAPER.variants} | {"speed", "past"} <= stages
     assert {"prepare@cifar10", "prepare@imagenet", "attack@small", "attack@large", "table2", "certify", "index"} <= stages
     dry = subprocess.run([str(DVC), "repro", "--dry", "--force"], cwd=graph, capture_output=True, text=True, check=True)
     assert dry.stdout.count("Running stage") == len(stages)
@@ -74,7 +74,7 @@ def _write(digits, folder, count, size, pattern, name):
 
 @pytest.mark.parametrize("key", ["small-050-smoothadv", "large-050", "imagenet-100", "resnet-050"])
 def test_the_paper_profiles_code_paths_run_at_tiny_scale(key, folders, tmp_path):
-    experiment = PAPER.experiments[key]
+    experiment = PAPER.trained[key]
     data = PAPER.datasets[experiment.model.data]
     small = {"name": "folder", "root": str(folders / experiment.model.data), "validation": 2}
     small |= {"image_size": 32} if data.name == "cifar10" else {"image_size": 64, "resize": 72}

@@ -53,7 +53,7 @@ def test_captions_say_what_they_rest_on(results):
         "Table 2, ours",
         "Accuracy.",
         "sigma = 0.5",
-        "4 evenly spaced",
+        "2 evenly spaced",
         "N = 200",
         "K = 40",
         "2 cores of X",

@@ -6,7 +6,7 @@ flat vector (all branches end to end), so that solvers need not know about branc
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +102,9 @@ class ResidualBlock(nn.Module):
         return self.norm3(self.norm2(out).add_(z).relu_())
 
 
+_SMALL_SIDE = 4  # pixels: where a product with all of them is cheaper than one with columns
+
+
 class FusionPath(nn.Module):
     """The path from branch ``source`` to branch ``target``: strided convolutions down, 1x1 and nearest upsampling up."""
 
@@ -109,6 +112,7 @@ class FusionPath(nn.Module):
         super().__init__()
         c = config.channels
         self.upsampling = 2 ** (source - target) if source > target else 1
+        self.register_buffer("spread", None, persistent=False)
         if source > target:
             self.layers = nn.Sequential(_conv(c[source], c[target], 1), nn.GroupNorm(config.groups, c[target]))
             return
@@ -118,9 +122,24 @@ class FusionPath(nn.Module):
             layers += [_conv(c[source], outputs, 3, stride=2), nn.GroupNorm(config.groups, outputs), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
 
-    def forward(self, z: Tensor) -> Tensor:
+    def add_to(self, total: Tensor, z: Tensor) -> None:
+        """Adds what branch ``source`` sends to the sum of branch ``target``, in place."""
         out = self.layers(z)
-        return F.interpolate(out, scale_factor=self.upsampling, mode="nearest") if self.upsampling > 1 else out
+        if self.upsampling == 1:
+            total += out
+        elif self.spread is None:
+            total += F.interpolate(out, scale_factor=self.upsampling, mode="nearest")
+        elif self.spread.shape[1] == total.shape[-1]:  # copies columns; rows by broadcasting
+            wide = out.reshape(-1, len(self.spread)) @ self.spread
+            rows = wide.view(*out.shape[:3], 1, total.shape[-1])
+            total.view(*out.shape[:3], self.upsampling, total.shape[-1]).add_(rows)
+        else:  # copies pixels
+            total.view(-1, self.spread.shape[1]).addmm_(out.view(-1, len(self.spread)), self.spread)
+
+    def fold(self, side: int) -> None:
+        """Upsampling from ``side`` x ``side`` by a product with zeros and ones, exact, and fast on processors."""
+        columns = torch.eye(side).repeat_interleave(self.upsampling, dim=1)
+        self.spread = torch.kron(columns, columns) if side <= _SMALL_SIDE else columns
 
 
 class MDEQLayer(nn.Module):
@@ -145,7 +164,7 @@ class MDEQLayer(nn.Module):
             total = outs[i].clone()
             for j, out in enumerate(outs):
                 if j != i:
-                    total += self.paths[f"{j}_to_{i}"](out)
+                    self.paths[f"{j}_to_{i}"].add_to(total, out)
             fused.append(post(total))
         return fused
 
@@ -269,6 +288,8 @@ class MDEQ(nn.Module):
             if isinstance(module, nn.Sequential):
                 fuse(module)
         if cache is not None:
+            for i, j in combinations(range(len(self.state_shapes)), 2):
+                self.layer.paths[f"{j}_to_{i}"].fold(self.state_shapes[j][1])
             self.classifier.to(memory_format=torch.channels_last)  # which processors' wide 1x1 convolutions like better
             widest = max(c * self.config.expansion * h * w for c, h, w in self.state_shapes)
             self.rows_at_once = max(1, cache // (4 * widest))
