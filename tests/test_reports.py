@@ -65,7 +65,7 @@ def test_captions_say_what_they_rest_on(results):
 
 
 def test_combined_rows_keep_their_own_names_and_groups(results):
-    rows = results.combined({"a": ("small-050", "main", "MDEQ-30A"), "b": ("small-050", "steps", "SRS-MDEQ-5A")})
+    rows = results.combined({"a": ("small-050", "consistency", "MDEQ-30A"), "b": ("small-050", "steps", "SRS-MDEQ-5A")})
     assert rows.groupby("method")["n"].first().to_dict() == {"a": 200, "b": 100}
     assert rows.groupby("method").size().to_dict() == {"a": 4, "b": 2}
 
