@@ -236,7 +236,7 @@ def plot_frontier(table: pd.DataFrame, evaluations: float, acr: float, reference
 def plot_costs(panels: dict[str, pd.DataFrame]) -> Figure:
     """Certified accuracy against both costs, a column for each title; tables with a line a method: accuracy, lower, upper
     (shares), evaluations and seconds an image."""
-    size = {"figsize": (4.6 * len(panels), 7.6), "layout": "constrained", "sharey": "col", "squeeze": False}
+    size = {"figsize": (min(4.6 * len(panels), 13), 7.6), "layout": "constrained", "sharey": "col", "squeeze": False}
     figure, grid = plt.subplots(2, len(panels), **size)
     units = {"evaluations": "evaluations of f an image", "seconds": "seconds an image"}
     for axes, (title, table), (cost, unit) in zip(

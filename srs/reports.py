@@ -145,7 +145,12 @@ class Results:
         )
 
     def _models(self, sources: Sequence[Source]) -> list[str]:
-        return [f"{key} ({self._model(key)})" for key, _ in sources]
+        """A text for each source; a network that an earlier one has, too, is described there."""
+        first: dict[str, str] = {}
+        for key, _ in sources:
+            first.setdefault(self._model(key), key)
+        described = ((key, self._model(key)) for key, _ in sources)
+        return [f"{key} ({what if first[what] == key else f'the network of {first[what]}'})" for key, what in described]
 
     def _model(self, key: str) -> str:
         spec = self.experiments[key].model
