@@ -204,6 +204,7 @@ class Profile(Section):
             _known(f"report.data: {experiment.model.data}", experiment.model.data, self.report.data)
             for group in experiment.votes.groups:
                 self._certifiable(key, group)
+        self._rows_can_be_compared()
         for key, attacks in self.attacks.items():
             attacked = self.experiments[_known(f"attacks.{key}.experiment", attacks.experiment, self.experiments)]
             rows = attacked.votes.groups[_known(f"attacks.{key}: group", "main", attacked.votes.groups)].samplers
@@ -214,6 +215,18 @@ class Profile(Section):
         _known("arithmetic.experiment", self.arithmetic.experiment, self.experiments)
         self._reports_find_their_rows()
         return self
+
+    def _rows_can_be_compared(self) -> None:
+        """Reports compare rows image by image: groups of one size must hold the same images, whatever the experiment."""
+        first: dict[str, tuple[str, int]] = {}
+        for key, experiment in self.trained.items():
+            images = experiment.votes.images
+            other, agreed = first.setdefault(experiment.model.data, (self._place(key), images))
+            if images != agreed:
+                raise ValueError(
+                    f"{self._place(key)}.votes.images = {images} must be {agreed}, as in {other}: groups take their images "
+                    "evenly from those, and rows of different experiments are compared image by image"
+                )
 
     def _reports_find_their_rows(self) -> None:
         report = self.report
@@ -232,13 +245,15 @@ class Profile(Section):
                 if (key := getattr(past, kind)) is not None:
                     _known(f"report.past.{kind}", key, self.variants)
                     self._has_rows("report.past", key, "past", reference=False)
+                    self._same_images((key, "past"), (past.experiment, "past"))
 
     def _papers_items_find_their_rows(self) -> None:
         report = self.report
         for name in ("large", "imagenet", "resnet", "smoothadv", "no_jacobian"):
             if getattr(report, name) is None:
                 raise ValueError(f"report.{name} is missing: of the pages only {ALONE!r} does without it (got {self.pages})")
-        _known("report.resnet", report.resnet, self.trained)
+        self._has_rows("report.resnet", report.resnet, "main", reference=False)
+        self._same_images((report.resnet, "main"), (report.large.main, "main"))
         for name, size in report.sizes().items():
             for key in size.experiments():
                 self._has_rows(f"report.{name}", key, "main")
@@ -250,6 +265,7 @@ class Profile(Section):
                     raise ValueError(f"experiments.{size.main}.votes.groups needs a group samples_*, with SRS-MDEQ-3A")
         for name in ("smoothadv", "no_jacobian"):
             self._has_rows(f"report.{name}", getattr(report, name), "pair", ("SRS-MDEQ-1A", "SRS-MDEQ-3A"))
+            self._same_images((getattr(report, name), "pair"), (report.small.main, "steps"))
         if self.trained[report.smoothadv].training.adversary is None:
             raise ValueError(
                 f"report.smoothadv = {report.smoothadv!r} is not trained by SmoothAdv: give its training an adversary"
@@ -263,6 +279,15 @@ class Profile(Section):
             _known(f"{self._place(key)}.votes.groups.{group}: the row", row, samplers)
         if reference and votes.reference not in samplers.values():
             raise ValueError(f"{self._place(key)}.votes.groups.{group} needs the reference among its samplers")
+
+    def _same_images(self, *groups: tuple[str, str]) -> None:
+        """Whether two groups that are compared image by image are of one size."""
+        (place, images), (other, agreed) = (
+            (f"{self._place(key)}.votes.groups.{group}.images", self.trained[key].votes.groups[group].images)
+            for key, group in groups
+        )
+        if images != agreed:
+            raise ValueError(f"{place} = {images} must be {agreed}, as {other}: they are compared image by image")
 
     def _certifiable(self, key: str, group: str) -> None:
         chosen = self.trained[key].votes.groups[group]

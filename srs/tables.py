@@ -163,12 +163,13 @@ def paired_difference(
     """Certified accuracy at ``r`` of ``method`` minus that of ``other``, on the same images, with its 1 - alpha interval.
 
     The interval is exact and conservative: from Clopper-Pearson intervals, each at level 1 - alpha / 2, for the shares of
-    images gained and lost (Bonferroni). NaN where the two have no image in common.
+    images gained and lost (Bonferroni). Raises ValueError where the two rows are on different images.
     """
-    counts = certified(rows, r).groupby([rows["index"], rows["method"]]).first().unstack()
-    both = counts[[method, other]].dropna().astype(bool)
-    if both.empty:
-        return np.nan, np.nan, np.nan
+    counts = certified(rows, r).groupby([rows["index"], rows["method"]]).first().unstack()[[method, other]].dropna(how="all")
+    if counts.isna().any(axis=None):
+        images = " and ".join(f"{name}'s are {counts[name].dropna().index.tolist()}" for name in (method, other))
+        raise ValueError(f"rows are compared image by image: {images}")
+    both = counts.astype(bool)
     gained, lost = int((both[method] & ~both[other]).sum()), int((both[other] & ~both[method]).sum())
     gains, losses = (bounds.clopper_pearson_interval(count, len(both), alpha / 2) for count in (gained, lost))
     return (gained - lost) / len(both), gains[0] - losses[1], gains[1] - losses[0]

@@ -81,6 +81,12 @@ def test_the_file_itself_is_well_formed_and_the_default_is_embedded():
         ("experiment: small-025\n", "experiment: small-26\n", "variants.small-025-.*experiment = 'small-26' is unknown"),
         ("experiment: small-025\n", "experiment: large-025\n", "model must be the model of its experiment, 'large-025'"),
         ("sigma: 0.12, start: learned,", "sigma: 0.12,", "'AS-MDEQ-1N tuned' starts at 'learned': training.start must be"),
+        (
+            "&pairs {sigma: 0.5, images: 100",
+            "&pairs {sigma: 0.5, images: 50",
+            "votes.images = 50 must be 100, as in experiments",
+        ),
+        ("{pair: {images: 30", "{pair: {images: 20", "groups.pair.images = 20 must be 30, as .*groups.steps.images"),
         ("starts: &starts {points: 4000", "starts: &starts {points: 1", "starts.points: .*greater than or equal to 2"),
         ("speed: &speed {n: 10000", "speed: &speed {n: 20", "too small|certify nothing|out of range"),
         ("start: clean}", "start: clean, restart: 2}", "restart = 2 needs start = 'previous'"),

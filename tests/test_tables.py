@@ -125,10 +125,13 @@ def test_paired_differences_cover_the_truth():
     assert stats.binomtest(held, runs, 0.95, alternative="less").pvalue > 1e-3
 
 
-def test_paired_differences_look_at_common_images_and_at_the_radius(rows):
-    few = pd.concat([rows[rows["method"] == "MDEQ-30A"], rows[(rows["method"] == "SRS-MDEQ-3A") & (rows["index"] < 2)]])
-    assert tables.paired_difference(few, "SRS-MDEQ-3A", "MDEQ-30A", 0.5)[0] == -0.5
-    assert tables.paired_difference(few, "SRS-MDEQ-3A", "MDEQ-30A", 0.0)[0] == 0.0
+def test_paired_differences_look_at_the_radius_and_at_the_same_images_alone(rows):
+    same = rows[rows["index"] < 2]
+    assert tables.paired_difference(same, "SRS-MDEQ-3A", "MDEQ-30A", 0.5)[0] == -0.5
+    assert tables.paired_difference(same, "SRS-MDEQ-3A", "MDEQ-30A", 0.0)[0] == 0.0
+    few = pd.concat([rows[rows["method"] == "MDEQ-30A"], same[same["method"] == "SRS-MDEQ-3A"]])
+    with pytest.raises(ValueError, match=r"image by image: SRS-MDEQ-3A's are \[0, 1\] and MDEQ-30A's are \[0, 1, 2, 3\]"):
+        tables.paired_difference(few, "SRS-MDEQ-3A", "MDEQ-30A")
 
 
 def test_share_of_nothing_is_a_dash():
