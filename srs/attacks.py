@@ -72,7 +72,7 @@ def attack(
 class Poll:
     """A sequential PREDICT over ``classes`` classes: votes come bit by bit, until one class is shown to be the most probable.
 
-    ``answer`` is that class, ABSTAIN once ``n`` votes have not shown any, None before. It names another class than the
+    ``answer`` is that class, ABSTAIN once none can be shown with ``n`` votes, None before. It names another class than the
     smoothed classifier's with probability at most ``alpha``, whenever one looks: of the votes for a wrong class and for the
     most probable one, at most half are expected to go to the wrong, and a test martingale (:func:`srs.bounds.log_evidence`)
     says so at level alpha / classes. Undecided votes count for the runner-up.
@@ -89,9 +89,10 @@ class Poll:
         self.counts += np.bincount(votes[votes != UNDECIDED], minlength=len(self.counts))
         order = np.argsort(self.counts, kind="stable")
         first, against = int(self.counts[order[-1]]), int(self.counts[order[-2]]) + self.undecided
+        best = first + self.n - self.drawn  # if it gets all votes that are left
         if bounds.log_evidence(first, first + against, 0.5) >= self.threshold:
             self.answer = int(order[-1])
-        elif self.drawn >= self.n:
+        elif bounds.log_evidence(best, best + against, 0.5) < self.threshold:
             self.answer = ABSTAIN
 
 

@@ -35,14 +35,13 @@ def promised(items: dict, profile: params.Profile) -> dict:
         for key in entry.levels
         if key != entry.main
     }
-    names = reports(profile)
-    shown = {name: item for name, item in items.items() if item["report"] in names}
+    shown = {name: item for name, item in items.items() if reports([item["report"]], profile)}
     return {name: item for name, item in shown.items() if "sigma" not in item or (item["size"], item["sigma"]) in levels}
 
 
-def reports(profile: params.Profile) -> list[str]:
-    """The names of a profile's reports, in order."""
-    return [name for name in read()[0] if name in (*_ALWAYS, *profile.pages)]
+def reports(names: list[str], profile: params.Profile) -> list[str]:
+    """Those of all reports' ``names`` that a profile has, in order."""
+    return [name for name in names if name in (*_ALWAYS, *profile.pages)]
 
 
 def faults(reports: Path, items: dict) -> list[str]:
@@ -151,12 +150,12 @@ def read() -> tuple[list[str], dict]:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    (_, items), profile = read(), params.load().active
+    (names, items), profile = read(), params.load().active
     items = promised(items, profile)
     wrong = faults(folder, items)
     if wrong:
         sys.exit("the reports lack:\n" + "\n".join(wrong))
-    found = [folder / f"{name}.ipynb" for name in reports(profile)]
+    found = [folder / f"{name}.ipynb" for name in reports(names, profile)]
     (folder.parent / "index.html").write_text(page(profile, items, found, f"{folder.name}/"))
 
 

@@ -51,9 +51,11 @@ class Variant(Experiment):
 
     @model_validator(mode="after")
     def _has_its_starts(self) -> "Variant":
+        if self.training.start != "initial":
+            return self
         for group in self.votes.groups.values():
             for row, sampler in group.samplers.items():
-                if self.training.start == "initial" and getattr(sampler, "start", "initial") in ("mean", "learned"):
+                if isinstance(sampler, StandardSampler) and sampler.start != "initial":
                     raise ValueError(
                         f"row {row!r} starts at {sampler.start!r}: training.start must be 'mean' or 'learned' (got 'initial')"
                     )

@@ -59,7 +59,8 @@ def _provenance(runs: Path) -> str:
 def main() -> None:
     profile = params.load().active
     runs, target = Path("runs") / profile.name, Path("reports") / profile.name
-    names, (_, items) = index.reports(profile), index.read()
+    names, items = index.read()
+    names = index.reports(names, profile)
     if subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet"]).returncode:
         sys.exit("the reports are not those of the present parameters and code: run `make repro` first")
     try:

@@ -147,10 +147,12 @@ class Results:
     def _models(self, sources: Sequence[Source]) -> list[str]:
         """A text for each source; a network that an earlier one has, too, is described there."""
         first: dict[str, str] = {}
+        told = []
         for key, _ in sources:
-            first.setdefault(self._model(key), key)
-        described = ((key, self._model(key)) for key, _ in sources)
-        return [f"{key} ({what if first[what] == key else f'the network of {first[what]}'})" for key, what in described]
+            model = self._model(key)
+            same = first.setdefault(model, key)
+            told.append(f"{key} ({model if same == key else f'the network of {same}'})")
+        return told
 
     def _model(self, key: str) -> str:
         spec = self.experiments[key].model

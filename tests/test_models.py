@@ -91,9 +91,8 @@ def test_a_loaded_model_is_the_trained_one_whatever_is_merged_and_however_a_batc
         model.classifier(model.unpack(model.f(model.initial_state(model.inject(x)), model.inject(x))))  # running statistics
         model.eval()
         before = classify(model, x, Solver(steps=5))[0]
-        folded = (
-            models.restore(models.state(model)).eval().fold(cache=4 * 40 * size**2 * 3)
-        )  # three rows of the widest activation
+        widest = 4 * 40 * size**2  # bytes of an activation
+        folded = models.restore(models.state(model)).eval().fold(cache=3 * widest)
         assert folded.rows_at_once == 3 and not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
         after = classify(folded, x, Solver(steps=5))[0]
     assert torch.allclose(before, after, atol=1e-4)

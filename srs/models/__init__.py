@@ -66,13 +66,19 @@ def restore(saved: dict) -> nn.Module:
     return model
 
 
-def load(path: str | Path, device: torch.device | str = "cpu", fitted: str | Path | None = None) -> nn.Module:
-    """A trained model from a checkpoint, on ``device``, in evaluation mode, its normalizing layers folded; with the amortized
-    starts (:mod:`srs.starts`) that were ``fitted`` to it, where their file is given. Raises FileNotFoundError."""
+def read(path: str | Path, fitted: str | Path | None = None) -> nn.Module:
+    """The model of a checkpoint as it was trained, in training mode; with the amortized starts (:mod:`srs.starts`) that were
+    ``fitted`` to it, where their file is given. Raises FileNotFoundError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: train it first (dvc repro)")
-    model = restore(torch.load(path, map_location="cpu", weights_only=True)["model"]).eval()
+    model = restore(torch.load(path, map_location="cpu", weights_only=True)["model"])
     if fitted is not None and (saved := torch.load(fitted, map_location="cpu", weights_only=True)):
         model.starts = starts.restore(saved, model)
+    return model
+
+
+def load(path: str | Path, device: torch.device | str = "cpu", fitted: str | Path | None = None) -> nn.Module:
+    """As :func:`read`, but to be used: on ``device``, in evaluation mode, its normalizing layers folded."""
+    model = read(path, fitted).eval()
     # on a processor with caches, pieces of a batch are faster than a batch whose activations do not fit
     return (model.fold(CACHE) if isinstance(model, MDEQ) and torch.device(device).type == "cpu" else model.fold()).to(device)
