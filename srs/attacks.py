@@ -72,10 +72,11 @@ def attack(
 class Poll:
     """A sequential PREDICT over ``classes`` classes: votes come bit by bit, until one class is shown to be the most probable.
 
-    ``answer`` is that class, ABSTAIN once none can be shown with ``n`` votes, None before. It names another class than the
-    smoothed classifier's with probability at most ``alpha``, whenever one looks: of the votes for a wrong class and for the
-    most probable one, at most half are expected to go to the wrong, and a test martingale (:func:`srs.bounds.log_evidence`)
-    says so at level alpha / classes. Undecided votes count for the runner-up.
+    ``answer`` is that class, None before, and ABSTAIN once it is no more to be expected of ``n`` votes: not even if the leader
+    were two standard errors stronger than it has been (stochastic curtailment, Lan et al. 1982). It names another class than
+    the smoothed classifier's with probability at most ``alpha``, whenever one looks: of the votes for a wrong class and for
+    the most probable one, at most half are expected to go to the wrong, and a test martingale
+    (:func:`srs.bounds.log_evidence`) says so at level alpha / classes. Undecided votes count for the runner-up.
     """
 
     def __init__(self, n: int, alpha: float, classes: int):
@@ -89,10 +90,11 @@ class Poll:
         self.counts += np.bincount(votes[votes != UNDECIDED], minlength=len(self.counts))
         order = np.argsort(self.counts, kind="stable")
         first, against = int(self.counts[order[-1]]), int(self.counts[order[-2]]) + self.undecided
-        best = first + self.n - self.drawn  # if it gets all votes that are left
-        if bounds.log_evidence(first, first + against, 0.5) >= self.threshold:
+        left, both = self.n - self.drawn, first + against
+        more = math.ceil(left * min(1, (first + math.sqrt(both)) / both))  # two standard errors of a half
+        if bounds.log_evidence(first, both, 0.5) >= self.threshold:
             self.answer = int(order[-1])
-        elif bounds.log_evidence(best, best + against, 0.5) < self.threshold:
+        elif bounds.log_evidence(first + more, both + left, 0.5) < self.threshold:
             self.answer = ABSTAIN
 
 

@@ -56,6 +56,7 @@ def run(notebook: str | Path, output: str | Path, parameters: dict) -> None:
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
+            shutdown_kernel="immediate",  # all cells are done: torch takes a second to say goodbye
             extra_arguments=["--log-level=ERROR"],  # the kernel's, else it warns about its local sockets
         )
         stable = _stable(executed)

@@ -10,6 +10,7 @@ import srs
 from srs import attacks, models
 from srs.ascent import ascend, project, smoothed_loss
 from srs.attacks import Attack, Poll, attack, attack_images
+from srs.bounds import log_evidence
 from srs.certification import ABSTAIN, Certification
 from srs.data import Part
 from srs.deq import differentiable
@@ -177,12 +178,21 @@ def test_a_clear_vote_is_settled_soon_and_a_close_one_is_not():
     rng = np.random.default_rng(0)
     assert _answer(rng.choice(4, 1_000, p=[0.8, 0.2, 0, 0]))[1] < 100
     assert _answer(rng.choice(4, 1_000, p=[0.4, 0.2, 0.2, 0.2]))[0] == 0  # no majority is needed
-    close = rng.choice(4, 1_000, p=[0.4, 0.39, 0.2, 0.01])
-    answer, drawn = _answer(close)
-    assert answer == ABSTAIN and 500 < drawn < 1_000  # given up
-    decided = np.concatenate([close[: drawn - 20], np.zeros(1_020 - drawn, int)])
-    assert _answer(decided)[0] == 0  # but not as long as the votes left could decide
+    answer, drawn = _answer(rng.choice(4, 1_000, p=[0.4, 0.39, 0.2, 0.01]))
+    assert answer == ABSTAIN and 100 < drawn < 600  # given up
     assert _answer(np.full(1_000, UNDECIDED))[0] == ABSTAIN
+
+
+def test_giving_up_costs_few_answers():
+    def full(votes):  # the same evidence, all votes awaited
+        for_0 = np.cumsum(votes == 0)[19::20]
+        return (log_evidence(for_0, np.arange(20, 1_001, 20), 0.5) >= np.log(2 / 0.001)).any()
+
+    rng = np.random.default_rng(2)
+    for p in (0.55, 0.58, 0.61):
+        polls = [rng.choice(2, 1_000, p=[p, 1 - p]) for _ in range(300)]
+        found, possible = (sum(named) for named in zip(*((_answer(v, classes=2)[0] == 0, full(v)) for v in polls)))
+        assert 0.8 * possible <= found <= possible and found > 0
 
 
 def test_a_poll_is_seldom_wrong_whenever_it_stops():
