@@ -25,7 +25,7 @@ from srs.solvers import Solver
 from srs.votes import UNDECIDED, Sampler
 
 _BLOCK = 32  # images attacked side by side
-_LOOK = 50  # draws between two looks at the evidence
+_LOOK = 25  # draws between two looks at the evidence
 CLEAN = "none"  # the attack's name in the records of clean images
 
 # Noise of the attacker, and of those who judge him: seeds from 2^63 on are not certification's, and no image has so large

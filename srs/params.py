@@ -131,21 +131,19 @@ class Size(Section):
 
 
 class Past(Section):
-    """An experiment with amortized rows and, where there are such, what was ``tuned`` from it and the same layer trained
-    ``unrolled``."""
+    """Beside an experiment with amortized rows: what was ``tuned`` from it, and the same layer trained ``unrolled``."""
 
-    experiment: str
     tuned: str | None = None
     unrolled: str | None = None
 
     def models(self) -> list[str]:
-        return [key for key in (self.experiment, self.tuned, self.unrolled) if key is not None]
+        return [key for key in (self.tuned, self.unrolled) if key is not None]
 
 
 class Report(Section):
     """What the reports show: which experiment stands where the paper has which; ``others`` are shown though it has none.
-    ``past``: the noise levels of the report that goes past the paper. Reports of the paper's items need all of ``large``,
-    ``imagenet``, ``resnet``, ``smoothadv`` and ``no_jacobian``."""
+    ``past``: the experiments of the report that goes past the paper, one a noise level. Reports of the paper's items need
+    all of ``large``, ``imagenet``, ``resnet``, ``smoothadv`` and ``no_jacobian``."""
 
     data: dict[str, DataRole]
     small: Size
@@ -154,7 +152,7 @@ class Report(Section):
     resnet: str | None = None
     smoothadv: str | None = None
     no_jacobian: str | None = None
-    past: list[Past] = []
+    past: dict[str, Past]
     others: list[str] = []
 
     def sizes(self) -> dict[str, Size]:
@@ -240,14 +238,14 @@ class Profile(Section):
                 self._has_rows("report.small", report.small.main, group, rows[group])
         for key in report.others:
             self._has_rows("report.others", key, "main")
-        for past in report.past:
-            self._has_rows("report.past", past.experiment, "past", self.starts.candidates)
-            self._has_rows("report.past", past.experiment, "sequential", reference=False)
+        for key, past in report.past.items():
+            self._has_rows("report.past", key, "past", self.starts.candidates)
+            self._has_rows("report.past", key, "sequential", reference=False)
             for kind in ("tuned", "unrolled"):
-                if (key := getattr(past, kind)) is not None:
-                    _known(f"report.past.{kind}", key, self.variants)
-                    self._has_rows("report.past", key, "past", reference=False)
-                    self._same_images((key, "past"), (past.experiment, "past"))
+                if (other := getattr(past, kind)) is not None:
+                    _known(f"report.past.{kind}", other, self.variants)
+                    self._has_rows("report.past", other, "past", reference=False)
+                    self._same_images((other, "past"), (key, "past"))
 
     def _papers_items_find_their_rows(self) -> None:
         report = self.report

@@ -45,7 +45,7 @@ def test_the_stages_of_the_paper_profile_resolve(graph):
     listed = subprocess.run([str(DVC), "stage", "list", "--name-only"], cwd=graph, capture_output=True, text=True, check=True)
     stages = set(listed.stdout.split())
     assert {f"{kind}@{key}" for kind in ("train", "start", "vote") for key in PAPER.experiments} <= stages
-    assert {f"variant@{key}" for key in PAPER.variants} | {"speed", "past"} <= stages
+    assert {f"variant@{key}" for key in PAPER.variants} | {f"speed@{key}" for key in PAPER.report.past} | {"past"} <= stages
     assert {"prepare@cifar10", "prepare@imagenet", "attack@small", "attack@large", "table2", "certify", "index"} <= stages
     dry = subprocess.run([str(DVC), "repro", "--dry", "--force"], cwd=graph, capture_output=True, text=True, check=True)
     assert dry.stdout.count("Running stage") == len(stages)

@@ -38,7 +38,7 @@ def test_the_file_itself_is_well_formed_and_the_default_is_embedded():
         ("split: 0.5", "split: 0.5, census: 0.1", "census = 0.1 needs the reference's votes on all draws.*audit = 400 must go"),
         ("audit_draw: random", "audit_draw: random, census: 0.1, estimator: theorem_3_1", "estimator"),
         ("arithmetic: &arithmetic {experiment: small-050", "arithmetic: &arithmetic {experiment: any", "'any' is unknown"),
-        ("runs: 2000", "runs: 0", r"coverage.runs: .*greater than or equal to 1 \(got 0\)"),
+        ("runs: 1000", "runs: 0", r"coverage.runs: .*greater than or equal to 1 \(got 0\)"),
         (
             "{images: 50, n: 2000, samplers: *direct}",
             "{images: 50, n: 5, samplers: *direct}",
