@@ -6,8 +6,8 @@ INSTALLED := .venv/.installed
 
 .PHONY: repro test bench publish lint strip lock clean
 
-# lines of stages, each line one after the other, $(JOBS) lines at a time, until nobody else holds the locks that a line needs
-SIDE_BY_SIDE = xargs -P $(JOBS) -L 1 bash -o pipefail -c 'log=$$(mktemp); until dvc repro "$$0" "$$@" 2>&1 | tee "$$log"; do grep -qE "acquire lock|is busy" "$$log" || exit 1; sleep 1; done'
+# lines of stages, each line one after the other, $(JOBS) lines at a time; DVC gives up where another holds its lock for seconds
+SIDE_BY_SIDE = xargs -P $(JOBS) -L 1 bash -o pipefail -c 'log=$$(mktemp); for try in {1..50}; do dvc repro -s "$$0" "$$@" 2>&1 | tee "$$log" && exit; grep -qE "acquire lock|is busy" "$$log" || exit 1; sleep 1; done'
 STAGES = echo "$$stages" | grep -E
 MAIN = $(shell python -c "import yaml; print(yaml.safe_load(open('params.yaml'))['active']['report']['small']['main'])")
 
@@ -15,10 +15,9 @@ repro: $(INSTALLED) # dvc repro alone does the same, one stage after the other; 
 	dvc status -q > /dev/null 2>&1 || { stages=$$(dvc stage list --name-only) && \
 		$(STAGES) '^(check|source)$$' | $(SIDE_BY_SIDE) && \
 		$(STAGES) '^prepare@' | $(SIDE_BY_SIDE) && \
-		{ echo -s train@$(MAIN) start@$(MAIN) vote@$(MAIN) table2; echo -s coverage; \
-			$(STAGES) '^train@' | sed '/@$(MAIN)$$/d; s/train@\(.*\)/-s train@\1 start@\1 vote@\1/'; \
-			$(STAGES) '^(attack@|arithmetic$$|variant@|speed@)'; } | $(SIDE_BY_SIDE) && \
-		{ echo -s past; $(STAGES) '^(certify$$|report@)' | xargs -n 2 echo -s; } | $(SIDE_BY_SIDE); }
+		{ echo train@$(MAIN) start@$(MAIN) vote@$(MAIN) table2; echo coverage; $(STAGES) '^train@' | sed '/@$(MAIN)$$/d; s/train@\(.*\)/train@\1 start@\1 vote@\1/'; } | $(SIDE_BY_SIDE) && \
+		$(STAGES) '^(attack@|arithmetic$$|variant@|speed@)' | $(SIDE_BY_SIDE) && \
+		{ echo past; $(STAGES) '^(certify$$|report@)' | xargs -n 2; } | $(SIDE_BY_SIDE); }
 	dvc repro
 	@python -c "import yaml, pathlib; name = yaml.safe_load(open('params.yaml'))['active']['name']; print('Reports:', *sorted(pathlib.Path('runs', name, 'reports').resolve().glob('*.html')), sep='\n  ')"
 
