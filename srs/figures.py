@@ -103,7 +103,7 @@ def plot_levels(table: pd.DataFrame, sizes: Sequence[str]) -> Figure:
                 color=color,
             )
         axes.set(title=size, xlabel="noise level sigma (pixel units)", ylabel="ACR", ylim=(0, None))
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))  # no corner is always free
     return figure
 
 
