@@ -263,10 +263,14 @@ def methods_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def engine_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Columns measured, ``whole`` and ``bare`` (median seconds), their ``ratio``, and its ``target``."""
-    table = summary(runs, ["measured", "side"])["seconds"].unstack("side", sort=False).reset_index()
-    targets = [TARGETS[name.rpartition(", ")[0]] for name in table["measured"]]
-    return table.assign(ratio=table["whole"] / table["bare"], target=targets)
+    """Columns measured, ``whole`` and ``bare`` (median seconds), the median ``ratio`` of two that ran one after
+    the other, the ``least`` and ``most``, and the ``target``."""
+    pairs = runs.pivot(index=["measured", "repeat"], columns="side", values="seconds")
+    pairs["ratio"] = pairs["whole"] / pairs["bare"]
+    found = pairs.groupby("measured")
+    table = found[["whole", "bare", "ratio"]].median()
+    table = table.assign(least=found["ratio"].min(), most=found["ratio"].max()).loc[runs["measured"].unique()].reset_index()
+    return table.assign(target=[TARGETS[name.rpartition(", ")[0]] for name in table["measured"]])
 
 
 def scaling_table(runs: pd.DataFrame) -> pd.DataFrame:

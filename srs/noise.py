@@ -1,6 +1,7 @@
 """The noise: draw j of image i is a function of (seed, i, j) alone, on every machine and in any order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,10 +48,28 @@ class NoisyCopies:
 
     def __call__(self, draws: np.ndarray) -> Tensor:
         """Copies number ``draws``: (len(draws), C, H, W) on the image's device."""
-        noise = torch.from_numpy(standard_normal(self.seed, self.index, draws, self.image.numel()))
-        return self.image + self.sigma * noise.view(-1, *self.image.shape).to(self.image.device, self.image.dtype)
+        return self.add(self.noise(draws))
+
+    def noise(self, draws: np.ndarray) -> np.ndarray:
+        """The :func:`standard_normal` vectors e_j of ``draws``: (len(draws), C H W), made by the host."""
+        return standard_normal(self.seed, self.index, draws, self.image.numel())
+
+    def add(self, noise: np.ndarray) -> Tensor:
+        """The copies whose :meth:`noise` was drawn: (rows, C, H, W) on the image's device."""
+        noise = torch.from_numpy(noise).view(-1, *self.image.shape)
+        return self.image + self.sigma * noise.to(self.image.device, self.image.dtype)
 
 
-def gather(copies: Sequence[NoisyCopies], which: np.ndarray, draws: np.ndarray) -> Tensor:
-    """Copies number ``draws`` of the images number ``which`` (ascending): (len(draws), C, H, W)."""
-    return torch.cat([copies[i](draws[which == i]) for i in np.unique(which)])
+def gather(copies: Sequence[NoisyCopies], parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
+    """For each part (which, draws): copies number ``draws`` of the images number ``which`` (ascending), (len(draws), C, H, W).
+    A thread draws the next part's noise while the caller works on the last one's."""
+
+    def draw(which: np.ndarray, draws: np.ndarray) -> list[tuple[NoisyCopies, np.ndarray]]:
+        return [(copies[i], copies[i].noise(draws[which == i])) for i in np.unique(which)]
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming = [thread.submit(draw, *part) for part in parts[:1]]
+        for i in range(len(parts)):
+            drawn = coming.pop().result()
+            coming += [thread.submit(draw, *part) for part in parts[i + 1 : i + 2]]
+            yield torch.cat([copies.add(noise) for copies, noise in drawn])

@@ -92,8 +92,8 @@ class _IndependentSampler(_Sampler):
         which = np.repeat(np.arange(len(copies)), [len(numbers) for numbers in draws])
         places = np.concatenate([np.arange(len(numbers)) for numbers in draws])
         numbers = np.concatenate(draws)
-        for rows in batches(np.arange(len(which)), batch_size):
-            x = gather(copies, which[rows], numbers[rows])
+        split = batches(np.arange(len(which)), batch_size)
+        for rows, x in zip(split, gather(copies, [(which[rows], numbers[rows]) for rows in split])):
             began = time.perf_counter()
             logits, solution = self._logits(model, x)
             unsure = solution.close if solution else None
@@ -215,17 +215,20 @@ class _Chains:
     def run(self) -> None:
         if self.sampler.start == "clean" or self.sampler.carry == "clean":
             self._solve_clean_images()
-        for turn in range(-(-self.n // self.sampler.chains)):
-            self.turn = turn
-            alive = turn * self.sampler.chains + self.chain < self.n
-            parts = [self._solve(rows) for rows in batches(np.flatnonzero(alive), self.batch_size)]
-            self._hand_on(alive, *zip(*parts))
+        chains = self.sampler.chains
+        turns = [turn * chains + self.chain for turn in range(-(-self.n // chains))]  # the draws of each
+        split = [batches(np.flatnonzero(numbers < self.n), self.batch_size) for numbers in turns]
+        noisy = gather(
+            self.copies, [(self.which[rows], numbers[rows]) for numbers, parts in zip(turns, split) for rows in parts]
+        )
+        for self.turn, (numbers, parts) in enumerate(zip(turns, split)):
+            solved = [self._solve(rows, numbers[rows], x) for rows, x in zip(parts, noisy)]
+            self._hand_on(numbers < self.n, *zip(*solved))
 
-    def _solve(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Inverse | None]:
-        """One draw of the chains ``rows``: their votes entered; states, which of them are finite, inverse Jacobians."""
-        sampler, model = self.sampler, self.model
-        which, numbers = self.which[rows], self.turn * sampler.chains + self.chain[rows]
-        x = gather(self.copies, which, numbers)
+    def _solve(self, rows: np.ndarray, numbers: np.ndarray, x: Tensor) -> tuple[Tensor, Tensor, Inverse | None]:
+        """One draw of the chains ``rows``, noisy copies ``x``: their votes entered; states, which of them are finite, inverse
+        Jacobians."""
+        sampler, model, which = self.sampler, self.model, self.which[rows]
         began = time.perf_counter()
         injection = model.inject(x)
         initial = model.initial_state(injection)

@@ -81,7 +81,7 @@ def test_folding_weight_normalization_changes_nothing_but_the_parameters():
     assert torch.allclose(before, after, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [8, 16])  # upsampling by products with all pixels, and from 8 x 8 with columns
+@pytest.mark.parametrize("size", [8, 16, 32])  # upsampling by products with all pixels; with columns; channels side by side
 def test_a_loaded_model_is_the_trained_one_whatever_is_merged_and_however_a_batch_is_cut(size):
     model = models.build("mdeq-small", image_size=size, mean=(0.3,), std=(0.4,)).train()
     with torch.no_grad():
@@ -96,6 +96,8 @@ def test_a_loaded_model_is_the_trained_one_whatever_is_merged_and_however_a_batc
         assert folded.rows_at_once == 3 and not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
         after = classify(folded, x, Solver(steps=5))[0]
     assert torch.allclose(before, after, atol=1e-4)
+    beside = [block.conv1.weight.is_contiguous(memory_format=torch.channels_last) for block in folded.layer.blocks]
+    assert beside == [size == 32, False, False]
     with pytest.raises(ValueError, match="training mode cannot be folded"):
         model.train().fold()
 

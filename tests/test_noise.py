@@ -1,9 +1,12 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from srs.noise import BLOCK, NoisyCopies, standard_normal
+from srs import noise
+from srs.noise import BLOCK, NoisyCopies, gather, standard_normal
 
 
 def test_a_draw_is_a_function_of_seed_index_and_number_alone():
@@ -49,3 +52,29 @@ def test_noisy_copies_are_in_pixel_units_and_not_clipped():
     expected = 0.9 + 0.5 * standard_normal(7, 4, np.arange(100), 4)
     assert torch.allclose(copies.flatten(1), torch.from_numpy(expected))
     assert copies.max() > 1 and copies.min() < 0
+
+
+def test_gathered_copies_are_those_of_each_image_part_by_part():
+    copies = [NoisyCopies(torch.rand(1, 2, 2), index, 0.5, 7) for index in (4, 9)]
+    parts = [(np.array([0, 0, 1]), np.array([5, 2, 2])), (np.array([1]), np.array([0]))]
+    first, second = gather(copies, parts)
+    assert torch.equal(first, torch.cat([copies[0](np.array([5, 2])), copies[1](np.array([2]))]))
+    assert torch.equal(second, copies[1](np.array([0])))
+    assert list(gather(copies, [])) == []
+
+
+def test_noise_is_drawn_while_the_caller_works(monkeypatch):
+    drawn, ready = [], threading.Event()
+
+    def draw(seed, index, draws, size):
+        drawn.append((int(draws[0]), threading.current_thread() is threading.main_thread()))
+        if len(drawn) == 2:
+            ready.set()
+        return np.zeros((len(draws), size), dtype=np.float32)
+
+    monkeypatch.setattr(noise, "standard_normal", draw)
+    parts = gather([NoisyCopies(torch.zeros(1, 1, 1), 0, 0.5, 0)], [(np.array([0]), np.array([j])) for j in range(3)])
+    next(parts)
+    assert ready.wait(timeout=60), "the second part was not drawn before it was asked for"
+    assert drawn == [(0, False), (1, False)]  # no more than one part ahead: memory
+    assert len(list(parts)) == 2 and len(drawn) == 3

@@ -96,13 +96,15 @@ class ResidualBlock(nn.Module):
 
     def forward(self, z: Tensor, injection: Tensor | None) -> Tensor:
         # in place where autograd allows it: most of the time beside the convolutions goes into moving memory
-        out = self.dropout(self.conv2(F.relu_(self.norm1(self.conv1(z)))))
+        out = self.dropout(self.conv2(F.relu_(self.norm1(self.conv1(z)))).contiguous())
         if injection is not None:
             out = out + injection
         return self.norm3(self.norm2(out).add_(z).relu_())
 
 
 _SMALL_SIDE = 4  # pixels: where a product with all of them is cheaper than one with columns
+_LARGE_SIDE = 32  # pixels: from here on channels that do not fill a register are better kept side by side
+_REGISTER = 16  # numbers
 
 
 class FusionPath(nn.Module):
@@ -290,6 +292,9 @@ class MDEQ(nn.Module):
         if cache is not None:
             for i, j in combinations(range(len(self.state_shapes)), 2):
                 self.layer.paths[f"{j}_to_{i}"].fold(self.state_shapes[j][1])
+            for block, (channels, side, _) in zip(self.layer.blocks, self.state_shapes):
+                if channels < _REGISTER and side >= _LARGE_SIDE:
+                    block.conv1.to(memory_format=torch.channels_last)
             self.classifier.to(memory_format=torch.channels_last)  # which processors' wide 1x1 convolutions like better
             widest = max(c * self.config.expansion * h * w for c, h, w in self.state_shapes)
             self.rows_at_once = max(1, cache // (4 * widest))
