@@ -35,7 +35,8 @@ def promised(items: dict, profile: params.Profile) -> dict:
         for key in entry.levels
         if key != entry.main
     }
-    shown = {name: item for name, item in items.items() if reports([item["report"]], profile)}
+    pages = reports(list({item["report"] for item in items.values()}), profile)
+    shown = {name: item for name, item in items.items() if item["report"] in pages}
     return {name: item for name, item in shown.items() if "sigma" not in item or (item["size"], item["sigma"]) in levels}
 
 

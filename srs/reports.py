@@ -124,22 +124,20 @@ class Results:
 
     def basis(self, sources: Sequence[Source]) -> str:
         """The sentences that every caption ends with: what its numbers rest on."""
-        told = []
+        models: dict[str, dict[str, None]] = {}  # by what they have in common
         for (key, group), model in zip(sources, self._models(sources)):
             rows = self.rows(key, group)
             first, serialized = rows.iloc[0], rows[rows["estimator"] != ""]
-            told.append(
-                f"{model}, sigma = {first['sigma']:g}; {rows['index'].nunique()} evenly spaced test images, "
-                f"N = {first['n']:,}, n0 = {first['n0']}, alpha = {first['alpha']:g}"
-                + (
-                    f", K = {serialized['k'].max()} audited draws, {tables.audited_by(serialized.iloc[0])}"
-                    if len(serialized)
-                    else ""
-                )
+            common = (
+                f"{rows['index'].nunique()} evenly spaced test images, N = {first['n']:,}, n0 = {first['n0']}, "
+                f"alpha = {first['alpha']:g}"
             )
+            if len(serialized):
+                common += f", K = {serialized['k'].max()} audited draws, {tables.audited_by(serialized.iloc[0])}"
+            models.setdefault(common, {})[model] = None
         machines = dict.fromkeys(self._machine(key) for key, _ in sources)
         return (
-            "; ".join(dict.fromkeys(told))
+            "; ".join(f"{', '.join(named)}: {common}" for common, named in models.items())
             + f". Measured on {'; '.join(machines)}. "
             + self.stand_in([key for key, _ in sources])
         )
@@ -151,7 +149,8 @@ class Results:
         for key, _ in sources:
             model = self._model(key)
             same = first.setdefault(model, key)
-            told.append(f"{key} ({model if same == key else f'the network of {same}'})")
+            network = model if same == key else f"the network of {same}"
+            told.append(f"{key} ({network}, sigma = {self.sigma(key):g})")
         return told
 
     def _model(self, key: str) -> str:

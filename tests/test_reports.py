@@ -64,6 +64,16 @@ def test_captions_say_what_they_rest_on(results):
         results.caption("table_99", "")
 
 
+def test_captions_say_once_what_models_have_in_common(results, monkeypatch):
+    twin = "small-twin"
+    monkeypatch.setitem(results.experiments, twin, _experiment())
+    monkeypatch.setitem(results._votes, twin, results.votes("small-050"))
+    shutil.copytree(results.runs / "votes" / "small-050", results.runs / "votes" / twin)
+    text = results.basis([("small-050", "main"), (twin, "main"), ("small-050", "steps")])
+    assert "small-twin (the network of small-050, sigma = 0.5): 2 evenly spaced" in text
+    assert [text.count(part) for part in ("N = 200", "N = 100", "2 cores of X")] == [1, 1, 1]
+
+
 def test_combined_rows_keep_their_own_names_and_groups(results):
     rows = results.combined({"a": ("small-050", "consistency", "MDEQ-30A"), "b": ("small-050", "steps", "SRS-MDEQ-5A")})
     assert rows.groupby("method")["n"].first().to_dict() == {"a": 200, "b": 100}
