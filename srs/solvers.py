@@ -52,7 +52,7 @@ class Solution:
     ``z`` is built from ``evaluations`` evaluations of f; ``residual`` belongs to the last state at which f was
     evaluated: ||f(z) - z|| (``stop="absolute"``) or ||f(z) - z|| / ||f(z)|| (otherwise), l2 norms over the row. A row
     that stopped by itself holds f of that state; a fixed run holds the method's next iterate.
-    ``converged``: residual <= tolerance. A row that is not ``finite`` holds NaN throughout, never an answer. ``close``: a
+    ``converged``: residual <= tolerance. A row whose norm is not ``finite`` holds NaN throughout, no answer. ``close``: a
     residual that could stop the row came so near to the tolerance that in another batch the row might stop a step
     earlier or later; never so for a fixed run.
     """
@@ -124,8 +124,9 @@ def solve(
         z, residual, evaluations, close, inverse = _fixed(flat, z, x, solver, method)
     else:
         z, residual, evaluations, close, inverse = _stopping(flat, z, x, solver, method, CROWD if compact else 0)
-    finite = z.isfinite().all(dim=1) & residual.isfinite()
-    z = torch.where(finite[:, None], z, torch.nan)
+    finite = z.norm(dim=1).isfinite() & residual.isfinite()
+    if not finite.all():
+        z = torch.where(finite[:, None], z, torch.nan)
     return Solution(z.view_as(z0), residual, evaluations, (residual <= solver.tolerance) & finite, finite, close, inverse)
 
 
@@ -209,15 +210,15 @@ class _Anderson(_Method):
 
     def __init__(self, z: Tensor, solver: Solver):
         self.memory, self.mixing = min(solver.memory, solver.steps), solver.mixing
-        self.values = z.new_zeros(len(z), self.memory, z.shape[1])
-        self.gaps = torch.zeros_like(self.values)
+        self.values = z.new_empty(len(z), self.memory, z.shape[1])
+        self.gaps = torch.empty_like(self.values)
         self.gram = torch.zeros(len(z), self.memory, self.memory, dtype=torch.float64, device=z.device)
         self.ridge = solver.ridge * torch.eye(self.memory, dtype=torch.float64, device=z.device)
 
     def next(self, k: int, z: Tensor, fz: Tensor) -> Tensor:
         slot, kept = k % self.memory, min(k + 1, self.memory)
         self.values[:, slot] = fz
-        gap = self.gaps[:, slot] = fz - z
+        gap = torch.sub(fz.detach(), z.detach(), out=self.gaps[:, slot])  # no copy: larger than caches
         gaps = self.gaps[:, :kept]
         products = torch.bmm(gap[:, None], gaps.mT)[:, 0].double()
         self.gram[:, slot, :kept] = products
