@@ -19,7 +19,7 @@ from srs.sections import Section
 
 Method = Literal["naive", "anderson", "broyden"]
 CROWD = 0.75  # at this share of unsolved rows the others leave the batch: copying what is known of them costs time, too
-CLOSE = 0.01  # how near a residual may come to the tolerance, relative to it, before rounding could decide
+CLOSE = 3e-6  # how near a relative residual may come to the tolerance before rounding, at most 6e-7 in MDEQs, could decide
 
 
 class Solver(Section):
@@ -153,7 +153,8 @@ def _stopping(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method", crowd:
         following = method.next(k, z, fz)
         evaluations[place] += active
         gap = residual[place] = torch.where(active, _residual(z, fz, solver.stop), residual[place])
-        close[place] |= active & ((gap / solver.tolerance - 1).abs() <= CLOSE)
+        scale = fz.norm(dim=1) if solver.stop == "absolute" else 1.0
+        close[place] |= active & ((gap - solver.tolerance).abs() <= CLOSE * scale)
         # a row that converges takes f's value, not an extrapolation that nobody has checked
         z = torch.where(active[:, None], torch.where((gap <= solver.tolerance)[:, None], fz, following), z)
         active = active & (gap > solver.tolerance)  # False for NaN: a lost row stops too

@@ -196,3 +196,18 @@ def test_canonical_settings_are_the_same_computation(method):
         assert Solver(method=method, **other).canonical() == Solver(method=method, **other)
     mixed = Solver(method="anderson", steps=1, mixing=0.5)
     assert mixed.canonical() == mixed and not torch.equal(solve(f, z0, x, mixed).z, solve(f, z0, x, one).z)
+
+
+@pytest.mark.parametrize("stop, size", [("relative", 1.0), ("relative", 100.0), ("absolute", 1.0), ("absolute", 100.0)])
+def test_a_row_is_close_when_rounding_could_move_its_residual_across_the_tolerance(stop, size):
+    """The second step is one thousandth of the state: its residual is known."""
+
+    def f(z, x):
+        return torch.where(z == 0, x, z * (1 + gap))
+
+    gap, z0, x = 1e-3, torch.zeros(1, 4), torch.full((1, 4), size / 2)  # of norm ``size``
+    residual = gap / (1 + gap) if stop == "relative" else gap * size
+    for off, expected in ((1e-7, True), (-1e-7, True), (1e-5, False), (-1e-5, False)):  # relative to the state
+        tolerance = residual + off * (1 if stop == "relative" else size)
+        found = solve(f, z0, x, Solver(method="naive", steps=2, stop=stop, tolerance=tolerance))
+        assert found.close.item() == expected, off
