@@ -17,7 +17,8 @@ from srs.solvers import Solution, Solver, per_row, solve
 class DEQ(Protocol):
     """Any object with these four methods can be certified here; it need not be a subclass of anything.
 
-    Every method must treat the rows of a batch independently (evaluation mode: no batch statistics, no dropout).
+    Every method must treat the rows of a batch independently (evaluation mode: no batch statistics, no dropout). An attribute
+    ``rows_at_once``, if there is one and it is not None, bounds how many rows of a batch are solved at once.
     """
 
     def inject(self, x: Tensor) -> Tensor:

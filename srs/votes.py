@@ -92,7 +92,7 @@ class _IndependentSampler(_Sampler):
         which = np.repeat(np.arange(len(copies)), [len(numbers) for numbers in draws])
         places = np.concatenate([np.arange(len(numbers)) for numbers in draws])
         numbers = np.concatenate(draws)
-        split = batches(np.arange(len(which)), batch_size)
+        split = batches(np.arange(len(which)), _at_once(model, batch_size))
         for rows, x in zip(split, gather(copies, [(which[rows], numbers[rows]) for rows in split])):
             began = time.perf_counter()
             logits, solution = self._logits(model, x)
@@ -204,7 +204,8 @@ class _Chains:
     """The chains of some images, side by side from their first draw to their last below ``n``."""
 
     def __init__(self, sampler: SerializedSampler, model: DEQ, copies, cast: list[Votes], n: int, batch_size: int):
-        self.sampler, self.model, self.copies, self.cast, self.n, self.batch_size = sampler, model, copies, cast, n, batch_size
+        self.sampler, self.model, self.copies, self.cast, self.n = sampler, model, copies, cast, n
+        self.rows = _at_once(model, batch_size)
         self.which, self.chain = np.divmod(np.arange(len(copies) * sampler.chains), sampler.chains)
         self.turn = 0
         self.states: Tensor | None = None  # where each chain starts next
@@ -217,7 +218,7 @@ class _Chains:
             self._solve_clean_images()
         chains = self.sampler.chains
         turns = [turn * chains + self.chain for turn in range(-(-self.n // chains))]  # the draws of each
-        split = [batches(np.flatnonzero(numbers < self.n), self.batch_size) for numbers in turns]
+        split = [batches(np.flatnonzero(numbers < self.n), self.rows) for numbers in turns]
         noisy = gather(
             self.copies, [(self.which[rows], numbers[rows]) for numbers, parts in zip(turns, split) for rows in parts]
         )
@@ -307,6 +308,12 @@ def _share(
         mine.evaluations[:] += cast[i].evaluations[here]
         mine.seconds[:] += cast[i].seconds[here]
         cast[i].put(here, mine)
+
+
+def _at_once(model, batch_size: int) -> int:
+    """How many rows of a batch to solve at once: no more than the model computes at once, whose solver's memory then stays
+    as small as its activations."""
+    return min(batch_size, getattr(model, "rows_at_once", None) or batch_size)
 
 
 def batches(items: np.ndarray, size: int) -> list[np.ndarray]:

@@ -230,3 +230,18 @@ def test_serialized_draws_come_in_order(trained, copies):
         SerializedSampler(restart=3, start="clean")
     with pytest.raises(ValueError, match="in order"):
         SerializedSampler().sample(trained, copies, np.arange(5, 10), 4)
+
+
+@pytest.mark.parametrize(
+    "sampler", [StandardSampler(solver=Solver(steps=3)), SerializedSampler(solver=Solver(steps=3), chains=20)]
+)
+def test_no_more_rows_are_solved_at_once_than_the_model_wants(trained, digits, sampler, monkeypatch):
+    copies = NoisyCopies(digits.test.images(np.array([7]))[0], 7, 0.25, 0)
+    whole = sampler.sample(trained, copies, np.arange(40), 400)
+    asked = []
+    heads = trained.head
+    monkeypatch.setattr(trained, "head", lambda z: asked.append(len(z)) or heads(z))
+    monkeypatch.setattr(trained, "rows_at_once", 15)
+    found = sampler.sample(trained, copies, np.arange(40), 400)
+    assert max(asked) == 15 and sum(asked) >= 40
+    assert np.array_equal(found.classes, whole.classes) and np.array_equal(found.evaluations, whole.evaluations)
