@@ -6,6 +6,8 @@ Prints the class of the smoothed classifier, its votes, the certified radius, wh
 """
 
 import argparse
+import io
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -13,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from pydantic import ValidationError
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from srs import bounds, checkpoints, figures, machine
-from srs.certification import ABSTAIN, Certificate, Certification, noisy_copies, standard_certificate
+from srs.certification import ABSTAIN, Certificate, Certification, noisy_copies, selected_class, standard_certificate
 from srs.data import frame
 from srs.noise import NoisyCopies
 from srs.sections import faults
@@ -34,39 +35,43 @@ _COPIES = 4  # noisy copies in the figure
 
 @dataclass(frozen=True)
 class Answer:
-    """What is found about one picture: ``copies`` of it as the model sees it, a ``tally`` of votes."""
+    """What is found about one picture: ``copies`` of it as the model sees it, the class ``named`` by the n0 selection draws,
+    and a ``tally`` of the votes that were counted after them."""
 
     card: checkpoints.Card
     copies: NoisyCopies
     found: Certificate | Settlement
+    named: str
     tally: dict[str, int]
 
     @property
-    def radius(self) -> float:
-        return self.found.radius if isinstance(self.found, Certificate) else self.found.r
-
-    @property
     def headline(self) -> str:
-        if self.found.prediction == ABSTAIN:
-            return "abstains"
-        return f"{self.card.classes[self.found.prediction]}, certified within {bounds.shown(self.radius)}"
+        return "abstains" if self.found.prediction == ABSTAIN else f"{self.named}, certified within {self._radius}"
 
     @property
     def promise(self) -> str:
         found, size = self.found, self.card.image_size
-        if found.prediction == ABSTAIN:
-            asked = "" if isinstance(found, Certificate) else f" within {found.r:g} ({found.outcome})"
-            return f"Nothing is promised: the votes do not show that one class stays the most probable one{asked}."
-        return (
-            f"With probability at least {1 - found.alpha:g} over the noise, the smoothed classifier answers "
-            f"{self.card.classes[found.prediction]!r} for every picture closer than {bounds.shown(self.radius)} (l2, "
-            f"{size}x{size} pixels in [0, 1]) to this one. Whether that answer is right is another question."
-        )
+        likely = f"With probability at least 1 - {found.alpha} over the noise"  # 1 - alpha in digits may round up
+        if found.prediction != ABSTAIN:
+            reach = f" and for every such image closer to it than {self._radius} (l2, pixels in [0, 1])"
+            return (
+                f"{likely}, the smoothed classifier answers {self.named!r} for the picture's central square at {size}x{size} "
+                f"pixels{reach if float(self._radius) else ''}. Whether that answer is right is another question."
+            )
+        if isinstance(found, Certificate):
+            return "Nothing is promised: the votes do not show that one class stays the most probable one."
+        if found.outcome == "refuted":
+            return f"Nothing is promised within {found.r}. {likely}, too few noisy copies are called {self.named!r} for that."
+        return f"Nothing is promised within {found.r}: {found.n:,} votes cannot show it any more."
+
+    @property
+    def _radius(self) -> str:
+        return bounds.shown(self.found.radius) if isinstance(self.found, Certificate) else str(self.found.r)
 
     def __str__(self) -> str:
-        votes = ", ".join(f"{name} {count:,}" for name, count in self.tally.items() if count)
-        counted = f"{sum(self.tally.values()):,} votes: {votes}"
-        return "\n".join([self.headline, counted, self.promise, f"{self.found.evaluations:,} evaluations of f"])
+        counted = ", ".join(f"{name} {count:,}" for name, count in self.tally.items() if count)
+        votes = f"{sum(self.tally.values()):,} votes: {counted}; {self.found.n0:,} before them named {self.named!r}"
+        return "\n".join([self.headline, votes, self.promise, f"{self.found.evaluations:,} evaluations of f"])
 
 
 def ask(model: nn.Module, image: Tensor, radius: float | None = None, **settings) -> Answer:
@@ -77,38 +82,53 @@ def ask(model: nn.Module, image: Tensor, radius: float | None = None, **settings
     card: checkpoints.Card = model.card
     config = Certification(sigma=card.sigma, **settings)
     copies = noisy_copies(model, image, 0, config)
+    classes = [*card.classes, "no class"]  # ABSTAIN is -1
     if radius is not None:
         (found,) = certify_at(model, [image], radius, sigma=card.sigma, sampler=card.sampler, progress=True, **settings)
-        return Answer(card, copies, found, {"for the class": found.n_a, "against it": found.drawn - found.n_a})
+        named = classes[found.top]
+        return Answer(card, copies, found, named, {named: found.n_a, "anything else": found.drawn - found.n_a})
     votes = Votes.blank(config.n0 + config.n)
     with tqdm(total=len(votes.classes), desc="votes", unit="vote") as bar:
         for draws in batches(config.draws(), config.batch_size):
             votes.put(draws, card.sampler.sample(model, copies, draws, config.batch_size))
             bar.update(len(draws))
-    counts = np.bincount(votes.classes[votes.classes != UNDECIDED], minlength=len(card.classes))
-    tally = {card.classes[i]: int(counts[i]) for i in np.argsort(-counts, kind="stable")}
-    return Answer(card, copies, standard_certificate(votes, config), tally)
+    named, counted = classes[selected_class(votes.classes[: config.n0])], votes.classes[config.n0 :]
+    tally = {card.classes[i]: int((counted == i).sum()) for i in range(len(card.classes))}
+    tally = dict(sorted(tally.items(), key=lambda entry: -entry[1])) | {"undecided": int((counted == UNDECIDED).sum())}
+    return Answer(card, copies, standard_certificate(votes, config), named, tally)
 
 
 def read_picture(path: Path, card: checkpoints.Card) -> Tensor:
-    """The central square of a picture at the model's size: (C, H, W) in [0, 1].
+    """The central square of a picture at the model's size, on white where it is transparent: (C, H, W) in [0, 1].
 
-    Raises ValueError for what is no picture, FileNotFoundError where there is nothing.
+    Raises ValueError for what cannot be read, and for pixels of more than 8 bits a channel.
     """
+    told = f"PICTURE = {str(path)!r}"
     try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB" if card.channels == 3 else "L")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"PICTURE = {str(path)!r}: no such file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: PIL's for a broken PNG
-        raise ValueError(f"PICTURE = {str(path)!r} is not an image that can be read: {error}") from error
-    return torch.from_numpy(frame(picture, card.image_size, card.image_size)).float() / 255
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{told}: {error.strerror}") from error
+    try:
+        with Image.open(io.BytesIO(content)) as file:
+            picture = ImageOps.exif_transpose(file)
+            picture.load()
+    except Exception as error:  # decoders raise what they like
+        raise ValueError(f"{told} is not an image that can be read: {error}") from error
+    if picture.mode[0] in "IF":
+        raise ValueError(f"{told} has pixels of mode {picture.mode!r}: only 8 bits a channel are read, save it so")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side)).convert("RGB" if card.channels == 3 else "L")
+    return torch.from_numpy(frame(square, card.image_size, card.image_size)).float() / 255
 
 
 def draw(answer: Answer) -> Figure:
-    """The picture as the model sees it, noisy copies, and the votes."""
+    """The picture as the model sees it, noisy copies (clipped to be shown), and the votes."""
     figures.set_style()
-    figure = plt.figure(figsize=(8, 4.6), layout="constrained")
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1.3])
     noisy = [answer.copies.image[None], answer.copies(np.arange(_COPIES))]
     for number, (panel, pixels) in enumerate(zip(above.subplots(1, 1 + _COPIES), torch.cat(noisy).cpu())):
@@ -117,7 +137,8 @@ def draw(answer: Answer) -> Figure:
         panel.set_axis_off()
     axes = below.subplots()
     bars = axes.barh(list(answer.tally), list(answer.tally.values()), color="0.7")
-    bars[0].set_color("C0")
+    for name, bar in zip(answer.tally, bars):
+        bar.set_color("C0" if name == answer.named else "0.7")
     axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("votes")
@@ -127,32 +148,48 @@ def draw(answer: Answer) -> Figure:
     return figure
 
 
+def _require_place(figure: Path, picture: Path) -> None:
+    """Raises ValueError where no figure can be written, before any work is spent."""
+    told = f"--figure = {str(figure)!r}"
+    if figure.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"{told} must end in .png, .pdf or .svg")
+    if not os.access(figure.parent, os.W_OK | os.X_OK) or figure.is_dir():
+        raise ValueError(f"{told} cannot be written: name a file in a folder that exists and may be written to")
+    if figure.resolve() == picture.resolve():
+        raise ValueError(f"{told} is the picture itself: name another file")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m srs", description="Randomized smoothing for deep equilibrium models.")
     certify = parser.add_subparsers(dest="command", required=True).add_parser("certify", help="certify a picture")
-    certify.add_argument("picture", type=Path, metavar="PICTURE", help="an image file; its central square is what counts")
+    certify.add_argument(
+        "picture",
+        type=Path,
+        metavar="PICTURE",
+        help="an image file; its central square counts, on white where it is transparent",
+    )
     certify.add_argument("--model", default=DEFAULT, help="a folder of checkpoints/ (default: %(default)s)")
-    certify.add_argument("--radius", type=float, help="ask for this l2 radius alone: takes fewer draws")
-    certify.add_argument("--n", type=int, default=10_000, help="most noisy copies that count (default: %(default)s)")
+    certify.add_argument("--radius", type=float, help="ask for this l2 radius alone: takes fewer votes")
+    certify.add_argument("--n", type=int, default=10_000, help="most votes that are counted (default: %(default)s)")
     certify.add_argument("--alpha", type=float, default=0.001, help="probability of a false promise (default: %(default)s)")
     certify.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     certify.add_argument("--figure", type=Path, metavar="OUT.png", help="draw picture, noisy copies and votes")
     given = parser.parse_args(arguments)
     began = time.perf_counter()
     try:
-        if given.figure is not None and given.figure.suffix.lower() not in (".png", ".pdf", ".svg"):
-            raise ValueError(f"--figure = {str(given.figure)!r} must end in .png, .pdf or .svg")
+        if given.figure is not None:
+            _require_place(given.figure, given.picture)
         device = machine.prepare_device()
         image = read_picture(given.picture, checkpoints.read_card(given.model)).to(device)
         model = checkpoints.load(given.model, device)
         answer = ask(model, image, given.radius, n=given.n, alpha=given.alpha, seed=given.seed)
+        print(f"{answer}\n{time.perf_counter() - began:.0f} seconds on {machine.describe(device)['hardware']}")
         if given.figure is not None:
             draw(answer).savefig(given.figure, dpi=150)
     except ValidationError as error:
         sys.exit("; ".join(f"--{fault}" for fault in faults(error, whole="n")))
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    print(f"{answer}\n{time.perf_counter() - began:.0f} seconds on {machine.describe(device)['hardware']}")
 
 
 if __name__ == "__main__":

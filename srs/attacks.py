@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from srs import bounds
 from srs.ascent import Logits, ascend
-from srs.certification import ABSTAIN, Certification, require_evaluation_mode
+from srs.certification import ABSTAIN, Certification
 from srs.data import Images
-from srs.deq import DEQ, differentiable
+from srs.deq import DEQ, differentiable, require_evaluation_mode
 from srs.journal import Journal
 from srs.noise import NoisyCopies, standard_normal
 from srs.sections import Section

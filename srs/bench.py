@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from multiprocessing.pool import Pool
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Self
 
 import numpy as np
 import pandas as pd
@@ -31,46 +31,51 @@ from srs import machine, models
 from srs.certification import Certification, certify
 from srs.data import Dataset, Images, evenly_spaced
 from srs.deq import DEQ
+from srs.models.starts import ConvolutionalStart
 from srs.noise import NoisyCopies
 from srs.sections import Section, faults
 from srs.solvers import Solver
-from srs.votes import UNDECIDED, Sampler, SerializedSampler, StandardSampler
+from srs.votes import UNDECIDED, Sampler, SerializedSampler, StandardSampler, rows_at_once
 
-STANDARD, STOPPED, ONE_STEP, PLAIN_STEP = "MDEQ-30A", "MDEQ-30A stopped", "AS-MDEQ-1N", "MDEQ-1N"
-LAYER = "f plain / f as loaded"
-TARGETS = {STANDARD: "at most 1.15", ONE_STEP: "at most 1.25", PLAIN_STEP: "at most 1.25", LAYER: "at least 1.6"}
+STANDARD, STOPPED, ONE_STEP = "MDEQ-30A", "MDEQ-30A stopped", "AS-MDEQ-1N"
+LAYER, KEPT = "f plain / f as loaded", "f plain, memory kept / f as loaded"
+TARGETS = {STANDARD: "at most 1.15", ONE_STEP: "at most 1.25", LAYER: "at least 1.6", KEPT: ""}
 
 Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 Work = Callable[[], int]  # does something, and returns how many evaluations of f that took
 
 
-class Bench(Section):
-    """What is measured. ``levels``: sigma of the experiments small-025 (0.25), small-050, ...
+class Speed(Section):
+    """How whole certificates are timed: of ``images`` test images from ``n`` draws, at most ``batch_size`` at once, ``audit``
+    of them audited where they are serialized; ``repeats`` times. ``threads``: None is torch's choice."""
 
-    Methods: certificates of ``images`` test images from ``n`` draws, ``audit`` of them audited where ``chains`` are serialized.
-    Engine: ``draws`` votes in batches of ``batch_size``. Scaling: besides, ``sizes`` draws, batches of ``batches``, or
-    ``together`` images at once. Each ``repeats`` times, the engine ``engine_repeats``. ``threads``: None is torch's choice.
-    """
-
-    levels: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.25, 0.5, 1.0), min_length=1)
     n: int = Field(10_000, ge=11)  # fewer serialized votes certify nothing
     images: Count = 1
     repeats: Count = 3
-    engine_repeats: Count = 5
     audit: Count = 400
-    chains: Count = 100
     batch_size: Count = 400
+    threads: Count | None = None
+
+    @model_validator(mode="after")
+    def _serialized_votes_can_be_certified(self) -> Self:
+        Certification(n=self.n, audit=self.audit).require_audit()
+        return self
+
+
+class Bench(Speed):
+    """What is measured besides. ``levels``: sigma of the experiments small-025 (0.25), small-050, ...; serialized votes in
+    ``chains``. Engine: ``draws`` votes in batches of ``batch_size``, ``engine_repeats`` times. Scaling: besides, ``sizes``
+    draws, batches of ``batches``, or ``together`` images at once.
+    """
+
+    levels: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.25, 0.5, 1.0), min_length=1)
+    engine_repeats: Count = 5
+    chains: Count = 100
     draws: Count = 4_000
     sizes: Counts = (1_000, 4_000, 10_000)
     batches: Counts = (50, 100, 200, 400, 800)
     together: Counts = (1, 2, 4)
-    threads: Count | None = None
-
-    @model_validator(mode="after")
-    def _serialized_votes_can_be_certified(self) -> "Bench":
-        Certification(n=self.n, audit=self.audit).require_audit()
-        return self
 
 
 def methods(chains: int) -> dict[str, Sampler]:
@@ -99,11 +104,11 @@ def race(keys: Sequence[str], runners: dict[tuple, Work], repeats: int) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def time_methods(deqs: dict[float, DEQ], images: Images, config: Bench) -> pd.DataFrame:
-    """Whole certificates by every method: columns sigma, method, index, repeat, evaluations, seconds."""
+def time_methods(deqs: dict[float, DEQ], images: Images, rows: dict[str, Sampler], config: Speed) -> pd.DataFrame:
+    """Whole certificates by every one of ``rows``: columns sigma, method, index, repeat, evaluations, seconds."""
     runners = {}
     for sigma, model in deqs.items():
-        for name, sampler in methods(config.chains).items():
+        for name, sampler in rows.items():
             sampler = sampler.canonical()  # as votes are cast
             for noisy in _noisy(model, images, sigma, config.images):
                 runners[sigma, name, noisy.index] = partial(_certify, model, noisy, sampler, config)
@@ -113,26 +118,27 @@ def time_methods(deqs: dict[float, DEQ], images: Images, config: Bench) -> pd.Da
 
 def time_engine(model: DEQ, images: Images, sigma: float, config: Bench) -> pd.DataFrame:
     """Pairs: casting votes, and the bare passes it cannot do without, with ``model`` and with MDEQ-SMALL at 32x32 (random
-    weights); f of the latter as it is trained, and as it is loaded: folded, in pieces, with memory kept.
+    weights and starts); f of the latter as it is trained, with a memory allocator untuned and tuned, and as it is loaded.
 
     Columns measured, side ("whole" or "bare"), repeat, evaluations, seconds.
     """
     (noisy,) = _noisy(model, images, sigma, 1)
     device = noisy.image.device
-    folded = _small().fold(models.CACHE if device.type == "cpu" else None).to(device)
+    folded = _small().fold(models.CACHE if device.type == "cpu" else None)
+    folded.starts = torch.nn.ModuleDict({"learned": ConvolutionalStart(8, folded.state_shapes, 16)})
+    folded.to(device)
     large = NoisyCopies(torch.rand(3, 32, 32).to(device), 0, sigma, 0)
     rows, runners = methods(config.chains), {}
-    rows[PLAIN_STEP] = StandardSampler(solver=Solver(method="naive", steps=1))
-    raced = [(model, noisy, config.draws, (STANDARD, ONE_STEP)), (folded, large, config.batch_size, (STANDARD, PLAIN_STEP))]
-    for deq, copies, draws, names in raced:
+    for deq, copies, draws in [(model, noisy, config.draws), (folded, large, config.batch_size)]:
         x = copies(np.arange(draws))
-        for name in names:
+        for name in (STANDARD, ONE_STEP):
             measured = f"{name}, {x.shape[-2]}x{x.shape[-1]}"
             runners[measured, "whole"] = partial(cast, deq, [copies], rows[name], draws, config.batch_size)
             runners[measured, "bare"] = partial(pass_through, deq, x, rows[name].solver.steps, config.batch_size)
-    with _plain_process(config) as plain:
-        runners[f"{LAYER}, 32x32", "whole"] = partial(plain.apply, _apply_plain)
-        runners[f"{LAYER}, 32x32", "bare"] = _one_pass(folded, config.batch_size)
+    with _plain_process(config, tuned=False) as untuned, _plain_process(config, tuned=True) as tuned:
+        for measured, plain in {LAYER: untuned, KEPT: tuned}.items():
+            runners[f"{measured}, 32x32", "whole"] = partial(plain.apply, _apply_plain)
+            runners[f"{measured}, 32x32", "bare"] = _one_pass(folded, config.batch_size)
         for work in runners.values():
             work()  # once beforehand: the first time is slower
         return race(["measured", "side"], runners, config.engine_repeats)
@@ -178,8 +184,9 @@ def _most_held() -> float:
 
 @torch.no_grad()
 def pass_through(model: DEQ, x: Tensor, steps: int, batch_size: int) -> int:
-    """The least that ``steps`` evaluations of f for each row of ``x`` can cost: inject, f, f, ..., head, and nothing else."""
-    for part in x.split(batch_size):
+    """The least that ``steps`` evaluations of f for each row of ``x`` can cost: inject, f, f, ..., head, and nothing else;
+    for as many rows at once as votes are computed."""
+    for part in x.split(rows_at_once(model, batch_size)):
         injection = model.inject(part)
         z = model.initial_state(injection)
         for _ in range(steps):
@@ -196,19 +203,19 @@ def cast(model: DEQ, noisy: Sequence[NoisyCopies], sampler: Sampler, draws: int,
     return sum(int(votes.evaluations.sum()) for votes in found)
 
 
-def _certify(model: DEQ, noisy: NoisyCopies, sampler: Sampler, config: Bench) -> int:
+def _certify(model: DEQ, noisy: NoisyCopies, sampler: Sampler, config: Speed) -> int:
     settings = config.model_dump(include={"n", "audit", "batch_size"})
     return certify(model, noisy.image, sigma=noisy.sigma, sampler=sampler, index=noisy.index, **settings).evaluations
 
 
 @contextmanager
-def _plain_process(config: Bench) -> Iterator[Pool]:
-    """A process that has MDEQ-SMALL at 32x32 as it is trained, and a memory allocator that nobody has tuned."""
-    tuned = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("MALLOC_")}  # glibc's
+def _plain_process(config: Bench, tuned: bool) -> Iterator[Pool]:
+    """A process that has MDEQ-SMALL at 32x32 as it is trained, and a memory allocator ``tuned`` as this process's, or not."""
+    held = {} if tuned else {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("MALLOC_")}  # glibc's
     try:
         pool = get_context("spawn").Pool(1, _start_plain, (config.batch_size, config.threads))
     finally:
-        os.environ.update(tuned)
+        os.environ.update(held)
     with pool:
         yield pool
 
@@ -253,10 +260,10 @@ def summary(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return runs.groupby(keys, sort=False).agg(evaluations=("evaluations", "mean"), **seconds)
 
 
-def methods_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """:func:`summary`, and how many times as fast as standard smoothing, and as that stopped, a method is."""
+def methods_table(runs: pd.DataFrame, reference: str = STANDARD) -> pd.DataFrame:
+    """:func:`summary`, and how many times as fast as the ``reference``, and as "<reference> stopped", a method is."""
     table = summary(runs, ["sigma", "method"]).reset_index()
-    for row in (STANDARD, STOPPED):
+    for row in (reference, f"{reference} stopped"):
         theirs = table[table["method"] == row].set_index("sigma")["seconds"]
         table[f"speed over {row}"] = table["sigma"].map(theirs) / table["seconds"]
     return table.astype({"evaluations": int})
@@ -292,10 +299,11 @@ def markdown(table: pd.DataFrame) -> str:
 def report(found: dict[str, pd.DataFrame], config: Bench, device: str) -> str:
     """All tables, each under a line that says what it shows, and the machine."""
     usual = f"{config.draws:,} draws of one image, {config.batch_size} at a time"
+    kinds = "default memory allocator, then one that keeps memory"
     captions = [
         f"A certificate from N = {config.n:,} draws, audit included; seconds of {config.repeats} x {config.images} runs.",
-        f"Median seconds for votes on {usual} (32x32: {config.batch_size} draws), noise included, against bare passes; f of "
-        "MDEQ-SMALL as trained (default memory allocator) against f as loaded, one batch.",
+        f"Median seconds for votes on {usual} (32x32: {config.batch_size} draws), noise and starts included, against bare "
+        f"passes; f of MDEQ-SMALL as trained ({kinds}) against f as loaded, one batch.",
         f"Median seconds for 1,000 draws; where not varied, {usual}.",
         f"Most MiB that a process held, torch included, before and after a batch of {config.batch_size} votes of {STANDARD}.",
     ]
@@ -333,7 +341,7 @@ def main(arguments: list[str] | None = None) -> None:
     last = deqs[sigma], images, sigma, config
     found = {
         "memory": measure_memory(checkpoint, config),
-        "methods": time_methods(deqs, images, config),
+        "methods": time_methods(deqs, images, methods(config.chains), config),
         "engine": time_engine(*last),
         "scaling": time_scaling(*last),
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 Estimator = Literal["finite_population", "theorem_3_1", "released_code"]
 AuditDraw = Literal["random", "first_batch"]
@@ -183,6 +183,13 @@ def largest_radius(
     rest = n - census
     audit = min(audit, rest)
     return radius(serialized_bound(estimator, rest, n, audit, audit, alpha, split, census).p_a_lower, sigma)
+
+
+def largest_radius_by_evidence(n: int, alpha: float, sigma: float) -> float:
+    """The largest radius at which ``n`` votes, all of them for A, are evidence enough (:func:`log_evidence`); negative where
+    they show not even p_A > 1/2."""
+    p = optimize.brentq(lambda p: log_evidence(n, n, p) - math.log(1 / alpha), 1e-9, 1 - 1e-12, xtol=1e-15)
+    return sigma * float(special.ndtri(p))
 
 
 def smallest_n(alpha: float) -> int:

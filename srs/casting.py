@@ -44,8 +44,8 @@ class Group(Section):
 
 class Casting(Section):
     """Settings of an experiment's votes: noise level ``sigma`` and ``seed``, ``n0`` selection draws, ``images`` evenly spaced
-    test images. ``chains`` is for serialized rows that give none. ``batch_size`` copies are computed at once, on ``threads`` of
-    the CPU (None: torch's choice): neither changes a vote."""
+    test images. ``chains`` is for serialized rows that give none. At most ``batch_size`` copies are computed at once, on
+    ``threads`` of the CPU (None: torch's choice): neither changes a vote."""
 
     sigma: float = Field(gt=0)
     images: int = Field(ge=1)

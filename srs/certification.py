@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from srs import bounds
 from srs.casting import Casting, VoteTable
-from srs.deq import DEQ
+from srs.deq import DEQ, require_evaluation_mode
 from srs.noise import NoisyCopies, audit_order
 from srs.sections import Section
 from srs.votes import UNDECIDED, DirectSampler, Sampler, StandardSampler, Votes
@@ -70,7 +70,7 @@ class Assurance(Section):
 
 class Certification(Assurance):
     """Settings of a certificate: noise level ``sigma``, ``n0`` + ``n`` draws, ``seed`` of noise and audit, and those of
-    :class:`Assurance`. ``batch_size`` is how many copies are computed at once and changes no vote.
+    :class:`Assurance`. At most ``batch_size`` copies are computed at once; it changes no vote.
     """
 
     sigma: float = Field(0.5, gt=0)
@@ -342,14 +342,6 @@ def _certificate(top: int, n_a: int, counted: np.ndarray, p_a_lower: float, conf
 def default_sampler(model) -> Sampler:
     """What certifies a model where nothing is said: 30 Anderson steps for a DEQ, a forward pass for anything else."""
     return StandardSampler() if isinstance(model, DEQ) else DirectSampler()
-
-
-def require_evaluation_mode(model) -> None:
-    """Raises ValueError for a module of which any part is in training mode."""
-    if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
-        raise ValueError(
-            "the model, or a part of it, is in training mode, where votes depend on one another: call model.eval()"
-        )
 
 
 def noisy_copies(model, image: Tensor, index: int, config: Certification) -> NoisyCopies:

@@ -73,6 +73,9 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
+    def formats(self) -> str:
+        """What files the images are in, in brackets; nothing where there is nothing to say."""
+
     def images(self, indices: np.ndarray) -> Tensor:
         """Images ``indices`` as float32 in [0, 1]: (len(indices), C, H, W)."""
 
@@ -94,6 +97,9 @@ class Part:
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.pixels.shape[1:]
+
+    def formats(self) -> str:
+        return ""
 
     def images(self, indices: np.ndarray) -> Tensor:
         """Images ``indices`` as float32 in [0, 1]: (len(indices), C, H, W)."""
@@ -125,6 +131,10 @@ class FolderPart:
     @property
     def shape(self) -> tuple[int, int, int]:
         return 3, self.image_size, self.image_size
+
+    def formats(self) -> str:
+        """The files' suffixes, in brackets."""
+        return f" ({', '.join(sorted({Path(os.fsdecode(file)).suffix.lower() for file in self.files}))})"
 
     def images(self, indices: np.ndarray) -> Tensor:
         """Images ``indices`` as float32 in [0, 1]: (len(indices), C, H, W).
@@ -190,6 +200,11 @@ class Dataset:
             "num_classes": len(self.classes),
             **self.statistics(),
         }
+
+    def described(self) -> str:
+        """How many images each part has, and in which formats a folder's files are."""
+        parts = {"training": self.train, "held-out": self.validation, "test": self.test}
+        return ", ".join(f"{len(part):,} {name} images{part.formats()}" for name, part in parts.items()) + "."
 
     def save(self, path: str | Path) -> None:
         """Write one .npz file: pixels, or a folder's index. The same data give the same bytes."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srs.solvers import Solution, Solver, per_row, solve
 
@@ -55,6 +55,14 @@ def starting_state(deq: DEQ, injection: Tensor, start: str) -> Tensor:
     if start not in starts:
         raise ValueError(f"start = {start!r} is unknown to the model: choose one of {', '.join(['initial', *starts])}")
     return starts[start](injection)
+
+
+def require_evaluation_mode(model) -> None:
+    """Raises ValueError for a module of which any part is in training mode."""
+    if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
+        raise ValueError(
+            "the model, or a part of it, is in training mode, where votes depend on one another: call model.eval()"
+        )
 
 
 def implicit_solve(

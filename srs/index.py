@@ -35,7 +35,7 @@ def promised(items: dict, profile: params.Profile) -> dict:
         for key in entry.levels
         if key != entry.main
     }
-    pages = reports(list({item["report"] for item in items.values()}), profile)
+    pages = reports([item["report"] for item in items.values()], profile)
     shown = {name: item for name, item in items.items() if item["report"] in pages}
     return {name: item for name, item in shown.items() if "sigma" not in item or (item["size"], item["sigma"]) in levels}
 
@@ -116,10 +116,11 @@ def _whose_task(profile: params.Profile) -> str:
     """Says what is stand-in and what is the paper's own task."""
     told = []
     for name, role in profile.report.data.items():
-        if stands_in(profile.datasets[name].name):
+        source = profile.datasets[name].name
+        if stands_in(source):
             told.append(f"{name} stands in for {role.stands_for}: those numbers are not about the paper's own task.")
         else:
-            told.append(f"{name} is the paper's own data.")
+            told.append(f"{name} is {role.stands_for}{', as brought in files' if source == 'folder' else ''}.")
     return " ".join(told)
 
 

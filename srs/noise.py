@@ -72,4 +72,4 @@ def gather(copies: Sequence[NoisyCopies], parts: Sequence[tuple[np.ndarray, np.n
         for i in range(len(parts)):
             drawn = coming.pop().result()
             coming += [thread.submit(draw, *part) for part in parts[i + 1 : i + 2]]
-            yield torch.cat([copies.add(noise) for copies, noise in drawn])
+            yield torch.cat([one.add(noise) for one, noise in drawn])

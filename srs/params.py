@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from srs.arithmetic import Arithmetic
 from srs.attacks import Attack
-from srs.bench import Bench
+from srs.bench import Speed
 from srs.casting import Casting
 from srs.certification import Assurance
 from srs.coverage import Coverage
@@ -170,7 +170,7 @@ class Profile(Section):
     starts: Starts
     variants: dict[str, Variant] = {}
     certificates: Assurance
-    speed: Bench
+    speed: Speed
     coverage: Coverage
     arithmetic: Arithmetic
     attacks: dict[str, Attacks] = {}
@@ -240,6 +240,10 @@ class Profile(Section):
             self._has_rows("report.others", key, "main")
         for key, past in report.past.items():
             self._has_rows("report.past", key, "past", self.starts.candidates)
+            casting = self.experiments[_known("report.past", key, self.experiments)].votes
+            rows = casting.groups["past"].samplers
+            reference = next(row for row, sampler in rows.items() if sampler == casting.reference)
+            self._has_rows("report.past", key, "past", [f"{reference} stopped"])
             self._has_rows("report.past", key, "sequential", reference=False)
             for kind in ("tuned", "unrolled"):
                 if (other := getattr(past, kind)) is not None:

@@ -1,5 +1,5 @@
-"""Copy the active profile's reports to reports/<profile>/ and its index to reports/, to be committed, with a note of what they
-come from.
+"""Copy the active profile's reports and their index to reports/<profile>/, to be committed, with a note of what they come
+from.
 
 python -m srs.publish
 """
@@ -71,8 +71,8 @@ def main() -> None:
     pages = "".join(f"- [{path.stem}]({path.name})\n" for path in written if path.suffix == ".html")
     (target / "README.md").write_text(f"# Reports of the profile `{profile.name}`\n\n{provenance}\n{pages}")
     found = [target / f"{name}.ipynb" for name in names]
-    page = index.page(profile, index.promised(items, profile), found, f"{profile.name}/", note=provenance.replace("`", ""))
-    (target.parent / "index.html").write_text(page)
+    page = index.page(profile, index.promised(items, profile), found, "", note=provenance.replace("`", ""))
+    (target / "index.html").write_text(page)
     print(f"{len(written)} files in {target}")
 
 

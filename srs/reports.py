@@ -18,6 +18,7 @@ from srs.certification import Assurance, certificates
 from srs.data import Dataset
 from srs.index import label, stands_in
 from srs.params import Attacks, Experiment, Report, Variant
+from srs.votes import Votes
 
 SIZE_NAMES = {"small": "MDEQ-SMALL", "large": "MDEQ-LARGE", "imagenet": "MDEQ, ImageNet's slot"}
 Source = tuple[str, str]  # an experiment and one of its groups
@@ -113,6 +114,12 @@ class Results:
             self._votes[key] = VoteTable.load(self.runs / "votes" / key, self.experiments[key].votes)
         return self._votes[key]
 
+    def cast(self, key: str, group: str, row: str, n: int | None = None) -> list[Votes]:
+        """The votes of one row on each image of its group: n0 + ``n`` of them (None: all that the group has)."""
+        casting = self.experiments[key].votes
+        drawn = slice(0, casting.n0 + (casting.groups[group].n if n is None else n))
+        return [self.votes(key).of(casting.sampler(group, row), int(p), drawn) for p in casting.members(group)]
+
     def history(self, key: str) -> pd.DataFrame:
         return pd.read_csv(self.runs / "models" / key / "history.csv")
 
@@ -122,11 +129,11 @@ class Results:
             self._datasets[name] = Dataset.load(self.data / f"{name}.npz")
         return self._datasets[name]
 
-    def basis(self, sources: Sequence[Source]) -> str:
-        """The sentences that every caption ends with: what its numbers rest on."""
+    def basis(self, sources: Sequence[Source], **choices) -> str:
+        """The sentences that every caption ends with: what its numbers rest on; ``choices`` as in :meth:`rows`."""
         models: dict[str, dict[str, None]] = {}  # by what they have in common
         for (key, group), model in zip(sources, self._models(sources)):
-            rows = self.rows(key, group)
+            rows = self.rows(key, group, **choices)
             first, serialized = rows.iloc[0], rows[rows["estimator"] != ""]
             common = (
                 f"{rows['index'].nunique()} evenly spaced test images, N = {first['n']:,}, n0 = {first['n0']}, "
@@ -139,7 +146,7 @@ class Results:
         return (
             "; ".join(f"{', '.join(named)}: {common}" for common, named in models.items())
             + f". Measured on {'; '.join(machines)}. "
-            + self.stand_in([key for key, _ in sources])
+            + self.about_data([key for key, _ in sources])
         )
 
     def _models(self, sources: Sequence[Source]) -> list[str]:
@@ -162,14 +169,15 @@ class Results:
         machine = json.loads((self.runs / "votes" / key / "machine.json").read_text())
         return f"{machine['hardware']}, torch {machine['torch']}"
 
-    def stand_in(self, keys: Sequence[str]) -> str:
-        """Says which data set stands in for which; nothing where the data are the paper's own."""
-        datasets = {self.experiments[key].model.data: self.dataset(key) for key in keys}
-        return " ".join(
-            f"Stand-in data: {name} takes the place of {self.report.data[name].stands_for}."
-            for name, dataset in datasets.items()
-            if stands_in(dataset.name)
-        )
+    def about_data(self, keys: Sequence[str]) -> str:
+        """Says which data set stands in for which, and of image files what they are."""
+        told = []
+        for name, dataset in {self.experiments[key].model.data: self.dataset(key) for key in keys}.items():
+            if stands_in(dataset.name):
+                told.append(f"Stand-in data: {name} takes the place of {self.report.data[name].stands_for}.")
+            if dataset.name == "folder":
+                told.append(f"Data: {name}, {dataset.described()}")
+        return " ".join(told)
 
     def caption(self, item: str, text: str, sources: Sequence[Source] = ()) -> str:
         """HTML that marks and captions an item of the paper: its number, ``text``, and what it rests on.

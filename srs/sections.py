@@ -18,7 +18,10 @@ class ParameterError(ValueError):
 
 def faults(error: ValidationError, whole: str = "") -> list[str]:
     """What was given wrongly, a text for each: name (``whole`` where it is no single field), reason, value."""
-    return [f"{'.'.join(map(str, f['loc'])) or whole}: {f['msg']} (got {f['input']!r})" for f in error.errors()]
+    return [
+        f"{'.'.join(map(str, f['loc']))}: {f['msg']} (got {f['input']!r})" if f["loc"] else f"{whole}: {f['msg']}"
+        for f in error.errors()
+    ]
 
 
 def read(path: str | Path = "params.yaml") -> dict:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from srs import bounds
 from srs.certification import ABSTAIN, Certification, default_sampler, noisy_copies, selected_class
 from srs.deq import DEQ
-from srs.votes import Sampler
+from srs.votes import Sampler, Votes
 
 Outcome = Literal["certified", "refuted", "exhausted"]
 
@@ -28,13 +28,15 @@ class Settlement:
 
     "certified": with probability at least 1 - alpha, the smoothed classifier's class is ``prediction`` at the image and
     everywhere closer than ``r``. "refuted": with probability at least 1 - alpha p_A is too small for that. "exhausted":
-    whatever votes are left of n, they cannot certify any more. ``prediction`` is ABSTAIN (-1) unless certified.
+    whatever votes are left of n, they cannot certify any more, or no class was named. ``prediction`` is ABSTAIN (-1) unless
+    certified.
 
-    ``n_a`` of ``drawn`` counted votes were for the class that n0 more had named; ``evaluations`` of f include those of draws
-    that were made beside the last that counted.
+    ``n_a`` of ``drawn`` counted votes were for ``top``, the class that n0 more had named (ABSTAIN where all of those were
+    undecided); ``evaluations`` of f include those of draws that were made beside the last that counted.
     """
 
     prediction: int
+    top: int
     outcome: Outcome
     r: float
     n_a: int
@@ -97,41 +99,62 @@ def certify_at(
     draws that are counted for an image. ``indices`` number the images (0, 1, ... if not given): with ``seed`` they pick the
     noise. Other ``settings`` are the fields of :class:`srs.certification.Certification`.
 
-    Raises as :func:`srs.certify` does, and ValueError for a negative r, or a serialized sampler, whose votes allow no
-    such test.
+    Raises as :func:`srs.certify` does, and ValueError for an r that not even unanimous votes could certify, or a serialized
+    sampler, whose votes allow no such test.
     """
     config = Certification(sigma=sigma, **settings)
-    farthest = bounds.largest_radius(config.n, config.alpha, sigma)
+    farthest = bounds.largest_radius_by_evidence(config.n, config.alpha, sigma)
     if not 0 <= r <= farthest:
-        raise ValueError(f"r = {r} is out of range: n = {config.n} draws can certify 0 to {bounds.shown(farthest)}")
+        most = f"0 to {bounds.shown(farthest)}" if farthest >= 0 else "nothing"
+        raise ValueError(f"r = {r} is out of range: n = {config.n} draws can certify {most} in a sequential test")
     sampler = sampler or default_sampler(model)
     if not sampler.independent:
         raise ValueError(f"a sequential test needs independent votes: sampler kind {sampler.kind!r}; use 'standard'")
     indices = range(len(images)) if indices is None else indices
-    copies = [noisy_copies(model, image, int(index), config) for image, index in zip(images, indices, strict=True)]
-    tests = [RadiusTest(r, config) for _ in copies]
-    tops, evaluations = [ABSTAIN] * len(copies), [0] * len(copies)
-    drawn = [0] * len(copies)
-    with tqdm(total=len(copies), desc=f"r = {r:g}", unit="image", disable=not progress) as bar:
+    if len(indices) != len(images):
+        raise ValueError(f"indices number {len(indices)} images, but there are {len(images)}")
+    copies = [noisy_copies(model, image, int(index), config) for image, index in zip(images, indices)]
+
+    def cast(which: list[int], draws: list[np.ndarray]) -> list[Votes]:
+        return sampler.sample_many(model, [copies[i] for i in which], draws, config.batch_size)
+
+    return settle(cast, len(copies), r, config, progress)
+
+
+def settle(
+    cast: Callable[[list[int], list[np.ndarray]], list[Votes]],
+    count: int,
+    r: float,
+    config: Certification,
+    progress: bool = False,
+) -> list[Settlement]:
+    """The sequential test at radius ``r`` on each of ``count`` images, interleaved round by round: ``cast(which, draws)`` has
+    the votes of images number ``which`` on their ``draws``, at most ``batch_size`` a round unless n0 is larger."""
+    tests = [RadiusTest(r, config) for _ in range(count)]
+    tops, evaluations, drawn = [ABSTAIN] * count, [0] * count, [0] * count
+    most = config.n0 + config.n
+    with tqdm(total=count * most, desc=f"r = {r:g}, at most", unit="vote", disable=not progress) as bar:
         while left := [i for i, test in enumerate(tests) if test.outcome is None]:
             share = max(1, config.batch_size // len(left))
             chosen = left[: config.batch_size]
-            draws = [np.arange(drawn[i], drawn[i] + (config.n0 if not drawn[i] else share)) for i in chosen]
-            for i, votes in zip(chosen, sampler.sample_many(model, [copies[i] for i in chosen], draws, config.batch_size)):
+            until = [min(drawn[i] + share, most) if drawn[i] else config.n0 for i in chosen]
+            draws = [np.arange(drawn[i], end) for i, end in zip(chosen, until)]
+            for i, end, votes in zip(chosen, until, cast(chosen, draws)):
                 evaluations[i] += int(votes.evaluations.sum())
-                if not drawn[i]:
-                    tops[i] = selected_class(votes.classes)
-                    tests[i].outcome = "refuted" if tops[i] == ABSTAIN else None
-                else:
+                if drawn[i]:
                     tests[i].add(votes.classes == tops[i])
-                drawn[i] += len(votes.classes)
-                bar.update(tests[i].outcome is not None)
+                else:
+                    tops[i] = selected_class(votes.classes)
+                    tests[i].outcome = "exhausted" if tops[i] == ABSTAIN else None
+                bar.update((end if tests[i].outcome is None else most) - drawn[i])
+                drawn[i] = end
     return [_settlement(r, config, *found) for found in zip(tests, tops, evaluations)]
 
 
 def _settlement(r: float, config: Certification, test: RadiusTest, top: int, evaluations: int) -> Settlement:
     return Settlement(
         prediction=top if test.outcome == "certified" else ABSTAIN,
+        top=top,
         outcome=test.outcome,
         r=r,
         n_a=test.n_a,

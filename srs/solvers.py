@@ -19,7 +19,7 @@ from srs.sections import Section
 
 Method = Literal["naive", "anderson", "broyden"]
 CROWD = 0.75  # at this share of unsolved rows the others leave the batch: copying what is known of them costs time, too
-CLOSE = 3e-6  # how near a relative residual may come to the tolerance before rounding, at most 6e-7 in MDEQs, could decide
+CLOSE = 3e-6  # how near a relative residual may come to the tolerance before rounding could decide (tests: how much it moves)
 
 
 class Solver(Section):
@@ -219,7 +219,7 @@ class _Anderson(_Method):
     def next(self, k: int, z: Tensor, fz: Tensor) -> Tensor:
         slot, kept = k % self.memory, min(k + 1, self.memory)
         self.values[:, slot] = fz
-        gap = torch.sub(fz.detach(), z.detach(), out=self.gaps[:, slot])  # no copy: larger than caches
+        gap = self.gaps[:, slot].copy_(fz).sub_(z)  # in place: larger than caches
         gaps = self.gaps[:, :kept]
         products = torch.bmm(gap[:, None], gaps.mT)[:, 0].double()
         self.gram[:, slot, :kept] = products

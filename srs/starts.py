@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from srs.data import Images
-from srs.deq import DEQ
+from srs.deq import DEQ, require_evaluation_mode
 from srs.models.starts import ConvolutionalStart, MeanStart, RidgeStart
 from srs.noise import NoisyCopies
 from srs.sections import Section
 from srs.solvers import Solver, solve
 from srs.votes import StandardSampler, batches
 
+COPIES = 20  # noisy copies of each held-out image
 _AT_ONCE = 800  # rows of a compute batch
 _HELD_OUT = (1 << 63) + (1 << 62)  # a seed apart from those of certification and of training's evaluation
 
@@ -49,7 +50,7 @@ class StartSettings(Section):
 
 class Starts(StartSettings):
     """:class:`StartSettings`, and among which rows the one to deploy is chosen: the ``candidates``, on held-out images, by
-    :func:`choose` with at most ``loss`` of the reference's noisy accuracy. ``threads``: as in Training."""
+    :func:`choose`, may have a noisy accuracy lower than the reference's by ``loss``. ``threads``: as in Training."""
 
     candidates: dict[str, StandardSampler] = Field(min_length=1)
     loss: float = Field(0.02, ge=0, lt=1)
@@ -57,8 +58,8 @@ class Starts(StartSettings):
 
 
 def choose(found: pd.DataFrame, loss: float) -> str:
-    """Of the rows of :func:`held_out`: the one with fewest evaluations of f, and of those the most accurate, that loses at most
-    ``loss`` of the reference's noisy accuracy; the most accurate one where all lose more."""
+    """Of the rows of :func:`held_out`: the one with fewest evaluations of f, and of those the most accurate, whose noisy
+    accuracy is lower than the reference's by at most ``loss`` (0.02: two points); the most accurate one where all lose more."""
     good = found[found["difference"] >= -loss]
     if good.empty:
         good = found.nlargest(1, "accuracy")
@@ -70,34 +71,37 @@ def fit_starts(model: DEQ, images: Images | Tensor, sigma: float, config: StartS
     samplers look for them. ``images``: training images, never those that will be certified; a tensor is (n, C, H, W), pixels
     in [0, 1].
 
-    Raises ValueError where the map must be convolutional and the model does not tell its ``state_shapes``, and
-    FloatingPointError where no fixed point is finite.
+    Raises ValueError for a negative sigma, for a model in training mode, and where the map must be convolutional and the model
+    does not tell its ``state_shapes``; FloatingPointError where no fixed point is finite.
     """
     config = config or StartSettings()
+    if sigma < 0:
+        raise ValueError(f"sigma = {sigma} is out of range: 0 or more")
+    require_evaluation_mode(model)
+    linear = _is_linear(model, images, config)
     injections, states = _fixed_points(model, images, sigma, config)
     mean = MeanStart(states.shape[1:])
     mean.mean.copy_(states.mean(dim=0))
-    inputs = injections[0].numel()
-    if config.map == "ridge" or (config.map == "auto" and inputs <= config.ridge_inputs):
+    if linear:
         learned = _fit_ridge(injections, states, config)
-    elif hasattr(model, "state_shapes"):
-        learned = _fit_convolutions(injections, states, model.state_shapes, config)
     else:
-        raise ValueError(
-            f"an injection of {inputs:,} numbers needs map = 'convolutional', and the model no state_shapes: give it some, "
-            f"or raise ridge_inputs = {config.ridge_inputs}"
-        )
+        learned = _fit_convolutions(injections, states, model.state_shapes, config)
     return nn.ModuleDict({"mean": mean, "learned": learned}).to(injections.device).eval()
 
 
 def held_out(
-    model: DEQ, images: Images, sigma: float, samplers: dict[str, StandardSampler], reference: StandardSampler, copies: int = 20
+    model: DEQ,
+    images: Images,
+    sigma: float,
+    samplers: dict[str, StandardSampler],
+    reference: StandardSampler,
+    copies: int = COPIES,
 ) -> pd.DataFrame:
     """What each of ``samplers`` is worth on ``copies`` noisy copies of each held-out image, one line each.
 
     Noisy ``accuracy``, ``agreement`` with the reference's class, mean ``evaluations`` of f; ``difference`` of its accuracy and
-    the reference's, with its paired 95 % interval (``lower``, ``upper``; normal approximation). Steps and starts are chosen by
-    this, before any test image is seen.
+    the reference's, with its paired 95 % interval over the images (``lower``, ``upper``; normal approximation). Steps and
+    starts are chosen by this, before any test image is seen.
     """
     truth, found = np.repeat(images.labels, copies), {}
     draws = [np.arange(copies)] * len(images)
@@ -108,26 +112,44 @@ def held_out(
     known, rows = found.pop("")[0], []
     for name, (classes, evaluations) in found.items():
         gain = (classes == truth).astype(float) - (known == truth)
+        gain = gain.reshape(len(images), copies).mean(axis=1)  # copies of one image are no independent evidence
         half = 1.96 * gain.std() / np.sqrt(len(gain))
         row = {"accuracy": (classes == truth).mean(), "agreement": (classes == known).mean(), "evaluations": evaluations.mean()}
         rows.append({"row": name, **row, "difference": gain.mean(), "lower": gain.mean() - half, "upper": gain.mean() + half})
     return pd.DataFrame(rows)
 
 
+def _is_linear(model: DEQ, images: Images | Tensor, config: StartSettings) -> bool:
+    """Whether the map is ridge regression, by the size of an injection. Raises ValueError where it cannot be convolutional."""
+    inputs = model.inject(_some(images, np.array([0])).to(_device(model)))[0].numel()
+    if config.map == "ridge" or (config.map == "auto" and inputs <= config.ridge_inputs):
+        return True
+    if not hasattr(model, "state_shapes"):
+        raise ValueError(
+            f"map = {config.map!r} would be convolutional for an injection of {inputs:,} numbers, and the model has no "
+            f"state_shapes: give it some, or ask for map = 'ridge'"
+        )
+    return False
+
+
+def _some(images: Images | Tensor, rows: np.ndarray) -> Tensor:
+    return images[torch.from_numpy(rows)] if isinstance(images, Tensor) else images.images(rows)
+
+
+@torch.no_grad()
 def _fixed_points(model: DEQ, images: Images | Tensor, sigma: float, config: StartSettings) -> tuple[Tensor, Tensor]:
-    """Injections and converged states of noisy training images, row by row; rows that are not finite are left out."""
+    """Injections and states of noisy training images, row by row; rows that are not finite are left out."""
     device = _device(model)
     generator = torch.Generator().manual_seed(config.seed)
     order = np.resize(np.random.default_rng(config.seed).permutation(len(images)), config.points)
     injections, states = [], []
-    with torch.no_grad():
-        for chosen in tqdm(batches(order, _AT_ONCE), desc="fixed points", unit="batch", mininterval=2):
-            x = images[torch.from_numpy(chosen)] if isinstance(images, Tensor) else images.images(chosen)
-            x = (x + sigma * torch.randn(x.shape, generator=generator)).to(device)
-            injection = model.inject(x)
-            solution = solve(model.f, model.initial_state(injection), injection, config.solver)
-            injections.append(injection[solution.finite])
-            states.append(solution.z[solution.finite])
+    for chosen in tqdm(batches(order, _AT_ONCE), desc="fixed points", unit="batch", mininterval=2):
+        x = _some(images, chosen)
+        x = (x + sigma * torch.randn(x.shape, generator=generator)).to(device)
+        injection = model.inject(x)
+        solution = solve(model.f, model.initial_state(injection), injection, config.solver)
+        injections.append(injection[solution.finite])
+        states.append(solution.z[solution.finite])
     if not sum(map(len, states)):
         raise FloatingPointError(f"none of {config.points} fixed points is finite: train the model with more regularization")
     return torch.cat(injections), torch.cat(states)
@@ -170,4 +192,5 @@ def _fit_convolutions(injections: Tensor, states: Tensor, shapes, config: StartS
 
 
 def _device(model: DEQ) -> torch.device:
-    return next(model.parameters()).device
+    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if first is None else first.device

@@ -87,12 +87,12 @@ class _IndependentSampler(_Sampler):
 
     @torch.no_grad()
     def sample_many(self, model, copies: Sequence[NoisyCopies], draws: Sequence[np.ndarray], batch_size: int) -> list[Votes]:
-        """Votes of each image's copies numbered ``draws``, in that order, computed ``batch_size`` at a time."""
+        """Votes of each image's copies numbered ``draws``, in that order, at most ``batch_size`` computed at a time."""
         cast = [Votes.blank(len(numbers)) for numbers in draws]
         which = np.repeat(np.arange(len(copies)), [len(numbers) for numbers in draws])
         places = np.concatenate([np.arange(len(numbers)) for numbers in draws])
         numbers = np.concatenate(draws)
-        split = batches(np.arange(len(which)), _at_once(model, batch_size))
+        split = batches(np.arange(len(which)), rows_at_once(model, batch_size))
         for rows, x in zip(split, gather(copies, [(which[rows], numbers[rows]) for rows in split])):
             began = time.perf_counter()
             logits, solution = self._logits(model, x)
@@ -205,7 +205,7 @@ class _Chains:
 
     def __init__(self, sampler: SerializedSampler, model: DEQ, copies, cast: list[Votes], n: int, batch_size: int):
         self.sampler, self.model, self.copies, self.cast, self.n = sampler, model, copies, cast, n
-        self.rows = _at_once(model, batch_size)
+        self.rows = rows_at_once(model, batch_size)
         self.which, self.chain = np.divmod(np.arange(len(copies) * sampler.chains), sampler.chains)
         self.turn = 0
         self.states: Tensor | None = None  # where each chain starts next
@@ -310,7 +310,7 @@ def _share(
         cast[i].put(here, mine)
 
 
-def _at_once(model, batch_size: int) -> int:
+def rows_at_once(model, batch_size: int) -> int:
     """How many rows of a batch to solve at once: no more than the model computes at once, whose solver's memory then stays
     as small as its activations."""
     return min(batch_size, getattr(model, "rows_at_once", None) or batch_size)

@@ -81,7 +81,7 @@ def test_scaling_is_in_seconds_for_a_thousand_draws(clock):
 
 def test_methods_make_the_evaluations_that_they_should(started, digits):
     config = Bench(**TINY | {"repeats": 1})
-    runs = bench.time_methods({0.25: started}, digits.test, config)
+    runs = bench.time_methods({0.25: started}, digits.test, bench.methods(config.chains), config)
     assert set(runs["method"]) == set(bench.methods(10)) and len(runs) == 7 * config.images * config.repeats
     found = {name: set(part["evaluations"]) for name, part in runs.groupby("method")}
     draws = 100 + config.n
@@ -101,10 +101,11 @@ def test_engine_is_compared_with_as_many_evaluations_of_f(started, digits):
         f"{STANDARD}, 8x8": 900,
         f"{ONE_STEP}, 8x8": 30,
         f"{STANDARD}, 32x32": 600,
-        f"{bench.PLAIN_STEP}, 32x32": 20,
+        f"{ONE_STEP}, 32x32": 20,
         f"{bench.LAYER}, 32x32": 20,
+        f"{bench.KEPT}, 32x32": 20,
     }
-    assert list(runs["side"]) == ["whole", "bare"] * 10
+    assert list(runs["side"]) == ["whole", "bare"] * 12
     assert (bench.engine_table(runs)["ratio"] > 0).all()
 
 
@@ -112,6 +113,8 @@ def test_bare_passes_are_naive_steps_from_the_initial_state(started, digits):
     calls = []
 
     class Counted:
+        rows_at_once = 3
+
         def __getattr__(self, name):
             def method(*inputs):
                 calls.append((name, len(inputs[0])))
@@ -119,7 +122,7 @@ def test_bare_passes_are_naive_steps_from_the_initial_state(started, digits):
 
             return method
 
-    assert bench.pass_through(Counted(), digits.test.images(np.arange(5)), steps=2, batch_size=3) == 10
+    assert bench.pass_through(Counted(), digits.test.images(np.arange(5)), steps=2, batch_size=4) == 10
     one = ["inject", "initial_state", "f", "f", "head"]
     assert calls == [(name, 3) for name in one] + [(name, 2) for name in one]
 
@@ -172,6 +175,7 @@ def test_one_run_from_models_to_tables(trained_state, started, digits, tmp_path,
     for row in [
         *bench.methods(1),
         f"{bench.LAYER}, 32x32",
+        f"{bench.KEPT}, 32x32",
         "draws",
         "batch size",
         "images at once",
@@ -180,7 +184,7 @@ def test_one_run_from_models_to_tables(trained_state, started, digits, tmp_path,
         assert f"| {row} |" in printed
     assert f"torch {torch.__version__}" in printed and "N = 40 draws" in printed
     lines = {name: len(pd.read_csv(folders["out"] / f"{name}.csv")) for name in ("methods", "engine", "scaling", "memory")}
-    assert lines == {"methods": 7, "engine": 10, "scaling": 10, "memory": 2}
+    assert lines == {"methods": 7, "engine": 12, "scaling": 10, "memory": 2}
     memory = pd.read_csv(folders["out"] / "memory.csv")
     if sys.platform == "linux":
         grown = (memory["peak"] - memory["before"])[1]

@@ -1,4 +1,6 @@
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,9 @@ from PIL import Image
 
 import srs
 from srs import bounds, checkpoints, models
-from srs.__main__ import main, read_picture
+from srs.__main__ import Answer, ask, main, read_picture
 from srs.models import starts
+from srs.sequential import Settlement
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,9 +29,9 @@ def shipped(started, trained_state, digits, tmp_path, monkeypatch):
         folder.mkdir(parents=True)
     digits.save(tmp_path / "data" / "smoke" / "digits.npz")
     torch.save({"model": trained_state}, runs["models"] / "model.pt")
+    (runs["models"] / "seconds.json").write_text(json.dumps({"train": 75.4, "hardware": "2 cores of X"}))
     pd.DataFrame({"validation_residual": [0.1, 1.234e-5]}).to_csv(runs["models"] / "history.csv", index=False)
     torch.save(starts.state(started.starts), runs["starts"] / "starts.pt")
-    (runs["starts"] / "seconds.json").write_text(json.dumps({"hardware": "2 cores of X"}))
     rows = [("AS-MDEQ-1N mean", 0.5, 1, -0.1), ("AS-MDEQ-1N", 0.59, 1, -0.01), ("AS-MDEQ-2A", 0.6, 2, 0.0)]
     held_out = pd.DataFrame(rows, columns=["row", "accuracy", "evaluations", "difference"])
     held_out.to_csv(runs["starts"] / "held_out.csv", index=False)
@@ -42,7 +45,7 @@ def picture(digits, tmp_path):
     return tmp_path / "seven.png"
 
 
-def test_what_is_shipped_is_what_was_trained_and_chosen(shipped, started, digits):
+def test_what_is_shipped_is_what_was_trained_and_chosen(shipped, started, trained_state, digits):
     assert sorted(path.name for path in shipped.iterdir()) == ["card.md", "model.pt", "starts.pt"]
     assert checkpoints.names() == ["tiny"]
     model = srs.load("tiny")
@@ -50,6 +53,9 @@ def test_what_is_shipped_is_what_was_trained_and_chosen(shipped, started, digits
     assert (card.sigma, card.image_size, card.channels, card.commit) == (0.5, 8, 1, "0123456789abcdef")
     assert card.sampler.start == "learned" and card.sampler.solver.steps == 1
     assert (card.noisy_accuracy, card.reference_accuracy, card.residual) == (0.59, 0.6, 1.2e-5)
+    assert (card.hardware, card.seconds, card.copies) == ("2 cores of X", 75, 20 * len(digits.validation))
+    assert card.parameters == sum(p.numel() for p in models.restore(trained_state).parameters())
+    assert str(len(digits.test)) in card.images
     image = digits.test.images(np.array([3]))[0]
     ask = {"sigma": card.sigma, "sampler": card.sampler, "n": 200}
     assert srs.certify(model, image, **ask) == srs.certify(started, image, **ask)
@@ -64,10 +70,29 @@ def test_other_weights_than_the_cards_are_refused(shipped):
         srs.load("teeny")
 
 
-def test_a_large_file_is_not_shipped(shipped, monkeypatch):
+def test_a_card_says_what_is_wrong_with_it(shipped, monkeypatch, tmp_path):
+    card = shipped / "card.md"
+    page = card.read_text()
+    for found, message in {
+        page.replace("starts.pt: ", "ends.pt: "): "card.md: sha256",
+        page.replace("sigma: 0.5\n", "", 1): "card.md: sigma: Field required",
+        "# A page without a block": "card.md does not open with a card's block",
+    }.items():
+        card.write_text(found)
+        with pytest.raises(ValueError, match=message):
+            srs.load("tiny")
+    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="model = 'tiny' is unknown: there is none in .*nowhere"):
+        srs.load("tiny")
+
+
+def test_what_cannot_be_shipped_leaves_nothing_behind(shipped, monkeypatch):
+    with pytest.raises(ValueError, match="experiment = 'small-05' is unknown: choose one of small-050, "):
+        checkpoints.ship("small-05", "other", "0")
     monkeypatch.setattr(checkpoints, "LARGEST", 1_000)
     with pytest.raises(ValueError, match="bytes: at most 1,000 are shipped"):
-        checkpoints.ship("small-050", "large", "0")
+        checkpoints.ship("small-050", "other", "0")
+    assert not (checkpoints.FOLDER / "other").exists()
 
 
 def test_a_picture_is_certified(shipped, picture, tmp_path, capsys):
@@ -77,29 +102,73 @@ def test_a_picture_is_certified(shipped, picture, tmp_path, capsys):
     found = srs.certify(model, read_picture(picture, model.card), sigma=0.5, sampler=model.card.sampler, n=200)
     answer = f"{model.card.classes[found.prediction]}, certified within {bounds.shown(found.radius)}"
     assert told.splitlines()[0] == ("abstains" if found.prediction == srs.ABSTAIN else answer)
-    assert "300 votes: " in told and "300 evaluations of f" in told and "seconds on" in told
+    assert "\n200 votes: " in told and f" {found.n_a}" in told and "300 evaluations of f" in told and "seconds on" in told
     assert (tmp_path / "answer.png").stat().st_size > 10_000
 
 
-def test_a_radius_takes_fewer_draws(shipped, picture, capsys):
-    main(["certify", str(picture), "--model", "tiny", "--radius", "0.05"])
-    told = capsys.readouterr().out
-    assert "for the class" in told and ("certified within 0.050" in told or "Nothing is promised" in told)
+def test_a_radius_takes_fewer_votes(shipped, picture, capsys):
+    outcomes = {}
+    for radius in ("0", "1.5"):
+        main(["certify", str(picture), "--model", "tiny", "--radius", radius])
+        told = capsys.readouterr().out
+        votes, evaluations = (int(found.replace(",", "")) for found in re.findall(r"([\d,]+) (?:votes:|evaluations)", told))
+        assert votes < evaluations < 2_000
+        outcomes[radius] = told.splitlines()[0]
+    assert outcomes["1.5"] == "abstains" != outcomes["0"]
+
+
+def test_promises_say_what_is_promised(shipped, picture):
+    model = srs.load("tiny")
+    image = read_picture(picture, model.card)
+    answer = ask(model, image, n=200, alpha=1.4e-6)
+    ball = Answer(model.card, answer.copies, replace(answer.found, prediction=3, radius=0.12349), "3", {})
+    assert "at least 1 - 1.4e-06 over" in ball.promise and "8x8 pixels and for every such image" in ball.promise
+    assert "closer to it than 0.123 " in ball.promise
+    point = Answer(model.card, answer.copies, replace(answer.found, prediction=3, radius=0.0004), "3", {})
+    assert "central square at 8x8 pixels. Whether" in point.promise
+    settled = Settlement(srs.ABSTAIN, 3, "refuted", 0.1255, 2, 9, 100, 200, 0.001, 0.5, 109)
+    for outcome, told in (("refuted", "too few noisy copies are called '3'"), ("exhausted", "200 votes cannot show it")):
+        answer = Answer(model.card, answer.copies, replace(settled, outcome=outcome), "3", {})
+        assert answer.promise.startswith("Nothing is promised within 0.1255") and told in answer.promise
+
+
+def test_pictures_are_read_as_they_are_seen(shipped, tmp_path):
+    card = checkpoints.read_card("tiny")
+    drawing = np.zeros((20, 60, 4), np.uint8)  # black, but transparent in its left third and its right one
+    drawing[:, 20:40, 3] = 255
+    wide = tmp_path / "wide.png"
+    Image.fromarray(drawing).save(wide)
+    assert read_picture(wide, card).max() == 0
+    Image.fromarray(drawing[:, 40:]).save(wide)
+    assert read_picture(wide, card).min() == 1  # on white
+    rotated = Image.fromarray(np.repeat(np.uint8([[0], [255]]), 2, axis=1).repeat(8, axis=0).repeat(8, axis=1))
+    exif = rotated.getexif()
+    exif[0x0112] = 3  # upside down
+    rotated.save(tmp_path / "rotated.png", exif=exif)
+    seen = read_picture(tmp_path / "rotated.png", card)
+    assert seen[0, 0].min() == 1 and seen[0, -1].max() == 0
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["nowhere.png"], "PICTURE = 'nowhere.png': no such file"),
+        (["nowhere.png"], "PICTURE = 'nowhere.png': No such file"),
+        (["checkpoints"], "PICTURE = 'checkpoints': Is a directory"),
         (["params.yaml"], "PICTURE = 'params.yaml' is not an image that can be read"),
+        (["half.png"], "PICTURE = 'half.png' is not an image that can be read"),
+        (["deep.png"], "PICTURE = 'deep.png' has pixels of mode 'I;16': only 8 bits"),
         (["seven.png", "--model", "huge"], "model = 'huge' is unknown: choose one of tiny"),
-        (["seven.png", "--n", "5"], "--n: .*got"),
+        (["seven.png", "--n", "5"], "^--n: Value error, n = 5 is too small for alpha = 0.001: [^{]*$"),
         (["seven.png", "--alpha", "2"], "--alpha: .*less than 1"),
         (["seven.png", "--radius", "9"], "r = 9.0 is out of range"),
         (["seven.png", "--figure", "out.doc"], "--figure = 'out.doc' must end in"),
+        (["seven.png", "--figure", "nowhere/out.png"], "--figure = 'nowhere/out.png' cannot be written"),
+        (["seven.png", "--figure", "seven.png"], "--figure = 'seven.png' is the picture itself"),
     ],
 )
 def test_what_cannot_be_used_is_refused(shipped, picture, arguments, message):
+    Path("half.png").write_bytes(picture.read_bytes()[:60])
+    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save("deep.png")
     with pytest.raises(SystemExit, match=message):
         main(["certify", "--model", "tiny", *arguments])
 
@@ -111,4 +180,6 @@ def test_each_shipped_model_certifies_an_embedded_image(name, digits):
     image = torch.nn.functional.interpolate(digits.test.images(np.array([0])), (card.image_size, card.image_size))[0]
     found = srs.certify(model, image.expand(card.channels, -1, -1), sigma=card.sigma, sampler=card.sampler, n=500)
     assert found.n == 500 and found.evaluations == 600 * card.sampler.solver.steps
-    assert sum(p.numel() for p in models.load(checkpoints.FOLDER / name / "model.pt").parameters()) > 0
+    whole = models.read(checkpoints.FOLDER / name / "model.pt")
+    assert sum(p.numel() for p in whole.parameters()) == card.parameters
+    assert whole.config.num_classes == len(card.classes)

@@ -102,6 +102,15 @@ def test_a_folders_split_is_that_of_its_folders(image_folder):
         assert all(Path(os.fsdecode(file)).parts[1] == classes[label] for file, label in zip(part.files, part.labels))
 
 
+def test_a_data_set_tells_what_it_has(cifar_folder, digits):
+    data = prepare(_folder_config(cifar_folder))
+    suffix = LAYOUTS["cifar10"][2]
+    counts = [len(data.train), len(data.validation), len(data.test)]
+    expected = "{} training images (.{x}), {} held-out images (.{x}), {} test images (.{x}).".format(*counts, x=suffix.lower())
+    assert data.described() == expected
+    assert digits.described().endswith(f"{len(digits.test)} test images.") and "(" not in digits.described()
+
+
 def test_a_folders_images_are_resized_and_cropped_as_they_are_asked_for(cifar_folder):
     data = prepare(_folder_config(cifar_folder, image_size=20, resize=30))
     rows = np.array([3, 0, 33])

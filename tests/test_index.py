@@ -63,7 +63,9 @@ def test_the_page_leads_to_every_item_and_says_whose_task_it_is(tmp_path):
         assert part in page
     assert "Main &lt;results&gt;" in page and "http" not in page
     assert "digits stands in for CIFAR-10" in page
-    assert "cifar10 is the paper&#x27;s own data" in index.page(study.profiles["paper"], TWO, [tmp_path / "11.ipynb"], "")
+    pages = {name: index.page(study.profiles[name], TWO, [tmp_path / "11.ipynb"], "") for name in ("paper", "cifar10")}
+    assert "cifar10 is CIFAR-10." in pages["paper"] and "imagenet is ImageNet, as brought in files." in pages["paper"]
+    assert "cifar10 is CIFAR-10, as brought in files." in pages["cifar10"]
 
 
 def test_every_report_is_a_stage_of_the_graph():

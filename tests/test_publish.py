@@ -28,6 +28,6 @@ def test_the_published_snapshot_shows_every_item():
     root = Path(__file__).parent.parent
     items = yaml.safe_load((root / index.ITEMS).read_text())["items"]
     assert index.faults(root / "reports" / "embedded", items) == []
-    page = (root / "reports" / "index.html").read_text()
+    page = (root / "reports" / "embedded" / "index.html").read_text()
     assert all(f'#{item}"' in page for item in items)
     assert max(path.stat().st_size for path in (root / "reports").rglob("*") if path.is_file()) <= publish.LARGEST

@@ -46,6 +46,17 @@ def test_rows_are_the_certificates_of_the_votes(results, digits):
     assert results.reference("small-050", "steps") == "MDEQ-30A"
 
 
+def test_the_votes_of_a_row_are_those_of_its_images(results):
+    table, casting = results.votes("small-050"), _experiment().votes
+    whole, few = results.cast("small-050", "steps", "SRS-MDEQ-3A"), results.cast("small-050", "steps", "SRS-MDEQ-3A", 30)
+    members = casting.members("steps")
+    assert len(whole) == len(few) == len(members)
+    for position, every, first in zip(members, whole, few):
+        expected = table.of(casting.sampler("steps", "SRS-MDEQ-3A"), int(position), slice(0, casting.n0 + 100))
+        assert np.array_equal(every.classes, expected.classes)
+        assert np.array_equal(first.classes, expected.classes[: casting.n0 + 30])
+
+
 def test_captions_say_what_they_rest_on(results):
     text = results.caption("table_2", "Accuracy.", [("small-050", "main")])
     for part in (

@@ -116,7 +116,45 @@ def test_neighbours_and_batches_change_no_vote(linear_deq):
             assert (alone.n_a, alone.drawn) == (whole.n_a, whole.drawn)
 
 
+def test_an_early_stop_saves_work(linear_deq):
+    images = [linear_deq.at_true_radius(r) for r in (0.9, 1.0, 1.1)]
+    found = certify_at(linear_deq, images, 0.4, sigma=SIGMA, n=4_000, batch_size=60)
+    assert all(s.outcome == "certified" for s in found)
+    for s in found:
+        assert s.evaluations <= 30 * (s.n0 + s.drawn + 60) < 30 * (s.n0 + s.n) / 4  # not a round more
+
+
+def test_no_more_is_drawn_than_there_is(linear_deq):
+    edge = linear_deq.at_true_radius(0.41)
+    (found,) = certify_at(linear_deq, [edge], 0.4, sigma=SIGMA, n=250, batch_size=200)
+    assert found.outcome == "exhausted"
+    assert found.evaluations <= 30 * (found.n0 + found.n)
+
+
+def test_an_image_of_undecided_votes_is_not_settled_by_them():
+    (found,) = certify_at(lambda x: torch.full((len(x), 2), torch.nan), [torch.zeros(3)], 0.1, sigma=SIGMA, n=100)
+    assert (found.outcome, found.prediction, found.top, found.drawn) == ("exhausted", srs.ABSTAIN, srs.ABSTAIN, 0)
+
+
+@pytest.mark.parametrize("n, alpha", [(100, 0.001), (10_000, 0.001), (1_000, 0.05)])
+def test_the_largest_radius_is_that_of_unanimous_votes(n, alpha):
+    farthest = bounds.largest_radius_by_evidence(n, alpha, SIGMA)
+    outcomes = []
+    for r in (farthest - 1e-6, farthest + 1e-6):
+        test = RadiusTest(r, Certification(sigma=SIGMA, n=n, alpha=alpha))
+        test.add(np.ones(n, bool))
+        outcomes.append(test.outcome)
+    assert outcomes == ["certified", "exhausted"]
+    assert farthest < bounds.largest_radius(n, alpha, SIGMA)
+
+
 def test_clear_errors(linear_deq):
+    with pytest.raises(ValueError, match=r"r = 1.58 is out of range: n = 10000 draws can certify 0 to 1.55\d in a seq"):
+        certify_at(linear_deq, [torch.zeros(6)], 1.58, sigma=SIGMA)
+    with pytest.raises(ValueError, match="r = 0 is out of range: n = 11 draws can certify nothing in a seq"):
+        certify_at(linear_deq, [torch.zeros(6)], 0, sigma=SIGMA, n=11)
+    with pytest.raises(ValueError, match="indices number 2 images, but there are 1"):
+        certify_at(linear_deq, [torch.zeros(6)], 0.1, sigma=SIGMA, indices=[1, 2])
     with pytest.raises(ValueError, match="r = -1"):
         certify_at(linear_deq, [torch.zeros(6)], -1, sigma=SIGMA)
     with pytest.raises(ValueError, match="needs independent votes: sampler kind 'serialized'"):

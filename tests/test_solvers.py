@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from srs.solvers import Solver, residuals, solve
+from srs.solvers import CLOSE, Solver, residuals, solve
 from srs.zoo import LinearDEQ
 
 METHODS = ["naive", "anderson", "broyden"]
@@ -211,3 +212,32 @@ def test_a_row_is_close_when_rounding_could_move_its_residual_across_the_toleran
         tolerance = residual + off * (1 if stop == "relative" else size)
         found = solve(f, z0, x, Solver(method="naive", steps=2, stop=stop, tolerance=tolerance))
         assert found.close.item() == expected, off
+
+
+@pytest.mark.parametrize("mixing", [1.0, 0.5])
+def test_anderson_never_gives_a_truncated_gradient(mixing):
+    """One step is differentiated exactly; several steps, whose weights depend on the states before, not at all."""
+    x = torch.ones(2, 4, requires_grad=True)
+
+    def total(steps):
+        solver = Solver(method="anderson", steps=steps, mixing=mixing)
+        return solve(lambda z, x: 0.5 * z + x, torch.zeros(2, 4), x, solver).z.sum()
+
+    total(1).backward()
+    assert torch.allclose(x.grad, torch.full_like(x, mixing))
+    with pytest.raises(RuntimeError, match="in-?place"):
+        total(3).backward()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_moves_no_residual_by_as_much_as_counts_as_close(trained, digits, method):
+    x = digits.test.images(np.arange(100))
+    x = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        injection = trained.inject(x)
+        z0 = trained.initial_state(injection)
+        for steps in (3, 8, 15):
+            solver = Solver(method=method, steps=steps)
+            whole = solve(trained.f, z0, injection, solver).residual
+            alone = [solve(trained.f, z0[i : i + 1], injection[i : i + 1], solver).residual for i in range(100)]
+            assert (whole - torch.cat(alone)).abs().max() < CLOSE / 2

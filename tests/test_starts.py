@@ -12,9 +12,9 @@ from srs.models import starts
 from srs.models.starts import ConvolutionalStart, MeanStart, RidgeStart
 from srs.noise import NoisyCopies
 from srs.solvers import Solver
-from srs.starts import StartSettings, choose, fit_starts
+from srs.starts import StartSettings, choose, fit_starts, held_out
 from srs.training import Training, evaluate, train
-from srs.votes import StandardSampler
+from srs.votes import StandardSampler, Votes
 from srs.zoo import LinearDEQ
 
 ONE = Solver(method="naive", steps=1)
@@ -66,9 +66,10 @@ def test_fitted_starts_are_nearer_to_fixed_points_and_agree_more(trained, digits
         assert agreement["learned"] > max(agreement["initial"], 0.6)
 
 
-def test_amortized_votes_do_not_depend_on_batch_order_or_neighbours(trained, digits, fitted):
+@pytest.mark.parametrize("kind", ["ridge", "convolutional"])
+def test_amortized_votes_do_not_depend_on_batch_order_or_neighbours(trained, digits, fitted, kind):
     for start in ("mean", "learned"):
-        model = _with(trained, fitted["convolutional"])
+        model = _with(trained, fitted[kind])
         sampler = StandardSampler(solver=ONE, start=start)
         copies = [NoisyCopies(digits.test.images(np.array([i]))[0], i, 0.5, 0) for i in (3, 9)]
         draws = np.arange(120)
@@ -98,6 +99,27 @@ def test_fitting_is_repeatable_and_leaves_the_random_state_alone(trained, digits
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+class _Known:
+    """A sampler that errs on every copy of every ``wrong``-th image."""
+
+    def __init__(self, labels, wrong):
+        self.classes = np.where(np.arange(len(labels)) % wrong, labels, labels + 1)
+
+    def sample_many(self, model, copies, draws, batch_size):
+        cast = [Votes.blank(len(numbers)) for numbers in draws]
+        for noisy, votes in zip(copies, cast):
+            votes.classes[:] = self.classes[noisy.index]
+        return cast
+
+
+def test_copies_of_one_image_are_no_independent_evidence(trained, digits):
+    labels = digits.validation.labels
+    rows, right = {"row": _Known(labels, 4)}, _Known(labels, len(labels) + 1)
+    once, often = (held_out(trained, digits.validation, 0.5, rows, right, copies).iloc[0] for copies in (1, 40))
+    assert once["difference"] == pytest.approx(often["difference"]) and once["difference"] < -0.2
+    assert once["upper"] - once["lower"] == pytest.approx(often["upper"] - often["lower"]) != 0
+
+
 def test_the_cheapest_row_that_loses_little_is_chosen():
     found = pd.DataFrame(
         {
@@ -121,7 +143,7 @@ def test_a_checkpoint_and_its_starts_load_together(trained_state, fitted, digits
     assert not hasattr(models.load(tmp_path / "model.pt", fitted=tmp_path / "none.pt"), "starts")
 
 
-def test_tuning_goes_on_from_a_model_and_its_start_and_makes_one_step_better(trained_state, digits, tmp_path):
+def test_tuning_goes_on_from_a_model_and_its_start_and_forgets_neither(trained_state, digits, tmp_path):
     base = models.restore(trained_state)
     base.starts = fit_starts(base.eval(), digits.train, 0.25, FEW)
     before = copy.deepcopy(base.starts["learned"].state_dict())
@@ -139,7 +161,7 @@ def test_tuning_goes_on_from_a_model_and_its_start_and_makes_one_step_better(tra
 def test_clear_errors(trained, digits):
     with pytest.raises(ValueError, match="start = 'learned' is unknown to the model: choose one of initial"):
         classify(trained, digits.test.images(np.arange(2)), ONE, "learned")
-    with pytest.raises(ValueError, match="an injection of 6 numbers needs map = 'convolutional'.*ridge_inputs = 2"):
+    with pytest.raises(ValueError, match="map = 'auto' would be convolutional for an injection of 6 .*'ridge'"):
 
         class Points:
             def __len__(self):
@@ -148,6 +170,8 @@ def test_clear_errors(trained, digits):
             def images(self, rows):
                 return torch.zeros(len(rows), 6)
 
-        model = LinearDEQ().eval()
-        model.anchor = torch.nn.Parameter(torch.zeros(1))
-        fit_starts(model, Points(), 0.5, FEW.model_copy(update={"ridge_inputs": 2}))
+        fit_starts(LinearDEQ().eval(), Points(), 0.5, FEW.model_copy(update={"ridge_inputs": 2}))
+    with pytest.raises(ValueError, match="sigma = -1 is out of range"):
+        fit_starts(trained, digits.train, -1)
+    with pytest.raises(ValueError, match="training mode"):
+        fit_starts(LinearDEQ().train(), torch.zeros(10, 6), 0.5)
