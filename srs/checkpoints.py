@@ -25,7 +25,7 @@ from srs import models, params
 from srs.data import Dataset
 from srs.sections import Section, faults
 from srs.solvers import Solver
-from srs.starts import COPIES, choose
+from srs.starts import choose
 from srs.votes import StandardSampler
 
 FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
@@ -127,7 +127,7 @@ def ship(experiment: str, name: str, commit: str) -> Path:
         parameters=sum(p.numel() for p in models.read(files[0]).parameters()),
         sampler=profile.starts.candidates[row.name],
         reference=profile.starts.solver,
-        copies=COPIES * len(data.validation),
+        copies=profile.starts.copies * len(data.validation),
         noisy_accuracy=round(float(row["accuracy"]), 4),
         reference_accuracy=round(float(row["accuracy"] - row["difference"]), 4),
         residual=float(f"{pd.read_csv(model / 'history.csv')['validation_residual'].iloc[-1]:.2g}"),

@@ -18,7 +18,7 @@ from srs.certification import Assurance, certificates
 from srs.data import Dataset
 from srs.index import label, stands_in
 from srs.params import Attacks, Experiment, Report, Variant
-from srs.votes import Votes
+from srs.votes import Sampler, StandardSampler, Votes
 
 SIZE_NAMES = {"small": "MDEQ-SMALL", "large": "MDEQ-LARGE", "imagenet": "MDEQ, ImageNet's slot"}
 Source = tuple[str, str]  # an experiment and one of its groups
@@ -156,7 +156,7 @@ class Results:
         for key, _ in sources:
             model = self._model(key)
             same = first.setdefault(model, key)
-            network = model if same == key else f"the network of {same}"
+            network = model if same == key else f"network as {same}"
             told.append(f"{key} ({network}, sigma = {self.sigma(key):g})")
         return told
 
@@ -213,7 +213,8 @@ class Results:
         cost = "Cost per image, ours: what each method alone would need, warm-up and audit included; speed-up against"
         display(tables.cost_table(table, f"{cost} {reference}. {self.basis(source)}"))
         if item:
-            self.twin(item, list(table.index), self.radii(key))
+            samplers = self.samplers(key, group)
+            self.twin(item, [row for row in table.index if in_paper(samplers[row])], self.radii(key))
         display(Markdown(tables.read_comparison(table, rows, reference, self.samplers(key, group))))
         return table
 
@@ -238,6 +239,11 @@ class Results:
             rows = self.rows(key, group)
             found.append(rows[rows["method"] == method].assign(method=name))
         return pd.concat(found, ignore_index=True)
+
+
+def in_paper(sampler: Sampler) -> bool:
+    """Whether the paper has such rows: not with an amortized start, nor with a solver that stops by itself."""
+    return not (isinstance(sampler, StandardSampler) and (sampler.start != "initial" or sampler.solver.stop != "fixed"))
 
 
 def by_estimator(method: str, title: str) -> str:

@@ -22,7 +22,6 @@ from srs.sections import Section
 from srs.solvers import Solver, solve
 from srs.votes import StandardSampler, batches
 
-COPIES = 20  # noisy copies of each held-out image
 _AT_ONCE = 800  # rows of a compute batch
 _HELD_OUT = (1 << 63) + (1 << 62)  # a seed apart from those of certification and of training's evaluation
 
@@ -49,10 +48,12 @@ class StartSettings(Section):
 
 
 class Starts(StartSettings):
-    """:class:`StartSettings`, and among which rows the one to deploy is chosen: the ``candidates``, on held-out images, by
-    :func:`choose`, may have a noisy accuracy lower than the reference's by ``loss``. ``threads``: as in Training."""
+    """:class:`StartSettings`, and among which rows the one to deploy is chosen: the ``candidates``, on ``copies`` noisy copies
+    of each held-out image; by :func:`choose`, it may have a noisy accuracy lower than the reference's by ``loss``.
+    ``threads``: as in Training."""
 
     candidates: dict[str, StandardSampler] = Field(min_length=1)
+    copies: int = Field(20, ge=1)
     loss: float = Field(0.02, ge=0, lt=1)
     threads: int | None = Field(None, ge=1)
 
@@ -95,7 +96,7 @@ def held_out(
     sigma: float,
     samplers: dict[str, StandardSampler],
     reference: StandardSampler,
-    copies: int = COPIES,
+    copies: int = 20,
 ) -> pd.DataFrame:
     """What each of ``samplers`` is worth on ``copies`` noisy copies of each held-out image, one line each.
 

@@ -57,6 +57,11 @@ def test_the_votes_of_a_row_are_those_of_its_images(results):
         assert np.array_equal(first.classes, expected.classes[: casting.n0 + 30])
 
 
+def test_the_published_twin_has_no_rows_that_the_paper_does_not_have(results):
+    ours = [row for row, sampler in results.samplers("small-050", "main").items() if not reports.in_paper(sampler)]
+    assert ours == ["MDEQ-30A stopped", "AS-MDEQ-1N mean", "AS-MDEQ-1N"]
+
+
 def test_captions_say_what_they_rest_on(results):
     text = results.caption("table_2", "Accuracy.", [("small-050", "main")])
     for part in (
@@ -81,7 +86,7 @@ def test_captions_say_once_what_models_have_in_common(results, monkeypatch):
     monkeypatch.setitem(results._votes, twin, results.votes("small-050"))
     shutil.copytree(results.runs / "votes" / "small-050", results.runs / "votes" / twin)
     text = results.basis([("small-050", "main"), (twin, "main"), ("small-050", "steps")])
-    assert "small-twin (the network of small-050, sigma = 0.5): 2 evenly spaced" in text
+    assert "small-twin (network as small-050, sigma = 0.5): 2 evenly spaced" in text
     assert [text.count(part) for part in ("N = 200", "N = 100", "2 cores of X")] == [1, 1, 1]
 
 
