@@ -46,7 +46,11 @@ class Answer:
 
     @property
     def headline(self) -> str:
-        return "abstains" if self.found.prediction == ABSTAIN else f"{self.named}, certified within {self._radius}"
+        if self.found.prediction == ABSTAIN:
+            return "abstains"
+        return (
+            f"{self.named}, certified within {self._radius}" if float(self._radius) else f"{self.named}, at the picture alone"
+        )
 
     @property
     def promise(self) -> str:
@@ -110,18 +114,19 @@ def read_picture(path: Path, card: checkpoints.Card) -> Tensor:
         raise ValueError(f"{told}: {error.strerror}") from error
     try:
         with Image.open(io.BytesIO(content)) as file:
+            deep = file.mode[0] in "IF" or ";16" in str(file.tile)  # of which Pillow would keep what it likes
             picture = ImageOps.exif_transpose(file)
-            picture.load()
+            side = min(picture.size)
+            left, top = (picture.width - side) // 2, (picture.height - side) // 2
+            square = picture.crop((left, top, left + side, top + side))
+            if square.has_transparency_data:
+                square = square.convert("RGBA")
+                square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
+            square = square.convert("RGB" if card.channels == 3 else "L")
     except Exception as error:  # decoders raise what they like
         raise ValueError(f"{told} is not an image that can be read: {error}") from error
-    if picture.mode[0] in "IF":
-        raise ValueError(f"{told} has pixels of mode {picture.mode!r}: only 8 bits a channel are read, save it so")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.crop((left, top, left + side, top + side)).convert("RGB" if card.channels == 3 else "L")
+    if deep:
+        raise ValueError(f"{told} has more than 8 bits a channel: save it with 8")
     return torch.from_numpy(frame(square, card.image_size, card.image_size)).float() / 255
 
 
@@ -136,9 +141,8 @@ def draw(answer: Answer) -> Figure:
         panel.set_title("picture" if not number else f"noisy copy {number}", fontsize=9)
         panel.set_axis_off()
     axes = below.subplots()
-    bars = axes.barh(list(answer.tally), list(answer.tally.values()), color="0.7")
-    for name, bar in zip(answer.tally, bars):
-        bar.set_color("C0" if name == answer.named else "0.7")
+    colors = ["C0" if name == answer.named else "0.7" for name in answer.tally]
+    bars = axes.barh(list(answer.tally), list(answer.tally.values()), color=colors)
     axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("votes")
@@ -153,7 +157,11 @@ def _require_place(figure: Path, picture: Path) -> None:
     told = f"--figure = {str(figure)!r}"
     if figure.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"{told} must end in .png, .pdf or .svg")
-    if not os.access(figure.parent, os.W_OK | os.X_OK) or figure.is_dir():
+    if (
+        not os.access(figure.parent, os.W_OK | os.X_OK)
+        or figure.is_dir()
+        or (figure.exists() and not os.access(figure, os.W_OK))
+    ):
         raise ValueError(f"{told} cannot be written: name a file in a folder that exists and may be written to")
     if figure.resolve() == picture.resolve():
         raise ValueError(f"{told} is the picture itself: name another file")

@@ -33,12 +33,14 @@ from srs.data import Dataset, Images, evenly_spaced
 from srs.deq import DEQ
 from srs.models.starts import ConvolutionalStart
 from srs.noise import NoisyCopies
+from srs.results import stopped
 from srs.sections import Section, faults
 from srs.solvers import Solver
 from srs.votes import UNDECIDED, Sampler, SerializedSampler, StandardSampler, rows_at_once
 
-STANDARD, STOPPED, ONE_STEP = "MDEQ-30A", "MDEQ-30A stopped", "AS-MDEQ-1N"
-LAYER, KEPT = "f plain / f as loaded", "f plain, memory kept / f as loaded"
+STANDARD, ONE_STEP = "MDEQ-30A", "AS-MDEQ-1N"
+STOPPED = stopped(STANDARD)
+LAYER, KEPT = "f plain / f as loaded", "f plain, same allocator / f as loaded"
 TARGETS = {STANDARD: "at most 1.15", ONE_STEP: "at most 1.25", LAYER: "at least 1.6", KEPT: ""}
 
 Count = Annotated[int, Field(ge=1)]
@@ -104,14 +106,17 @@ def race(keys: Sequence[str], runners: dict[tuple, Work], repeats: int) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def time_methods(deqs: dict[float, DEQ], images: Images, rows: dict[str, Sampler], config: Speed) -> pd.DataFrame:
-    """Whole certificates by every one of ``rows``: columns sigma, method, index, repeat, evaluations, seconds."""
+def time_methods(
+    deqs: dict[float, DEQ], images: Images, rows: dict[str, Sampler], reference: str, config: Speed
+) -> pd.DataFrame:
+    """Whole certificates by every one of ``rows``, serialized ones audited by the row ``reference``: columns sigma, method,
+    index, repeat, evaluations, seconds."""
     runners = {}
     for sigma, model in deqs.items():
         for name, sampler in rows.items():
             sampler = sampler.canonical()  # as votes are cast
             for noisy in _noisy(model, images, sigma, config.images):
-                runners[sigma, name, noisy.index] = partial(_certify, model, noisy, sampler, config)
+                runners[sigma, name, noisy.index] = partial(_certify, model, noisy, sampler, rows[reference], config)
             cast(model, [noisy], sampler, config.batch_size, config.batch_size)  # the first batch is slower
     return race(["sigma", "method", "index"], runners, config.repeats)
 
@@ -203,9 +208,9 @@ def cast(model: DEQ, noisy: Sequence[NoisyCopies], sampler: Sampler, draws: int,
     return sum(int(votes.evaluations.sum()) for votes in found)
 
 
-def _certify(model: DEQ, noisy: NoisyCopies, sampler: Sampler, config: Speed) -> int:
-    settings = config.model_dump(include={"n", "audit", "batch_size"})
-    return certify(model, noisy.image, sigma=noisy.sigma, sampler=sampler, index=noisy.index, **settings).evaluations
+def _certify(model: DEQ, noisy: NoisyCopies, sampler: Sampler, reference: Sampler, config: Speed) -> int:
+    settings = config.model_dump(include={"n", "audit", "batch_size"}) | {"sigma": noisy.sigma, "index": noisy.index}
+    return certify(model, noisy.image, sampler=sampler, reference=reference, **settings).evaluations
 
 
 @contextmanager
@@ -261,9 +266,9 @@ def summary(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def methods_table(runs: pd.DataFrame, reference: str = STANDARD) -> pd.DataFrame:
-    """:func:`summary`, and how many times as fast as the ``reference``, and as "<reference> stopped", a method is."""
+    """:func:`summary`, and how many times as fast as the ``reference``, and as that :func:`stopped`, a method is."""
     table = summary(runs, ["sigma", "method"]).reset_index()
-    for row in (reference, f"{reference} stopped"):
+    for row in (reference, stopped(reference)):
         theirs = table[table["method"] == row].set_index("sigma")["seconds"]
         table[f"speed over {row}"] = table["sigma"].map(theirs) / table["seconds"]
     return table.astype({"evaluations": int})
@@ -299,7 +304,7 @@ def markdown(table: pd.DataFrame) -> str:
 def report(found: dict[str, pd.DataFrame], config: Bench, device: str) -> str:
     """All tables, each under a line that says what it shows, and the machine."""
     usual = f"{config.draws:,} draws of one image, {config.batch_size} at a time"
-    kinds = "default memory allocator, then one that keeps memory"
+    kinds = "default memory allocator, then this process's"
     captions = [
         f"A certificate from N = {config.n:,} draws, audit included; seconds of {config.repeats} x {config.images} runs.",
         f"Median seconds for votes on {usual} (32x32: {config.batch_size} draws), noise and starts included, against bare "
@@ -324,7 +329,7 @@ def _options(arguments: list[str] | None) -> tuple[Bench, argparse.Namespace]:
     try:
         return Bench(**{name: getattr(given, name) for name in Bench.model_fields}), given
     except ValidationError as error:
-        parser.error("; ".join(faults(error)))
+        parser.error("; ".join(faults(error, whole="settings")))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -341,7 +346,7 @@ def main(arguments: list[str] | None = None) -> None:
     last = deqs[sigma], images, sigma, config
     found = {
         "memory": measure_memory(checkpoint, config),
-        "methods": time_methods(deqs, images, methods(config.chains), config),
+        "methods": time_methods(deqs, images, methods(config.chains), STANDARD, config),
         "engine": time_engine(*last),
         "scaling": time_scaling(*last),
     }

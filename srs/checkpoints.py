@@ -36,9 +36,9 @@ class Card(Section):
     """What is known of a shipped model.
 
     ``sampler``: the amortized row that was chosen on held-out training images, ``noisy_accuracy`` what it has there at noise
-    ``sigma`` on ``copies`` noisy copies, and ``reference_accuracy`` what ``reference`` has. ``residual``: the mean relative
-    residual after ``training``'s evaluation solver. ``commit``, ``hardware``, ``seconds``: of the training. ``images``: what
-    the model has seen. ``data``, ``model``, ``training``, ``starts``: as in params.yaml. ``sha256``: of the files.
+    ``sigma`` on so many ``noisy_copies``, and ``reference_accuracy`` what ``reference`` has. ``residual``: the mean relative
+    residual after ``training``'s evaluation solver. ``commit``, ``hardware``, ``seconds``: of the training. ``images``: the
+    parts of the data set. ``data``, ``model``, ``training``, ``starts``: as in params.yaml. ``sha256``: of the files.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Card(Section):
     parameters: int = Field(ge=1)
     sampler: StandardSampler
     reference: Solver
-    copies: int = Field(ge=1)
+    noisy_copies: int = Field(ge=1)
     noisy_accuracy: float = Field(ge=0, le=1)
     reference_accuracy: float = Field(ge=0, le=1)
     residual: float
@@ -127,7 +127,7 @@ def ship(experiment: str, name: str, commit: str) -> Path:
         parameters=sum(p.numel() for p in models.read(files[0]).parameters()),
         sampler=profile.starts.candidates[row.name],
         reference=profile.starts.solver,
-        copies=profile.starts.copies * len(data.validation),
+        noisy_copies=profile.starts.copies * len(data.validation),
         noisy_accuracy=round(float(row["accuracy"]), 4),
         reference_accuracy=round(float(row["accuracy"] - row["difference"]), 4),
         residual=float(f"{pd.read_csv(model / 'history.csv')['validation_residual'].iloc[-1]:.2g}"),
@@ -141,11 +141,11 @@ def ship(experiment: str, name: str, commit: str) -> Path:
         starts=profile.starts.model_dump(mode="json", exclude_none=True, exclude={"candidates"}),
         sha256={file.name: _sha256(file) for file in files},
     )
-    target = FOLDER / name
+    page, target = _page(card, row.name), FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
         shutil.copy(file, target / file.name)
-    (target / "card.md").write_text(_page(card, row.name), encoding="utf-8")
+    (target / "card.md").write_text(page, encoding="utf-8")
     return target
 
 
@@ -161,8 +161,8 @@ An MDEQ ({card.model["preset"]}, {card.parameters:,} parameters) for {len(card.c
 images with Gaussian noise of sigma = {card.sigma:g} (pixels in [0, 1]), and the amortized starts that were fitted to it.
 
 - **Use**: `srs.load("{card.name}")`, or `python -m srs certify PICTURE --model {card.name}`.
-- **Noisy accuracy** on {card.copies:,} noisy copies of held-out training images: {card.noisy_accuracy:.1%} as deployed ({row}),
-  {card.reference_accuracy:.1%} with {card.reference.steps} {card.reference.method} steps. Mean relative residual after
+- **Noisy accuracy** on {card.noisy_copies:,} noisy copies of held-out training images: {card.noisy_accuracy:.1%} as deployed
+  ({row}), {card.reference_accuracy:.1%} with {card.reference.steps} {card.reference.method} steps. Mean relative residual after
   {evaluation.steps} {evaluation.method} steps: {card.residual:.1e}.
 - **Images**: {card.images}
 - **Training**: {schedule["epochs"]} epochs in batches of {schedule["batch_size"]}, {card.seconds / 60:.0f} minutes on
@@ -182,8 +182,10 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--commit", required=True, help="whose code trained the model")
     given = parser.parse_args()
-    resolved = subprocess.run(["git", "rev-parse", "--verify", f"{given.commit}^{{commit}}"], capture_output=True, text=True)
     try:
+        resolved = subprocess.run(
+            ["git", "rev-parse", "--verify", f"{given.commit}^{{commit}}"], capture_output=True, text=True
+        )
         if resolved.returncode:
             raise ValueError(f"--commit = {given.commit!r}: git knows no such commit here")
         print(ship(given.experiment, given.name, resolved.stdout.strip()))

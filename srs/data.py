@@ -134,7 +134,7 @@ class FolderPart:
 
     def formats(self) -> str:
         """The files' suffixes, in brackets."""
-        return f" ({', '.join(sorted({Path(os.fsdecode(file)).suffix.lower() for file in self.files}))})"
+        return f" ({', '.join(sorted({os.path.splitext(os.fsdecode(file))[1].lower() for file in self.files}))})"
 
     def images(self, indices: np.ndarray) -> Tensor:
         """Images ``indices`` as float32 in [0, 1]: (len(indices), C, H, W).

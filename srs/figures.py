@@ -239,21 +239,27 @@ def plot_costs(panels: dict[str, pd.DataFrame]) -> Figure:
     size = {"figsize": (min(4.6 * len(panels), 13), 7.6), "layout": "constrained", "sharey": "col", "squeeze": False}
     figure, grid = plt.subplots(2, len(panels), **size)
     units = {"evaluations": "evaluations of f an image", "seconds": "seconds an image"}
+    methods = dict.fromkeys(method for table in panels.values() for method in table.index)
+    numbers = {method: number for number, method in enumerate(methods)}
+    handles = {}
     for axes, (title, table), (cost, unit) in zip(
         grid.flat, [*panels.items()] * 2, np.repeat([*units.items()], len(panels), 0)
     ):
-        for number, (method, line) in enumerate(table.iterrows()):
+        for method, line in table.iterrows():
+            number = numbers[method]
             error = 100 * np.array([[line["accuracy"] - line["lower"]], [line["upper"] - line["accuracy"]]])
             color, marker = sns.color_palette("colorblind")[number % 10], "osD^vP*X<>"[number % 10 - number // 10]
             at = line[cost], 100 * line["accuracy"]
-            axes.errorbar(*at, error, label=method, color=color, marker=marker, ms=8, capsize=2, linewidth=0.8)
+            handles[method] = axes.errorbar(
+                *at, error, label=method, color=color, marker=marker, ms=8, capsize=2, linewidth=0.8
+            )
         axes.set(xscale="log", xlabel=unit, title=title)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
     for axes in grid[:, 0]:
         axes.set_ylabel("certified accuracy (%)")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+    figure.legend([handles[method] for method in methods], list(methods), loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
 

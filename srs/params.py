@@ -16,6 +16,7 @@ from srs.certification import Assurance
 from srs.coverage import Coverage
 from srs.data import DataConfig
 from srs.models import configure
+from srs.results import stopped
 from srs.sections import ParameterError, Section, read
 from srs.starts import Starts
 from srs.training import Training
@@ -242,8 +243,10 @@ class Profile(Section):
             self._has_rows("report.past", key, "past", self.starts.candidates)
             casting = self.experiments[_known("report.past", key, self.experiments)].votes
             rows = casting.groups["past"].samplers
-            reference = next(row for row, sampler in rows.items() if sampler == casting.reference)
-            self._has_rows("report.past", key, "past", [f"{reference} stopped"])
+            honest = stopped(next(row for row, sampler in rows.items() if sampler == casting.reference))
+            self._has_rows("report.past", key, "past", [honest])
+            if rows[honest].solver.stop == "fixed":
+                raise ValueError(f"experiments.{key}.votes.groups.past: {honest}.solver.stop = 'fixed' must be another")
             self._has_rows("report.past", key, "sequential", reference=False)
             for kind in ("tuned", "unrolled"):
                 if (other := getattr(past, kind)) is not None:

@@ -243,7 +243,7 @@ class Results:
 
 def in_paper(sampler: Sampler) -> bool:
     """Whether the paper has such rows: not with an amortized start, nor with a solver that stops by itself."""
-    return not (isinstance(sampler, StandardSampler) and (sampler.start != "initial" or sampler.solver.stop != "fixed"))
+    return not isinstance(sampler, StandardSampler) or (sampler.start == "initial" and sampler.solver.stop == "fixed")
 
 
 def by_estimator(method: str, title: str) -> str:

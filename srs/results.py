@@ -9,6 +9,11 @@ from scipy import stats
 from srs.bounds import clopper_pearson_interval
 
 
+def stopped(reference: str) -> str:
+    """The name of the row that is ``reference``, stopped at its tolerance: the honest baseline of speed-ups."""
+    return f"{reference} stopped"
+
+
 def certified(rows: pd.DataFrame, r: float) -> pd.Series:
     """Which rows count at radius ``r``: correct, not abstained, and with a certified radius of at least r."""
     return (rows["prediction"] == rows["label"]) & (rows["radius"] >= r)

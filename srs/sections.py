@@ -18,10 +18,12 @@ class ParameterError(ValueError):
 
 def faults(error: ValidationError, whole: str = "") -> list[str]:
     """What was given wrongly, a text for each: name (``whole`` where it is no single field), reason, value."""
-    return [
-        f"{'.'.join(map(str, f['loc']))}: {f['msg']} (got {f['input']!r})" if f["loc"] else f"{whole}: {f['msg']}"
-        for f in error.errors()
-    ]
+    told = []
+    for fault in error.errors():
+        value = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+        what = fault["msg"].removeprefix("Value error, ")
+        told.append(f"{'.'.join(map(str, fault['loc'])) or whole}: {what}{value}")
+    return told
 
 
 def read(path: str | Path = "params.yaml") -> dict:

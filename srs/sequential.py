@@ -129,7 +129,7 @@ def settle(
     progress: bool = False,
 ) -> list[Settlement]:
     """The sequential test at radius ``r`` on each of ``count`` images, interleaved round by round: ``cast(which, draws)`` has
-    the votes of images number ``which`` on their ``draws``, at most ``batch_size`` a round unless n0 is larger."""
+    the votes of images number ``which`` on their ``draws``: n0 of each in its first round, then ``batch_size`` in all."""
     tests = [RadiusTest(r, config) for _ in range(count)]
     tops, evaluations, drawn = [ABSTAIN] * count, [0] * count, [0] * count
     most = config.n0 + config.n

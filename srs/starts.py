@@ -96,7 +96,7 @@ def held_out(
     sigma: float,
     samplers: dict[str, StandardSampler],
     reference: StandardSampler,
-    copies: int = 20,
+    copies: int,
 ) -> pd.DataFrame:
     """What each of ``samplers`` is worth on ``copies`` noisy copies of each held-out image, one line each.
 

@@ -12,7 +12,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from srs import bounds
-from srs.results import average_certified_radius, certified, certified_accuracy
+from srs.results import average_certified_radius, certified, certified_accuracy, stopped
 from srs.votes import Sampler
 
 BEYOND = "–"
@@ -48,7 +48,7 @@ def _largest(row: pd.Series) -> float:
 def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.DataFrame:
     """One line a method: (r, accuracy | lower | upper) for each radius (NaN beyond reach), largest radius, ACR by both
     definitions, evaluations and seconds an image, and the speed-up in both against ``reference``; where there is a row
-    "<reference> stopped", the honest baseline, the speed-up in seconds against that, too."""
+    of the reference :func:`stopped`, the speed-up in seconds against that, too."""
     limits = reachable(rows)
     table = {}
     for method, part in rows.groupby("method", sort=False):
@@ -64,8 +64,8 @@ def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.Da
     table = pd.DataFrame.from_dict(table, orient="index")
     for unit in ("evaluations", "seconds"):
         table["speed-up", unit] = table.loc[reference, ("per image", unit)] / table["per image", unit]
-    if (stopped := f"{reference} stopped") in table.index:
-        table["speed-up", "seconds over stopped"] = table.loc[stopped, ("per image", "seconds")] / table["per image", "seconds"]
+    if (honest := stopped(reference)) in table.index:
+        table["speed-up", "seconds over stopped"] = table.loc[honest, ("per image", "seconds")] / table["per image", "seconds"]
     return table
 
 

@@ -89,6 +89,8 @@ def test_the_file_itself_is_well_formed_and_the_default_is_embedded():
         ("{pair: {images: 30", "{pair: {images: 20", "groups.pair.images = 20 must be 30, as .*groups.steps.images"),
         ("starts: &starts {points: 4000", "starts: &starts {points: 1", "starts.points: .*greater than or equal to 2"),
         ("speed: &speed {n: 10000", "speed: &speed {n: 20", "too small|certify nothing|out of range"),
+        ("    MDEQ-30A stopped: *stopped\n", "", "groups.past: the row = 'MDEQ-30A stopped' is unknown"),
+        ("stop: relative, tolerance: 0.001}}", "stop: fixed}}", "groups.past: MDEQ-30A stopped.solver.stop = 'fixed' must"),
         ("start: clean}", "start: clean, restart: 2}", "restart = 2 needs start = 'previous'"),
         ("active: *embedded", "active: {name: x}", "active.datasets: Field required"),
         ("active: *embedded", "active: *embeded", "not valid YAML"),

@@ -63,6 +63,15 @@ def test_summary_is_computed_from_the_rows(table):
     assert table["speed-up"].loc["SRS-MDEQ-3A"].tolist() == [5.0, 4.0]
 
 
+def test_where_the_reference_stopped_is_a_row_speed_ups_over_it_are_shown(rows, table):
+    honest = _rows("MDEQ-30A stopped", [0.3, 0.6, 1.1, 0.2], evaluations=12_000, seconds=0.8, wrong=1)
+    wider = tables.summary(pd.concat([rows, honest]), RADII, "MDEQ-30A")
+    assert wider["speed-up", "seconds over stopped"].tolist() == pytest.approx([0.4, 1.6, 1.0])
+    shown = tables.cost_table(wider, "").to_html()
+    assert "against the solver stopped" in shown and "1.6×" in shown
+    assert "stopped" not in tables.cost_table(table, "").to_html()
+
+
 def test_cells_beyond_reach_are_no_zeros(table):
     limits = [bounds.largest_radius(1_000, 0.001, 0.5), bounds.largest_radius(1_000, 0.001, 0.5, audit=200)]
     assert table["", "largest r"].tolist() == limits
