@@ -81,7 +81,7 @@ def test_scaling_is_in_seconds_for_a_thousand_draws(clock):
 
 def test_methods_make_the_evaluations_that_they_should(started, digits):
     config = Bench(**TINY | {"repeats": 1})
-    runs = bench.time_methods({0.25: started}, digits.test, bench.methods(config.chains), config)
+    runs = bench.time_methods({0.25: started}, digits.test, bench.methods(config.chains), STANDARD, config)
     assert set(runs["method"]) == set(bench.methods(10)) and len(runs) == 7 * config.images * config.repeats
     found = {name: set(part["evaluations"]) for name, part in runs.groupby("method")}
     draws = 100 + config.n
