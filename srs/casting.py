@@ -75,6 +75,10 @@ class Casting(Section):
             sampler = sampler.model_copy(update={"chains": self.chains})
         return sampler.canonical()
 
+    def reference_row(self, group: str) -> str:
+        """The row of a group that is the audits' reference. Raises StopIteration where there is none."""
+        return next(row for row, sampler in self.groups[group].samplers.items() if sampler == self.reference)
+
     def _audits(self, group: str) -> set[tuple[str, int]]:
         """How the serialized rows of a group may be audited: the draw, and the draws of the warm-up that it passes over."""
         rows = [self.sampler(group, row) for row in self.groups[group].samplers]

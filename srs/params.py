@@ -17,7 +17,7 @@ from srs.coverage import Coverage
 from srs.data import DataConfig
 from srs.models import configure
 from srs.results import stopped
-from srs.sections import ParameterError, Section, read
+from srs.sections import ParameterError, Section, read, reason
 from srs.starts import Starts
 from srs.training import Training
 from srs.votes import Sampler, StandardSampler
@@ -242,10 +242,9 @@ class Profile(Section):
         for key, past in report.past.items():
             self._has_rows("report.past", key, "past", self.starts.candidates)
             casting = self.experiments[_known("report.past", key, self.experiments)].votes
-            rows = casting.groups["past"].samplers
-            honest = stopped(next(row for row, sampler in rows.items() if sampler == casting.reference))
+            honest = stopped(casting.reference_row("past"))
             self._has_rows("report.past", key, "past", [honest])
-            if rows[honest].solver.stop == "fixed":
+            if casting.groups["past"].samplers[honest].solver.stop == "fixed":
                 raise ValueError(f"experiments.{key}.votes.groups.past: {honest}.solver.stop = 'fixed' must be another")
             self._has_rows("report.past", key, "sequential", reference=False)
             for kind in ("tuned", "unrolled"):
@@ -346,12 +345,11 @@ def _explain(error: ValidationError, path: str) -> Iterator[str]:
     shown = set()
     for fault in sorted(error.errors(), key=lambda fault: fault["loc"][0] == "active"):
         place = [str(part) for part in fault["loc"] if part not in ("standard", "serialized", "direct")]
-        what = fault["msg"].removeprefix("Value error, ")
+        what = ""
         if fault["type"] == "extra_forbidden":
             near = difflib.get_close_matches(place[-1], _field_names(Study), n=3)
             what = "no such parameter" + (f"; did you mean {' or '.join(near)}?" if near else "")
-        if not isinstance(fault["input"], dict):
-            what += f" (got {fault['input']!r})"
+        what = reason(fault, what)
         inner = (*place[1:], what) if place[0] == "active" else (*place[2:], what)
         if place[0] != "active" or inner not in shown:
             yield f"{path}: {'.'.join(place)}: {what}"

@@ -95,8 +95,7 @@ class Results:
 
     def reference(self, key: str, group: str = "main") -> str:
         """The row that is the audits' reference."""
-        casting = self.experiments[key].votes
-        return next(row for row, sampler in casting.groups[group].samplers.items() if sampler == casting.reference)
+        return self.experiments[key].votes.reference_row(group)
 
     def sample_groups(self, key: str) -> list[str]:
         """The groups that differ in their number of draws, in its order."""

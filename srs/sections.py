@@ -18,12 +18,13 @@ class ParameterError(ValueError):
 
 def faults(error: ValidationError, whole: str = "") -> list[str]:
     """What was given wrongly, a text for each: name (``whole`` where it is no single field), reason, value."""
-    told = []
-    for fault in error.errors():
-        value = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
-        what = fault["msg"].removeprefix("Value error, ")
-        told.append(f"{'.'.join(map(str, fault['loc'])) or whole}: {what}{value}")
-    return told
+    return [f"{'.'.join(map(str, fault['loc'])) or whole}: {reason(fault)}" for fault in error.errors()]
+
+
+def reason(fault: dict, what: str = "") -> str:
+    """``what`` is wrong with a value (pydantic's words, if not given), and the value, unless that is a whole section."""
+    what = what or fault["msg"].removeprefix("Value error, ")
+    return what if isinstance(fault["input"], dict) else f"{what} (got {fault['input']!r})"
 
 
 def read(path: str | Path = "params.yaml") -> dict:
