@@ -63,16 +63,24 @@ def plot_curve_panels(panels: dict[str, pd.DataFrame], reference: str) -> Figure
     return figure
 
 
-def plot_histograms(panels: dict[str, dict[str, np.ndarray]], xlabel: str, bins: int) -> Figure:
-    """Histograms of images, one panel for each title, the samples of a panel side by side over common bins."""
+def plot_histograms(panels: dict[str, dict[str, np.ndarray]], xlabel: str, bins: int, most: float = np.inf) -> Figure:
+    """Histograms of images, one panel for each title, the samples of a panel side by side over common bins. The last bin has
+    all that is larger than ``most``, too; means are of the values as they are."""
     figure, row = _panels(len(panels), 6.2, 3.9)
     values = np.concatenate([v for samples in panels.values() for v in samples.values()])
-    edges = np.linspace(min(0.0, values.min(initial=0.0)), max(values.max(initial=0.0), 1e-3), bins + 1)
+    largest = max(values.max(initial=0.0), 1e-3)
+    edges = np.linspace(min(0.0, values.min(initial=0.0)), min(largest, most), bins + 1)
+    xlabel = f"{xlabel} (last bar: all from {edges[-2]:g} on)" if largest > most else xlabel
     for axes, (title, samples) in zip(row, panels.items()):
         labels = [
             f"{name} (mean {v.mean():.3f}, {len(v)} images)" if len(v) else f"{name} (no image)" for name, v in samples.items()
         ]
-        axes.hist(list(samples.values()), bins=edges, label=labels, color=sns.color_palette("colorblind")[: len(samples)])
+        axes.hist(
+            [v.clip(max=most) for v in samples.values()],
+            bins=edges,
+            label=labels,
+            color=sns.color_palette("colorblind")[: len(samples)],
+        )
         if edges[0] < 0:
             axes.axvline(0, color="0.3", linewidth=1)
         axes.set(title=title, xlabel=xlabel, ylabel="images")

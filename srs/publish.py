@@ -45,15 +45,18 @@ def _figures(report: Path) -> list[bytes]:
 
 
 def _provenance(runs: Path) -> str:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    changed = subprocess.run(
-        ["git", "status", "--porcelain", "srs", "notebooks", "data", "params.yaml", "dvc.yaml"], capture_output=True
-    )
-    state = " with uncommitted changes" if changed.stdout else ""
+    commit = _git("rev-parse", "HEAD").strip()
+    changed = _git("status", "--porcelain", "srs", "notebooks", "data", "dvc.yaml")
+    changed += _git("diff", "-I", "^active: ", "HEAD", "--", "params.yaml")  # which profile it is needs no commit
+    state = " with uncommitted changes" if changed else ""
     machines = {path.read_text() for path in sorted(runs.glob("votes/*/machine.json"))}
     lines = [", ".join(f"{name}: {value}" for name, value in json.loads(text).items()) for text in sorted(machines)]
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return f"Published on {today} from commit `{commit}`{state}.\n\nMeasured on: {'; '.join(lines)}.\n"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def main() -> None:

@@ -273,6 +273,6 @@ def test_the_data_page_shows_data_sets_that_are_accepted():
     page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
     shown = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.S)]
     configs = [DataConfig(**fields) for block in shown for fields in block.values()]
-    assert [config.name for config in configs] == ["cifar10", "folder", "folder"]
+    assert [config.name for config in configs] == ["cifar10", "folder", "cifar10", "folder"]
     for name in DataConfig.model_fields["name"].annotation.__args__:
         assert f"| `{name}` |" in page

@@ -52,6 +52,16 @@ def test_histograms_count_every_image():
     plt.close("all")
 
 
+def test_values_beyond_the_last_bin_are_counted_there():
+    figure = figures.plot_histograms({"panel": {"A": np.array([0.1, 1.2, 30.0])}}, "RRD", bins=4, most=2)
+    (axes,) = figure.axes
+    assert [patch.get_height() for patch in axes.patches] == [1, 0, 1, 1]
+    assert (
+        axes.get_xlabel() == "RRD (last bar: all from 1.5 on)" and "mean 10.433" in axes.get_legend().get_texts()[0].get_text()
+    )
+    plt.close("all")
+
+
 def test_levels_have_error_bars():
     line = {"size": "S", "method": "A", "acr": 0.2, "lower": 0.1, "upper": 0.4}
     figure = figures.plot_levels(pd.DataFrame([{**line, "sigma": s} for s in (0.25, 0.5)]), ["S"])

@@ -52,14 +52,14 @@ def _readme_code(heading):
     return re.findall(r"```python\n(.*?)```", section, re.S)
 
 
-def test_the_readmes_page_for_your_own_model_runs(capsys):
-    blocks = _readme_code("Certify your own model")
-    assert len(blocks) >= 2
+@pytest.mark.parametrize("heading, blocks, answers", [("Certify a picture", 1, 1), ("Certify your own model", 3, 5)])
+def test_the_readmes_code_runs(capsys, heading, blocks, answers):
+    found = _readme_code(heading)
+    assert len(found) == blocks
     namespace = {}
-    for block in blocks:
+    for block in found:
         exec(block, namespace)
-    printed = capsys.readouterr().out
-    assert printed.count("radius") >= 2
+    assert len(re.findall("evaluations of f|certain within", capsys.readouterr().out)) == answers
 
 
 def test_the_readme_has_no_blanks_left():

@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -21,6 +22,27 @@ def test_publish_copies_reports_and_their_figures(tmp_path):
     (source / "05.html").write_bytes(b"x" * (publish.LARGEST + 1))
     with pytest.raises(ValueError, match="at most 2,000,000"):
         publish.publish([source / "05.ipynb"], target)
+
+
+def test_provenance_tells_of_uncommitted_changes_except_the_choice_of_profile(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "votes" / "small").mkdir(parents=True)
+    (tmp_path / "votes" / "small" / "machine.json").write_text('{"hardware": "an abacus"}')
+    knobs, code = tmp_path / "params.yaml", tmp_path / "srs" / "models.py"
+    code.parent.mkdir()
+    code.write_text("x = 1\n")
+    lines = "".join(f"# {i}\n" for i in range(9))
+    knobs.write_text(f"alpha: 0.001\n{lines}active: *embedded\n")
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm begin"):
+        subprocess.run(["git", *command.split()], check=True)
+    knobs.write_text(knobs.read_text().replace("embedded", "cifar10"))
+    told = publish._provenance(tmp_path)
+    assert "an abacus" in told and "uncommitted" not in told
+    knobs.write_text(knobs.read_text().replace("0.001", "0.01"))
+    assert "with uncommitted changes" in publish._provenance(tmp_path)
+    subprocess.run(["git", "checkout", "-q", "params.yaml"], check=True)
+    code.write_text("x = 2\n")
+    assert "with uncommitted changes" in publish._provenance(tmp_path)
 
 
 def test_the_published_snapshot_shows_every_item():
