@@ -31,7 +31,7 @@ from srs import machine, models
 from srs.certification import Certification, certify
 from srs.data import Dataset, Images, evenly_spaced
 from srs.deq import DEQ
-from srs.models.starts import ConvolutionalStart
+from srs.models.starts import WIDTH, ConvolutionalStart
 from srs.noise import NoisyCopies
 from srs.results import stopped
 from srs.sections import Section, faults
@@ -130,7 +130,7 @@ def time_engine(model: DEQ, images: Images, sigma: float, config: Bench) -> pd.D
     (noisy,) = _noisy(model, images, sigma, 1)
     device = noisy.image.device
     folded = _small().fold(models.CACHE if device.type == "cpu" else None)
-    folded.starts = torch.nn.ModuleDict({"learned": ConvolutionalStart(8, folded.state_shapes, 16)})
+    folded.starts = torch.nn.ModuleDict({"learned": ConvolutionalStart(8, folded.state_shapes, WIDTH)})
     folded.to(device)
     large = NoisyCopies(torch.rand(3, 32, 32).to(device), 0, sigma, 0)
     rows, runners = methods(config.chains), {}

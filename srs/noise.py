@@ -1,7 +1,7 @@
 """The noise: draw j of image i is a function of (seed, i, j) alone, on every machine and in any order."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 100  # draws that share one counter of the generator
+_SHARE = 1 << 17  # numbers: a millisecond's work, worth a thread
 _AUDIT = 0x6175646974  # keeps the audit's random stream apart from every other
 
 
@@ -62,14 +63,19 @@ class NoisyCopies:
 
 def gather(copies: Sequence[NoisyCopies], parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:
     """For each part (which, draws): copies number ``draws`` of the images number ``which`` (ascending), (len(draws), C, H, W).
-    A thread draws the next part's noise while the caller works on the last one's."""
+    Threads, as many as torch's where that pays, draw the next part's noise while the caller works on the last one's."""
+    threads = torch.get_num_threads()
 
-    def draw(which: np.ndarray, draws: np.ndarray) -> list[tuple[NoisyCopies, np.ndarray]]:
-        return [(copies[i], copies[i].noise(draws[which == i])) for i in np.unique(which)]
+    def draw(which: np.ndarray, draws: np.ndarray) -> list[tuple[NoisyCopies, Future]]:
+        tasks = []
+        for one, mine in [(copies[i], draws[which == i]) for i in np.unique(which)]:
+            shares = min(threads, -(-len(mine) * one.image.numel() // _SHARE))
+            tasks += [(one, pool.submit(one.noise, some)) for some in np.array_split(mine, shares)]
+        return tasks
 
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        coming = [thread.submit(draw, *part) for part in parts[:1]]
+    with ThreadPoolExecutor(threads) as pool:
+        coming = [draw(*part) for part in parts[:1]]
         for i in range(len(parts)):
-            drawn = coming.pop().result()
-            coming += [thread.submit(draw, *part) for part in parts[i + 1 : i + 2]]
+            drawn = [(one, noise.result()) for one, noise in coming.pop()]
+            coming += [draw(*part) for part in parts[i + 1 : i + 2]]
             yield torch.cat([one.add(noise) for one, noise in drawn])

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from srs.data import Images
 from srs.deq import DEQ, require_evaluation_mode
-from srs.models.starts import ConvolutionalStart, MeanStart, RidgeStart
+from srs.models.starts import WIDTH, ConvolutionalStart, MeanStart, RidgeStart
 from srs.noise import NoisyCopies
 from srs.sections import Section
 from srs.solvers import Solver, solve
@@ -40,8 +40,8 @@ class StartSettings(Section):
     ridge: float = Field(1e-3, gt=0)
     rank: int = Field(64, ge=1)
     ridge_inputs: int = Field(2_048, ge=1)
-    width: int = Field(16, ge=1)
-    epochs: int = Field(10, ge=1)
+    width: int = Field(WIDTH, ge=1)
+    epochs: int = Field(30, ge=1)
     batch_size: int = Field(100, ge=1)
     learning_rate: float = Field(3e-3, gt=0)
     seed: int = Field(0, ge=0, lt=1 << 63)

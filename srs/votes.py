@@ -62,11 +62,13 @@ class Votes:
             getattr(self, name)[places] = getattr(other, name)
 
 
-def decide(logits: Tensor) -> Tensor:
-    """Logits (B, classes) -> votes (B,), UNDECIDED where a logit is not finite or the top-two margin is below MARGIN."""
+def decide(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, classes) -> votes (B,), UNDECIDED where a logit is not finite or the margin is below MARGIN; and margins (B,)
+    between the two largest logits."""
     top = logits.topk(2, dim=1)
-    decided = (top.values[:, 0] - top.values[:, 1] >= MARGIN) & logits.isfinite().all(dim=1)
-    return torch.where(decided, top.indices[:, 0], UNDECIDED)
+    margins = top.values[:, 0] - top.values[:, 1]
+    decided = (margins >= MARGIN) & logits.isfinite().all(dim=1)
+    return torch.where(decided, top.indices[:, 0], UNDECIDED), margins
 
 
 class _Sampler(Section):
@@ -92,13 +94,14 @@ class _IndependentSampler(_Sampler):
         which = np.repeat(np.arange(len(copies)), [len(numbers) for numbers in draws])
         places = np.concatenate([np.arange(len(numbers)) for numbers in draws])
         numbers = np.concatenate(draws)
-        split = batches(np.arange(len(which)), rows_at_once(model, batch_size))
-        for rows, x in zip(split, gather(copies, [(which[rows], numbers[rows]) for rows in split])):
-            began = time.perf_counter()
-            logits, solution = self._logits(model, x)
-            unsure = solution.close if solution else None
-            logits = _settle(logits, lambda row, x=x: self._logits(model, x[row])[0], unsure)
-            _share(cast, which[rows], places[rows], logits, solution, began)
+        split, at_once = batches(np.arange(len(which)), batch_size), rows_at_once(model, batch_size)
+        for batch, copied in zip(split, gather(copies, [(which[rows], numbers[rows]) for rows in split])):
+            for rows, x in zip(batches(batch, at_once), copied.split(at_once)):
+                began = time.perf_counter()
+                logits, solution = self._logits(model, x)
+                unsure = solution.close if solution else None
+                decided = _settle(logits, lambda row, x=x: self._logits(model, x[row])[0], unsure)
+                _share(cast, which[rows], places[rows], decided, solution, began)
         return cast
 
     def _logits(self, model, x: Tensor) -> tuple[Tensor, Solution | None]:
@@ -244,9 +247,9 @@ class _Chains:
         solution = solve(model.f, z0, injection, solver, inverse)
         for row in solution.close.nonzero().flatten().tolist() if solver.stop != "fixed" else ():
             solution.z[row] = alone(slice(row, row + 1)).z[0]
-        logits = _settle(model.head(solution.z), lambda row: model.head(alone(row).z))
+        decided = _settle(model.head(solution.z), lambda row: model.head(alone(row).z))
         z = torch.where(per_row(solution.finite, initial), solution.z, initial)
-        _share(self.cast, which, numbers, logits, solution, began)
+        _share(self.cast, which, numbers, decided, solution, began)
         return z, solution.finite, solution.inverse
 
     def _hand_on(self, alive: np.ndarray, states, finite, inverses) -> None:
@@ -290,10 +293,15 @@ Sampler = Annotated[DirectSampler | StandardSampler | SerializedSampler, Field(d
 
 
 def _share(
-    cast: list[Votes], which: np.ndarray, places: np.ndarray, logits: Tensor, solution: Solution | None, began: float
+    cast: list[Votes],
+    which: np.ndarray,
+    places: np.ndarray,
+    decided: tuple[Tensor, Tensor],
+    solution: Solution | None,
+    began: float,
 ) -> None:
-    """Enter a batch's votes at ``places`` of the images ``which``; each row bears an equal share of the batch's time."""
-    found = {"classes": decide(logits), "margins": _margins(logits)}
+    """Enter a batch's votes and margins at ``places`` of the images ``which``; each row bears an equal share of its time."""
+    found = dict(zip(("classes", "margins"), decided))
     if solution:
         found |= {"evaluations": solution.evaluations, "residuals": solution.residual}
     found = {name: values.cpu().numpy() for name, values in found.items()}
@@ -321,19 +329,14 @@ def batches(items: np.ndarray, size: int) -> list[np.ndarray]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def _margins(logits: Tensor) -> Tensor:
-    """The largest logit minus the second, row by row."""
-    top = logits.topk(2, dim=1).values
-    return top[:, 0] - top[:, 1]
-
-
-def _settle(logits: Tensor, alone: Callable[[slice], Tensor], unsure: Tensor | None = None) -> Tensor:
-    """Logits of a batch; ``alone`` gives those of one of its rows, computed by itself, where the batch could decide."""
-    margins = _margins(logits)
+def _settle(logits: Tensor, alone: Callable[[slice], Tensor], unsure: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What :func:`decide` says of a batch's logits; where the batch could decide, of those that ``alone`` gives for a row,
+    computed by itself."""
+    classes, margins = decide(logits)
     again = margins < 2 * MARGIN
     if unsure is not None:
         again |= unsure & (margins < WIDE)
-    logits = logits.clone()
     for row in again.nonzero().flatten().tolist():
-        logits[row] = alone(slice(row, row + 1))[0]
-    return logits
+        here = slice(row, row + 1)
+        classes[here], margins[here] = decide(alone(here))
+    return classes, margins

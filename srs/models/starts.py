@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+WIDTH = 8  # channels of a convolutional start
+
 
 class MeanStart(nn.Module):
     """One constant state."""
