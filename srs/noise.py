@@ -70,7 +70,9 @@ def gather(copies: Sequence[NoisyCopies], parts: Sequence[tuple[np.ndarray, np.n
         tasks = []
         for one, mine in [(copies[i], draws[which == i]) for i in np.unique(which)]:
             shares = min(threads, -(-len(mine) * one.image.numel() // _SHARE))
-            tasks += [(one, pool.submit(one.noise, some)) for some in np.array_split(mine, shares)]
+            blocks = np.flatnonzero(np.diff(mine // BLOCK, prepend=-1))  # a block cut in two would be drawn twice
+            cuts = [part[0] for part in np.array_split(blocks, shares)[1:] if len(part)]
+            tasks += [(one, pool.submit(one.noise, some)) for some in np.split(mine, cuts)]
         return tasks
 
     with ThreadPoolExecutor(threads) as pool:

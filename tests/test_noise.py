@@ -65,16 +65,18 @@ def test_gathered_copies_are_those_of_each_image_part_by_part():
 
 def test_much_noise_is_drawn_by_several_threads_and_stays_the_same(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    drawn, together = noise.standard_normal, threading.Barrier(3, timeout=60)
+    drawn, together, shares = noise.standard_normal, threading.Barrier(3, timeout=60), []
 
     def draw(*arguments):
         together.wait()  # fails unless three draw at once
+        shares.append(arguments[2].tolist())
         return drawn(*arguments)
 
     monkeypatch.setattr(noise, "standard_normal", draw)
-    copies, draws = NoisyCopies(torch.rand(3, 32, 32), 4, 0.5, 7), np.arange(150)
-    (found,) = gather([copies], [(np.zeros(150, dtype=int), draws)])
+    copies, draws = NoisyCopies(torch.rand(3, 32, 32), 4, 0.5, 7), np.arange(300)
+    (found,) = gather([copies], [(np.zeros(300, dtype=int), draws)])
     assert torch.equal(found, copies.add(drawn(7, 4, draws, 3 * 32 * 32)))
+    assert sorted(shares) == draws.reshape(3, BLOCK).tolist()  # whole blocks: none is drawn twice
 
 
 def test_noise_is_drawn_while_the_caller_works(monkeypatch):
