@@ -219,7 +219,11 @@ class _Anderson(_Method):
     def next(self, k: int, z: Tensor, fz: Tensor) -> Tensor:
         slot, kept = k % self.memory, min(k + 1, self.memory)
         self.values[:, slot] = fz
-        gap = self.gaps[:, slot].copy_(fz).sub_(z)  # in place: larger than caches
+        gap = self.gaps[:, slot]
+        if fz.requires_grad or z.requires_grad:
+            gap.copy_(fz).sub_(z)  # with a gradient, which out= has not
+        else:
+            torch.sub(fz, z, out=gap)  # in one pass: larger than caches
         gaps = self.gaps[:, :kept]
         products = torch.bmm(gap[:, None], gaps.mT)[:, 0].double()
         self.gram[:, slot, :kept] = products
