@@ -24,9 +24,12 @@ repro: $(INSTALLED) # dvc repro alone does the same, one stage after the other; 
 test: $(INSTALLED)
 	python -m pytest
 
+# glibc keeps freed memory, as in the pipeline (srs/notebooks.py): 1.4 times the speed on two cores
+
 bench: $(INSTALLED) # what each method costs on this machine: Markdown tables; single timings in runs/bench/
 	dvc repro -q start@small-025 start@small-050 start@small-100
 	name=$$(python -c "import yaml; print(yaml.safe_load(open('params.yaml'))['active']['name'])") && \
+		env $$(python -c "from srs.notebooks import KEEP_MEMORY; print(*map('='.join, KEEP_MEMORY.items()))") \
 		python -m srs.bench --models runs/$$name/models --starts runs/$$name/starts --data data/$$name
 
 publish: $(INSTALLED) # the active profile's reports -> reports/<profile>/, to be committed

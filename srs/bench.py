@@ -8,9 +8,11 @@ repeat, so that a machine that slows down slows all alike.
 
 import argparse
 import itertools
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
@@ -211,14 +213,21 @@ def _certify(model: DEQ, noisy: NoisyCopies, sampler: Sampler, reference: Sample
     return certify(model, noisy.image, sampler=sampler, reference=reference, **settings).evaluations
 
 
-def _plain_process(config: Bench, tuned: bool) -> Pool:
+@contextmanager
+def _plain_process(config: Bench, tuned: bool) -> Iterator[Pool]:
     """A process that has MDEQ-SMALL at 32x32 as it is trained, and a memory allocator ``tuned`` as this process's, or not."""
-    return get_context("spawn").Pool(1, _start_plain, (config.batch_size, config.threads, tuned))
+    held = {} if tuned else {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("MALLOC_")}  # glibc's
+    try:
+        pool = get_context("spawn").Pool(1, _start_plain, (config.batch_size, config.threads))
+    finally:
+        os.environ.update(held)
+    with pool:
+        yield pool
 
 
-def _start_plain(batch_size: int, threads: int | None, tuned: bool) -> None:
+def _start_plain(batch_size: int, threads: int | None) -> None:
     global _apply_plain_pass
-    _apply_plain_pass = _one_pass(_small().to(machine.prepare_device(threads, keep=tuned)), batch_size)
+    _apply_plain_pass = _one_pass(_small().to(machine.prepare_device(threads)), batch_size)
 
 
 def _apply_plain() -> int:

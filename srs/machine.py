@@ -1,13 +1,10 @@
-"""The machine: how it is set up for computing, and what a timing was measured on."""
+"""What a timing was measured on."""
 
-import ctypes
 import os
 import platform
 from pathlib import Path
 
 import torch
-
-_KEEP = {-1: 2**31 - 1, -2: 1 << 26, -3: 1 << 25}  # glibc's M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD: bytes
 
 
 def describe(device: torch.device | str = "cpu") -> dict[str, str]:
@@ -21,13 +18,11 @@ def describe(device: torch.device | str = "cpu") -> dict[str, str]:
     return {"hardware": hardware, "python": platform.python_version(), "torch": torch.__version__}
 
 
-def prepare_device(threads: int | None = None, keep: bool = True) -> str:
+def prepare_device(threads: int | None = None) -> str:
     """CUDA where there is one, else the CPU, set up so that equal inputs give equal results in full float32.
 
-    ``threads`` for this process's work on the CPU; None: torch's choice. ``keep``: :func:`keep_memory`, too.
+    ``threads`` for this process's work on the CPU; None: torch's choice.
     """
-    if keep:
-        keep_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     if not torch.cuda.is_available():
@@ -37,14 +32,6 @@ def prepare_device(threads: int | None = None, keep: bool = True) -> str:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return "cuda"
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees, where glibc would hand it back after every evaluation of f: as trained, f
-    is 1.4 times as fast on two cores at 32x32, and one-step votes take an eighth less time. Nothing happens without glibc."""
-    if platform.libc_ver()[0] == "glibc":
-        for parameter, value in _KEEP.items():
-            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def _usable_cores() -> int:
