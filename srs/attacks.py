@@ -17,7 +17,7 @@ from srs import bounds
 from srs.ascent import Logits, ascend
 from srs.certification import ABSTAIN, Certification
 from srs.data import Images
-from srs.deq import DEQ, differentiable, require_evaluation_mode
+from srs.deq import DEQ, differentiable, is_deq, require_evaluation_mode
 from srs.journal import Journal
 from srs.noise import NoisyCopies, standard_normal
 from srs.sections import Section
@@ -203,7 +203,7 @@ class _Attacker:
 
     def _moved_together(self, targets: list[_Target], settings: Attack, budgets: list[float]) -> list[Tensor]:
         logits, count = self.model, len(budgets)
-        if isinstance(self.model, DEQ):
+        if is_deq(self.model):
             logits = differentiable(self.model, settings.forward, settings.backward)
         x = torch.stack([target.image for target in targets]).repeat_interleave(count, dim=0)
         labels = torch.tensor([target.label for target in targets], device=x.device).repeat_interleave(count)
@@ -226,7 +226,7 @@ class _Attacker:
 
 @torch.no_grad()
 def _count_classes(model, image: Tensor) -> int:
-    logits = differentiable(model, Solver(steps=1), Solver(steps=1)) if isinstance(model, DEQ) else model
+    logits = differentiable(model, Solver(steps=1), Solver(steps=1)) if is_deq(model) else model
     return logits(image[None]).shape[1]
 
 

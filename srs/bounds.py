@@ -18,13 +18,15 @@ ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 AUDIT_DRAWS: tuple[str, ...] = get_args(AuditDraw)
 SPLITS = np.arange(1, 20) / 20  # of alpha, to choose from
 
+LEAST_ALPHA = 1e-100  # of a certificate
+_LEAST_LEVEL = 1e-150  # of one test: SciPy's quantiles are wrong, or NaN, from about 1e-166 on
 _SAFETY = 1e-11  # relative; SciPy's quantiles are off by less
 
 
 def clopper_pearson_lower(successes: float, trials: float, alpha: float) -> float:
     """One-sided exact lower bound on p: P(bound > p) <= alpha for Binomial(trials, p) successes.
 
-    Raises ValueError for counts outside 0 <= successes <= trials, trials < 1, or alpha outside (0, 1).
+    Raises ValueError for counts outside 0 <= successes <= trials, trials < 1, or alpha outside [1e-150, 1).
     """
     _check(successes, trials, alpha)
     return 0.0 if successes == 0 else (1 - _SAFETY) * float(special.betaincinv(successes, trials - successes + 1, alpha))
@@ -42,14 +44,13 @@ def hypergeometric_upper(marked: int, sample: int, population: int, alpha: float
     The largest M with P(X <= marked) >= alpha, X hypergeometric: P(M_up < M) < alpha whatever M is. An empty sample bounds
     nothing (M_up = population), a complete one knows M.
 
-    Raises ValueError unless 0 <= marked <= sample <= population and 0 < alpha < 1.
+    Raises ValueError unless 0 <= marked <= sample <= population and 1e-150 <= alpha < 1.
     """
     if not 0 <= marked <= sample <= population:
         raise ValueError(
             f"marked = {marked}, sample = {sample}, population = {population}: expected 0 <= marked <= sample <= population"
         )
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha = {alpha} is out of range: expected 0 < alpha < 1")
+    _check_level(alpha)
     enough = alpha * (1 - 1e-10 - 2e-14 * population)  # log-gamma functions make a tail less exact than that, relatively
     low, high = marked, population - (sample - marked)  # between what was seen marked and what was not seen unmarked
     while low < high:  # the tail falls as M grows
@@ -270,5 +271,9 @@ def _check_audit(n_a: int, n: int, n1: int, n2: int) -> None:
 def _check(successes: float, trials: float, alpha: float) -> None:
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"{successes} successes in {trials} trials: expected 0 <= successes <= trials and trials >= 1")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha = {alpha} is out of range: expected 0 < alpha < 1")
+    _check_level(alpha)
+
+
+def _check_level(alpha: float) -> None:
+    if not _LEAST_LEVEL <= alpha < 1:
+        raise ValueError(f"alpha = {alpha} is out of range: expected {_LEAST_LEVEL} <= alpha < 1")

@@ -39,7 +39,7 @@ class Group(Section):
     @property
     def serialized(self) -> bool:
         """Whether a row needs an audit."""
-        return any(not sampler.independent for sampler in self.samplers.values())
+        return any(sampler.audited for sampler in self.samplers.values())
 
 
 class Casting(Section):
@@ -82,7 +82,7 @@ class Casting(Section):
     def _audits(self, group: str) -> set[tuple[str, int]]:
         """How the serialized rows of a group may be audited: the draw, and the draws of the warm-up that it passes over."""
         rows = [self.sampler(group, row) for row in self.groups[group].samplers]
-        return {("random", 0)} | {("first_batch", row.warm_draws) for row in rows if not row.independent}
+        return {("random", 0)} | {("first_batch", row.warm_draws) for row in rows if row.audited}
 
     def members(self, group: str) -> np.ndarray:
         """Which of the experiment's images (by position) are the group's."""

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from srs import bounds
 from srs.casting import Casting, VoteTable
-from srs.deq import DEQ, require_evaluation_mode
+from srs.deq import DEQ, is_deq
+from srs.interface import Checked, CheckedDEQ, device_of
 from srs.noise import NoisyCopies, audit_order
 from srs.sections import Section
-from srs.votes import UNDECIDED, DirectSampler, Sampler, StandardSampler, Votes
+from srs.votes import MOST_ROWS, UNDECIDED, DirectSampler, Sampler, StandardSampler, Votes, require_sampler
 
 ABSTAIN = -1
+MOST_DRAWS = 100_000_000  # of one image: two gigabytes of votes
 
 
 class Assurance(Section):
@@ -38,7 +40,7 @@ class Assurance(Section):
     (``doubt``), is solved by the reference whatever the vote was; the audit covers the rest.
     """
 
-    alpha: float = Field(0.001, gt=0, lt=1)
+    alpha: float = Field(0.001, ge=bounds.LEAST_ALPHA, lt=1)
     audit: int = Field(400, ge=0)
     audit_draw: bounds.AuditDraw = "random"
     estimator: bounds.Estimator = "finite_population"
@@ -74,10 +76,10 @@ class Certification(Assurance):
     """
 
     sigma: float = Field(0.5, gt=0)
-    n0: int = Field(100, ge=1)
-    n: int = Field(10_000, ge=1)
+    n0: int = Field(100, ge=1, le=MOST_DRAWS)
+    n: int = Field(10_000, ge=1, le=MOST_DRAWS)
     seed: int = Field(0, ge=0, lt=1 << 63)
-    batch_size: int = Field(400, ge=1)
+    batch_size: int = Field(400, ge=1, le=MOST_ROWS)
 
     @model_validator(mode="after")
     def _enough_draws(self) -> "Certification":
@@ -125,7 +127,8 @@ class Certification(Assurance):
 class Certificate:
     """With probability at least 1 - alpha over the draws: if ``prediction`` is not ABSTAIN (-1), then the smoothed
     classifier's class is ``prediction`` at the image and at every point closer than ``radius`` (l2, pixel units). Where
-    ``guarantee`` is False, nothing is promised.
+    ``guarantee`` is False, nothing is promised. ``classifier``: what was smoothed, in words; for serialized votes that is the
+    audit's reference.
 
     ``n_a`` of ``n`` counted votes went to the class that the selection draws named; ``undecided`` went to none. For
     serialized votes ``k`` draws were audited (fewer than asked for where there are no more), ``n2`` of them votes for that
@@ -153,73 +156,83 @@ class Certificate:
     split: float = 0.0
     guarantee: bool = True
     evaluations: int = 0
+    classifier: str = ""
 
     def __str__(self) -> str:
         promise = f"class {self.prediction}, certified l2 radius {bounds.shown(self.radius)}"
         told = "abstains" if self.prediction == ABSTAIN else promise
-        return f"{told} ({self.evaluations:,} evaluations of f)" + ("" if self.guarantee else ", not a guarantee")
+        spent = f"{self.classifier}; " * bool(self.classifier) + f"{self.evaluations:,} evaluations of f"
+        return f"{told} ({spent})" + ("" if self.guarantee else ", not a guarantee")
 
 
 def certify(
-    model: nn.Module | DEQ | Callable[[Tensor], Tensor],
+    model: nn.Module | DEQ | Callable[[Tensor], object],
     image: Tensor,
     *,
     sigma: float,
     sampler: Sampler | None = None,
     reference: Sampler | None = None,
     index: int = 0,
+    output_key: str | int | None = None,
     **settings,
 ) -> Certificate:
-    """CERTIFY one ``image`` (C, H, W), or any tensor that ``model`` takes in batches.
+    """CERTIFY one ``image`` (C, H, W), or any tensor of floats that ``model`` takes in batches.
 
-    ``model`` is any classifier of batches, or a :class:`srs.deq.DEQ`; the default sampler follows from which. With a
+    ``model`` is any classifier of batches, or a :class:`srs.deq.DEQ`; the default sampler follows from which, and the
+    certificate says what was smoothed. ``output_key``: where its logits are, if it returns a tuple, dict or dataclass. With a
     serialized sampler the audit compares its votes with those of ``reference`` (30 Anderson steps, where none is given),
     and the certificate is about the reference's smoothed classifier. ``index`` numbers the image: with ``seed`` it picks
     the noise. Other ``settings`` are the fields of :class:`Certification`.
 
-    Raises pydantic's ValidationError for a bad setting, ValueError for an unusable image, a model in training mode or an
-    audit that could certify nothing.
+    The model may overwrite what it is given. A few rows are computed again, in other company, twice and alone, to see whether
+    rows depend on one another: detection, not proof (:func:`srs.interface.require_independent_rows`).
+
+    Raises pydantic's ValidationError, a ValueError, for a bad setting; ValueError for an unusable image or model, a model in
+    training mode or whose rows depend on one another, or an audit that could certify nothing.
     """
     config = Certification(sigma=sigma, **settings)
+    sampler, model = looked_at(model, sampler, output_key)
     copies = noisy_copies(model, image, index, config)
-    sampler = sampler or default_sampler(model)
-    if not sampler.independent:
+    if sampler.audited:
         config.require_audit()
+        reference = _usable_reference(reference)
     votes = sampler.sample(model, copies, config.draws(), config.batch_size)
-    if sampler.independent:
-        return standard_certificate(votes, config)
+    if not sampler.audited:
+        return standard_certificate(votes, config, sampler)
 
     def solve_again(draws: np.ndarray) -> Votes:
-        return (reference or StandardSampler()).sample(model, copies, draws, config.batch_size)
+        return reference.sample(model, copies, draws, config.batch_size)
 
-    return serialized_certificate(votes, solve_again, config, index, sampler.warm_draws)[0]
+    return serialized_certificate(votes, solve_again, config, index, sampler.warm_draws, reference)[0]
 
 
 def predict(
-    model: nn.Module | DEQ | Callable[[Tensor], Tensor],
+    model: nn.Module | DEQ | Callable[[Tensor], object],
     image: Tensor,
     *,
     sigma: float,
     sampler: Sampler | None = None,
     reference: Sampler | None = None,
     index: int = 0,
+    output_key: str | int | None = None,
     **settings,
 ) -> int:
     """PREDICT: the smoothed classifier's class at ``image``, or ABSTAIN; wrong with probability at most alpha.
 
     All n0 + n draws vote; the exact binomial test compares the two classes with most votes, undecided votes counted for
     the runner-up. Serialized votes allow no such test; there the class is that of :func:`certify`, audit included.
-    Raises as that does, and ValueError where the audit's settings are no guarantee.
+    Raises as that does, and ValueError where the sampler or the audit's settings are no guarantee.
     """
     config = Certification(sigma=sigma, **settings)
-    sampler = sampler or default_sampler(model)
-    if not sampler.independent:
+    sampler, model = looked_at(model, sampler, output_key)
+    if sampler.audited:
         if not config.guarantee:
             raise ValueError(
                 f"predict needs a guarantee: estimator = {config.estimator!r} with audit_draw = {config.audit_draw!r} has "
                 "none; use 'finite_population' with 'random'"
             )
         return certify(model, image, sigma=sigma, sampler=sampler, reference=reference, index=index, **settings).prediction
+    require_independent("predict", sampler)
     copies = noisy_copies(model, image, index, config)
     votes = sampler.sample(model, copies, config.draws(), config.batch_size).classes
     counts = np.bincount(votes[votes != UNDECIDED], minlength=2)
@@ -231,21 +244,28 @@ def predict(
     return int(first) if p_value <= config.alpha else ABSTAIN
 
 
-def standard_certificate(votes: Votes, config: Certification) -> Certificate:
-    """Certificate from n0 + n independent votes (Cohen et al. 2019, Section 3.2.2)."""
+def standard_certificate(votes: Votes, config: Certification, sampler: Sampler | None = None) -> Certificate:
+    """Certificate from n0 + n independent votes of ``sampler`` (Cohen et al. 2019, Section 3.2.2); no guarantee where its votes
+    are not independent."""
     top, n_a, counted = _tally(votes, config)
     p_a_lower = bounds.clopper_pearson_lower(n_a, config.n, config.alpha)
-    return _certificate(top, n_a, counted, p_a_lower, config, evaluations=int(votes.evaluations.sum()))
+    about = {} if sampler is None else {"guarantee": sampler.independent, "classifier": sampler.described()}
+    return _certificate(top, n_a, counted, p_a_lower, config, evaluations=int(votes.evaluations.sum()), **about)
 
 
 def serialized_certificate(
-    votes: Votes, solve_again: Callable[[np.ndarray], Votes], config: Certification, index: int, warm_draws: int = 0
+    votes: Votes,
+    solve_again: Callable[[np.ndarray], Votes],
+    config: Certification,
+    index: int,
+    warm_draws: int = 0,
+    reference: Sampler | None = None,
 ) -> tuple[Certificate, Votes]:
     """Certificate from n0 + n serialized votes, and the reference's votes that it rests on.
 
     ``solve_again`` gives the reference's votes on some draws. A draw whose serialized vote was not for the certified class
     enters no bound, and is not solved again unless it belongs to the census. ``warm_draws``: how many draws the
-    warm-up took. Theorems 1 and 2 of docs/certificates.md.
+    warm-up took; ``reference``: what solves again. Theorems 1 and 2 of docs/certificates.md.
     """
     top, n_a, counted = _tally(votes, config)
     census, audited = np.empty(0, np.int64), np.empty(0, np.int64)
@@ -271,6 +291,7 @@ def serialized_certificate(
         **config.model_dump(include={"estimator", "audit_draw", "split"}),
         guarantee=config.guarantee,
         evaluations=int(votes.evaluations.sum() + truth.evaluations.sum()),
+        classifier="" if reference is None else reference.described(),
     )
     return certificate, truth
 
@@ -300,13 +321,17 @@ def certificates(
 def _from_table(table: VoteTable, position: int, sampler: Sampler, reference: Sampler, config: Certification) -> dict:
     every = slice(0, config.n0 + config.n)
     votes = table.of(sampler, position, every)
-    if sampler.independent:
-        return asdict(standard_certificate(votes, config)) | {"mismatched": np.nan, "seconds": float(votes.seconds.sum())}
+    if not sampler.audited:
+        return asdict(standard_certificate(votes, config, sampler)) | {
+            "mismatched": np.nan,
+            "seconds": float(votes.seconds.sum()),
+        }
 
     def look_up(draws: np.ndarray) -> Votes:
         return table.of(reference, position, draws)
 
-    certificate, truth = serialized_certificate(votes, look_up, config, int(table.index[position]), sampler.warm_draws)
+    index = int(table.index[position])
+    certificate, truth = serialized_certificate(votes, look_up, config, index, sampler.warm_draws, reference)
     mismatched = np.nan
     if table.complete(reference, position, every):
         top, _, counted = _tally(votes, config)
@@ -341,14 +366,37 @@ def _certificate(top: int, n_a: int, counted: np.ndarray, p_a_lower: float, conf
 
 def default_sampler(model) -> Sampler:
     """What certifies a model where nothing is said: 30 Anderson steps for a DEQ, a forward pass for anything else."""
-    return StandardSampler() if isinstance(model, DEQ) else DirectSampler()
+    return StandardSampler() if isinstance(model, CheckedDEQ) or is_deq(model) else DirectSampler()
+
+
+def looked_at(model, sampler: Sampler | None, output_key) -> tuple[Sampler, Checked]:
+    """What samples, and the model as it sees it, whose rows are checked along with the first votes. Raises ValueError."""
+    sampler = default_sampler(model) if sampler is None else sampler
+    require_sampler("sampler", sampler)
+    return sampler, sampler.look_at(model, output_key, rows_checked=False)
+
+
+def _usable_reference(reference: Sampler | None) -> Sampler:
+    reference = StandardSampler() if reference is None else reference
+    require_sampler("reference", reference)
+    require_independent("reference", reference)
+    return reference
+
+
+def require_independent(what: str, sampler: Sampler) -> None:
+    """Raises ValueError for a sampler whose votes depend on one another."""
+    if not sampler.independent:
+        raise ValueError(f"{what} needs independent votes, which a sampler of kind {sampler.kind!r} has not: use 'standard'")
 
 
 def noisy_copies(model, image: Tensor, index: int, config: Certification) -> NoisyCopies:
-    """The noisy copies of an image. Raises ValueError for an unusable image or a model in training mode."""
-    require_evaluation_mode(model)
+    """The noisy copies of an image, where the model computes. Raises ValueError for an unusable image or number."""
     if not isinstance(image, Tensor) or not image.is_floating_point():
         raise ValueError(f"image must be a tensor of floats, pixels in [0, 1]; got {getattr(image, 'dtype', type(image))}")
+    if not image.numel():
+        raise ValueError(f"image has the shape {tuple(image.shape)}: there is nothing to certify")
     if not image.isfinite().all():
         raise ValueError("image has values that are not finite")
-    return NoisyCopies(image, index, config.sigma, config.seed)
+    if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < 1 << 63:
+        raise ValueError(f"index = {index!r} numbers the image: a whole number, 0 or more")
+    return NoisyCopies(image.detach().to(device_of(model, image)), int(index), config.sigma, config.seed)

@@ -5,20 +5,22 @@ Sources: Bai et al. (2019) for implicit differentiation, Bai et al. (2021) for J
 """
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from srs.solvers import Solution, Solver, per_row, solve
 
+METHODS = ("inject", "initial_state", "f", "head")
 
-@runtime_checkable
+
 class DEQ(Protocol):
-    """Any object with these four methods can be certified here; it need not be a subclass of anything.
+    """Any object with these four methods can be certified here; it need not be a subclass of anything (:func:`is_deq`).
 
-    Every method must treat the rows of a batch independently (evaluation mode: no batch statistics, no dropout). An attribute
-    ``rows_at_once``, if there is one and it is not None, bounds how many rows of a batch are solved at once.
+    Every method must treat the rows of a batch independently (evaluation mode: no batch statistics, no dropout). Injection and
+    state may each be a tensor or, where a DEQ is certified (:mod:`srs.interface`), tuples, lists and dicts of tensors. An
+    attribute ``rows_at_once``, if there is one and it is not None, bounds how many rows of a batch are solved at once.
     """
 
     def inject(self, x: Tensor) -> Tensor:
@@ -32,6 +34,12 @@ class DEQ(Protocol):
 
     def head(self, z: Tensor) -> Tensor:
         """State (B, ...) -> logits (B, classes)."""
+
+
+def is_deq(model) -> bool:
+    """Whether ``model`` has the four methods, as methods, layers or other callables; an instance of Protocol would be looked at
+    otherwise by each version of Python."""
+    return all(callable(getattr(model, name, None)) for name in METHODS)
 
 
 def classify(deq: DEQ, x: Tensor, solver: Solver, start: str = "initial") -> tuple[Tensor, Solution]:
@@ -58,8 +66,13 @@ def starting_state(deq: DEQ, injection: Tensor, start: str) -> Tensor:
 
 
 def require_evaluation_mode(model) -> None:
-    """Raises ValueError for a module of which any part is in training mode."""
-    if isinstance(model, nn.Module) and any(part.training for part in model.modules()):
+    """Raises ValueError for a module of which any part is in training mode.
+
+    What an exported graph (torch.export) says of its mode means nothing: what it was exported in counts.
+    """
+    if not isinstance(model, nn.Module) or (isinstance(model, torch.fx.GraphModule) and "eval" in vars(model)):
+        return
+    if any(getattr(part, "training", False) for part in model.modules()):  # frozen TorchScript has no mode
         raise ValueError(
             "the model, or a part of it, is in training mode, where votes depend on one another: call model.eval()"
         )

@@ -56,9 +56,11 @@ class NoisyCopies:
         return standard_normal(self.seed, self.index, draws, self.image.numel())
 
     def add(self, noise: np.ndarray) -> Tensor:
-        """The copies whose :meth:`noise` was drawn: (rows, C, H, W) on the image's device."""
-        noise = torch.from_numpy(noise).view(-1, *self.image.shape)
-        return self.image + self.sigma * noise.to(self.image.device, self.image.dtype)
+        """The copies whose :meth:`noise` was drawn: (rows, C, H, W) on the image's device, in its type. Types of half precision
+        are rounded to after the sum: rounding is then a part of the classifier, not of the noise."""
+        image = self.image if self.image.element_size() >= 4 else self.image.float()
+        noise = torch.from_numpy(noise).view(-1, *image.shape)
+        return (image + self.sigma * noise.to(image.device, image.dtype)).to(self.image.dtype)
 
 
 def gather(copies: Sequence[NoisyCopies], parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[Tensor]:

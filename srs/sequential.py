@@ -6,7 +6,7 @@ after every batch: an image is settled as soon as the evidence is enough, and it
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from srs import bounds
-from srs.certification import ABSTAIN, Certification, default_sampler, noisy_copies, selected_class
+from srs.certification import ABSTAIN, Certification, looked_at, noisy_copies, require_independent, selected_class
 from srs.deq import DEQ
 from srs.votes import Sampler, Votes
 
@@ -32,7 +32,8 @@ class Settlement:
     certified.
 
     ``n_a`` of ``drawn`` counted votes were for ``top``, the class that n0 more had named (ABSTAIN where all of those were
-    undecided); ``evaluations`` of f include those of draws that were made beside the last that counted.
+    undecided); ``evaluations`` of f include those of draws that were made beside the last that counted. ``classifier``: what
+    was smoothed, in words.
     """
 
     prediction: int
@@ -46,6 +47,7 @@ class Settlement:
     alpha: float
     sigma: float
     evaluations: int
+    classifier: str = ""
 
 
 class RadiusTest:
@@ -83,13 +85,14 @@ class RadiusTest:
 
 
 def certify_at(
-    model: nn.Module | DEQ | Callable[[Tensor], Tensor],
+    model: nn.Module | DEQ | Callable[[Tensor], object],
     images: Sequence[Tensor],
     r: float,
     *,
     sigma: float,
     sampler: Sampler | None = None,
     indices: Sequence[int] | None = None,
+    output_key: str | int | None = None,
     progress: bool = False,
     **settings,
 ) -> list[Settlement]:
@@ -97,7 +100,8 @@ def certify_at(
 
     Images are interleaved in batches of ``batch_size`` copies, so that one that is settled early saves work. ``n`` is the most
     draws that are counted for an image. ``indices`` number the images (0, 1, ... if not given): with ``seed`` they pick the
-    noise. Other ``settings`` are the fields of :class:`srs.certification.Certification`.
+    noise. ``output_key``: as :func:`srs.certify` has it. Other ``settings`` are the fields of
+    :class:`srs.certification.Certification`.
 
     Raises as :func:`srs.certify` does, and ValueError for an r that not even unanimous votes could certify, or a serialized
     sampler, whose votes allow no such test.
@@ -107,9 +111,8 @@ def certify_at(
     if not 0 <= r <= farthest:
         most = f"0 to {bounds.shown(farthest)}" if farthest >= 0 else "nothing"
         raise ValueError(f"r = {r} is out of range: n = {config.n} draws can certify {most} in a sequential test")
-    sampler = sampler or default_sampler(model)
-    if not sampler.independent:
-        raise ValueError(f"a sequential test needs independent votes: sampler kind {sampler.kind!r}; use 'standard'")
+    sampler, model = looked_at(model, sampler, output_key)
+    require_independent("a sequential test", sampler)
     indices = range(len(images)) if indices is None else indices
     if len(indices) != len(images):
         raise ValueError(f"indices number {len(indices)} images, but there are {len(images)}")
@@ -118,7 +121,7 @@ def certify_at(
     def cast(which: list[int], draws: list[np.ndarray]) -> list[Votes]:
         return sampler.sample_many(model, [copies[i] for i in which], draws, config.batch_size)
 
-    return settle(cast, len(copies), r, config, progress)
+    return [replace(found, classifier=sampler.described()) for found in settle(cast, len(copies), r, config, progress)]
 
 
 def settle(

@@ -8,7 +8,8 @@ Sources: Anderson (1965) as used by Bai et al. (2021); good Broyden (Broyden 196
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -19,23 +20,31 @@ from srs.sections import Section
 
 Method = Literal["naive", "anderson", "broyden"]
 CROWD = 0.75  # at this share of unsolved rows the others leave the batch: copying what is known of them costs time, too
-CLOSE = 3e-6  # how near a relative residual may come to the tolerance before rounding could decide (tests: how much it moves)
+CLOSE = 3e-6  # how near a relative residual may come to the tolerance before float32's rounding could decide (measured)
+_LEAST = 1e-200  # of a Gram's scale, so that a row without any gap has weights
 
 
 class Solver(Section):
     """Settings of a fixed-point solver.
 
     With ``stop="fixed"`` every row takes exactly ``steps`` evaluations of f. With ``"relative"`` or ``"absolute"``
-    each row stops by itself, and is then frozen, once its residual is at most ``tolerance``. ``memory``, ``ridge``
-    and ``mixing`` belong to Anderson acceleration; Broyden keeps the ``broyden_memory`` latest rank-one updates.
+    each row stops by itself, and is then frozen, once its residual is at most ``tolerance``. With ``"batch"`` all rows stop
+    together, once the worst row's relative residual is at most that, as in the paper's released code: a row's result then
+    depends on its neighbours, and independent votes refuse it.
+
+    ``memory``, ``ridge`` and ``mixing`` belong to Anderson acceleration. ``ridge_scale``: the ridge is a share of the mean
+    diagonal of the row's Gram matrix ("relative": converges to rounding), or is added as it is ("absolute", as in Bai et al.
+    and the paper's code: below residuals of about its square root it slows the solver down). Broyden keeps the
+    ``broyden_memory`` latest rank-one updates.
     """
 
     method: Method = "anderson"
     steps: int = Field(30, ge=1)
-    stop: Literal["fixed", "relative", "absolute"] = "fixed"
+    stop: Literal["fixed", "relative", "absolute", "batch"] = "fixed"
     tolerance: float = Field(1e-3, gt=0)
     memory: int = Field(6, ge=1)
     ridge: float = Field(1e-4, gt=0)
+    ridge_scale: Literal["relative", "absolute"] = "relative"
     mixing: float = Field(1.0, gt=0, le=1)
     broyden_memory: int = Field(30, ge=1)
 
@@ -44,6 +53,13 @@ class Solver(Section):
         plain = self.method != "anderson" or self.mixing == 1
         return Solver(method="naive", steps=1) if self.stop == "fixed" and self.steps == 1 and plain else self
 
+    def described(self) -> str:
+        """In words: the method, and when it stops."""
+        if self.stop == "fixed":
+            return f"{self.steps} {self.method} step{'s' if self.steps > 1 else ''}"
+        of = {"relative": "a relative", "absolute": "an absolute", "batch": "the batch's worst relative"}[self.stop]
+        return f"at most {self.steps} {self.method} steps, stopped at {of} residual of {self.tolerance:g}"
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -51,10 +67,11 @@ class Solution:
 
     ``z`` is built from ``evaluations`` evaluations of f; ``residual`` belongs to the last state at which f was
     evaluated: ||f(z) - z|| (``stop="absolute"``) or ||f(z) - z|| / ||f(z)|| (otherwise), l2 norms over the row. A row
-    that stopped by itself holds f of that state; a fixed run holds the method's next iterate.
+    that stopped by itself holds f of that state, a batch that stopped together that state; a fixed run holds the method's
+    next iterate.
     ``converged``: residual <= tolerance. A row whose norm is not ``finite`` holds NaN throughout, no answer. ``close``: a
     residual that could stop the row came so near to the tolerance that in another batch the row might stop a step
-    earlier or later; never so for a fixed run.
+    earlier or later; never so for a fixed run or one that stops batch by batch.
     """
 
     z: Tensor  #: (B, ...)
@@ -89,6 +106,33 @@ class Inverse:
         return Inverse(torch.where(kept, self.u, 0.0), torch.where(kept, self.v, 0.0), self.used)
 
 
+class Unspoiled:
+    """A function of tensors that may write into them: it gets copies. Once its first call has shown that it does not write, it
+    gets the tensors themselves, and is watched.
+
+    Whether it wrote is told by autograd's version counters and, at the first call, by comparing values. Raises ValueError for a
+    function that begins to write later.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self.function, self.writes = function, None
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        own = self.writes is not False or any(x.is_inference() for x in tensors)  # inference tensors have no versions
+        given = [x.clone() for x in tensors] if own else tensors
+        before = [x._version for x in given if not x.is_inference()]
+        out = self.function(*given)
+        wrote = before != [x._version for x in given if not x.is_inference()]
+        if self.writes is None:
+            self.writes = wrote or not all(map(torch.equal, given, tensors))  # values: .data and NumPy move no version
+        elif wrote and not own:
+            name = getattr(self.function, "__qualname__", type(self.function).__name__)
+            raise ValueError(
+                f"{name} wrote into what it was given, though not at its first call: make it write always or never"
+            )
+        return out
+
+
 def solve(
     f: Callable[[Tensor, Tensor], Tensor],
     z0: Tensor,
@@ -101,7 +145,10 @@ def solve(
 
     ``inverse``: where Broyden's method starts; the other methods have no use for it. ``compact``: rows that have stopped may
     leave the batch, so that f is asked for some of the rows alone. A row's result depends on its own
-    ``z0``, ``x`` and ``inverse`` only, provided that f treats rows independently.
+    ``z0``, ``x`` and ``inverse`` only, provided that f treats rows independently (and ``solver.stop`` is not "batch").
+
+    f may write into its arguments (:class:`Unspoiled`). States of half precision are combined in float32; an autocast that is
+    on is f's alone.
 
     Raises ValueError when ``z0`` and ``x`` differ in rows, f changes the shape of the state, or ``inverse`` is given to
     another method than Broyden's.
@@ -110,24 +157,44 @@ def solve(
         raise ValueError(f"an inverse Jacobian is of no use to the method {solver.method!r}: only to 'broyden'")
     if len(z0) != len(x):
         raise ValueError(f"z0 has {len(z0)} rows and x has {len(x)}: they must have equally many")
+    careful = f if isinstance(f, Unspoiled) else Unspoiled(f)
+    kind = z0.device.type
+    ambient = {"enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
+    rounding = torch.finfo(ambient["dtype"] if ambient["enabled"] else z0.dtype).eps
 
     def flat(z: Tensor, x: Tensor) -> Tensor:
-        state = z.view(-1, *z0.shape[1:])
-        fz = f(state, x)
-        if fz.shape != state.shape:
-            raise ValueError(f"f maps a state of shape {tuple(state.shape)} to {tuple(fz.shape)}: it must keep the shape")
-        return fz.reshape(z.shape)
+        state = z.view(-1, *z0.shape[1:]).to(z0.dtype)
+        if ambient["enabled"]:
+            with torch.autocast(kind, **ambient):
+                fz = careful(state, x)
+        else:
+            fz = careful(state, x)
+        if not isinstance(fz, Tensor) or fz.shape != state.shape:
+            got = tuple(fz.shape) if isinstance(fz, Tensor) else type(fz).__name__
+            raise ValueError(f"f maps a state of shape {tuple(state.shape)} to {got}: it must keep the shape")
+        return fz.reshape(z.shape).to(z.dtype)
 
-    z = z0.reshape(len(z0), -1)
+    with torch.autocast(kind, enabled=False) if ambient["enabled"] else nullcontext():
+        solution = _solve(flat, z0.reshape(len(z0), -1), x, solver, inverse, compact, rounding)
+    return replace(solution, z=solution.z.view_as(z0).to(z0.dtype))
+
+
+def _solve(f, z: Tensor, x: Tensor, solver: Solver, inverse: Inverse | None, compact: bool, rounding: float) -> Solution:
+    """:func:`solve` on flat states (B, D), which f computes to a relative ``rounding``."""
+    if z.dtype in (torch.float16, torch.bfloat16):
+        z = z.float()
     method = _METHODS[solver.method](z, solver) if inverse is None else _Broyden(z, solver, inverse)
     if solver.stop == "fixed":
-        z, residual, evaluations, close, inverse = _fixed(flat, z, x, solver, method)
+        z, residual, evaluations, close, inverse = _fixed(f, z, x, solver, method)
+    elif solver.stop == "batch":
+        z, residual, evaluations, close, inverse = _together(f, z, x, solver, method)
     else:
-        z, residual, evaluations, close, inverse = _stopping(flat, z, x, solver, method, CROWD if compact else 0)
+        near = CLOSE * rounding / torch.finfo(torch.float32).eps
+        z, residual, evaluations, close, inverse = _stopping(f, z, x, solver, method, CROWD if compact else 0, near)
     finite = z.norm(dim=1).isfinite() & residual.isfinite()
     if not finite.all():
         z = torch.where(finite[:, None], z, torch.nan)
-    return Solution(z.view_as(z0), residual, evaluations, (residual <= solver.tolerance) & finite, finite, close, inverse)
+    return Solution(z, residual, evaluations, (residual <= solver.tolerance) & finite, finite, close, inverse)
 
 
 def _fixed(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method") -> tuple:
@@ -141,9 +208,21 @@ def _fixed(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method") -> tuple:
     return z, residual, evaluations, torch.zeros_like(evaluations, dtype=torch.bool), method.inverse()
 
 
-def _stopping(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method", crowd: float) -> tuple:
+def _together(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method") -> tuple:
+    """All rows until the worst of them is within the tolerance; a row that is lost keeps the batch going."""
+    for k in range(solver.steps):
+        fz = f(z, x)
+        residual = _residual(z, fz, solver.stop)
+        if bool((residual <= solver.tolerance).all()):
+            break
+        z = method.next(k, z, fz)
+    evaluations = torch.full((len(z),), k + 1, device=z.device)
+    return z, residual, evaluations, torch.zeros_like(evaluations, dtype=torch.bool), None
+
+
+def _stopping(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method", crowd: float, near: float) -> tuple:
     """Each row until its residual is at most the tolerance. Rows that have stopped leave the batch where at most the share
-    ``crowd`` of its rows goes on."""
+    ``crowd`` of its rows goes on. A residual within ``near`` of the tolerance is close to it."""
     found, residual = z.clone(), z.new_full((len(z),), torch.inf)
     evaluations = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     close = torch.zeros_like(evaluations, dtype=torch.bool)
@@ -154,7 +233,7 @@ def _stopping(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method", crowd:
         evaluations[place] += active
         gap = residual[place] = torch.where(active, _residual(z, fz, solver.stop), residual[place])
         scale = fz.norm(dim=1) if solver.stop == "absolute" else 1.0
-        close[place] |= active & ((gap - solver.tolerance).abs() <= CLOSE * scale)
+        close[place] |= active & ((gap - solver.tolerance).abs() <= near * scale)
         # a row that converges takes f's value, not an extrapolation that nobody has checked
         z = torch.where(active[:, None], torch.where((gap <= solver.tolerance)[:, None], fz, following), z)
         active = active & (gap > solver.tolerance)  # False for NaN: a lost row stops too
@@ -215,6 +294,7 @@ class _Anderson(_Method):
         self.gaps = torch.empty_like(self.values)
         self.gram = torch.zeros(len(z), self.memory, self.memory, dtype=torch.float64, device=z.device)
         self.ridge = solver.ridge * torch.eye(self.memory, dtype=torch.float64, device=z.device)
+        self.relative = solver.ridge_scale == "relative"
 
     def next(self, k: int, z: Tensor, fz: Tensor) -> Tensor:
         slot, kept = k % self.memory, min(k + 1, self.memory)
@@ -228,7 +308,10 @@ class _Anderson(_Method):
         products = torch.bmm(gap[:, None], gaps.mT)[:, 0].double()
         self.gram[:, slot, :kept] = products
         self.gram[:, :kept, slot] = products
-        system = self.gram[:, :kept, :kept] + self.ridge[:kept, :kept]
+        gram, ridge = self.gram[:, :kept, :kept], self.ridge[:kept, :kept]
+        if self.relative:
+            ridge = ridge * gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(_LEAST)[:, None, None]
+        system = gram + ridge
         weights, _ = torch.linalg.solve_ex(system, system.new_ones(len(z), kept))  # _ex: no host synchronization
         # contiguous: the solver's layout would send bmm down a path that multiplies matrix by matrix
         weights = (weights / weights.sum(dim=1, keepdim=True)).to(z.dtype).contiguous()[:, None]

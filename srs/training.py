@@ -24,7 +24,7 @@ from tqdm import tqdm
 from srs import models
 from srs.ascent import Logits, ascend
 from srs.data import DataConfig, Dataset, Images, augment
-from srs.deq import DEQ, classify, differentiable, implicit_solve, jacobian_penalty, starting_state
+from srs.deq import classify, differentiable, implicit_solve, is_deq, jacobian_penalty, starting_state
 from srs.journal import lock
 from srs.models import starts
 from srs.noise import standard_normal
@@ -201,7 +201,7 @@ class _Run:
     def _logits(self) -> Logits:
         """The map from images to logits, differentiated as this step's loss is."""
         model, config = self.model, self.config
-        if not isinstance(model, DEQ):
+        if not is_deq(model):
             return model
         if not self._unrolls():
             return differentiable(model, config.forward, config.backward)
@@ -213,7 +213,7 @@ class _Run:
         return unrolled
 
     def _unrolls(self) -> bool:
-        return isinstance(self.model, DEQ) and self.step < self.config.unrolled_steps
+        return is_deq(self.model) and self.step < self.config.unrolled_steps
 
     def _unroll(self, z: Tensor, injection: Tensor) -> tuple[Tensor, Tensor]:
         """The state after the unrolled layers, and the state before the last."""
@@ -222,7 +222,7 @@ class _Run:
         return z, z_in
 
     def _loss(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, dict[str, float]]:
-        if isinstance(self.model, DEQ):
+        if is_deq(self.model):
             with self.model.weights_once():
                 logits, finite, residual, penalty = self._equilibrium(x, epoch)
         else:
@@ -272,7 +272,7 @@ class _Run:
         return model.head(z), finite, residual, penalty
 
     def _end_epoch(self, epoch: int) -> None:
-        unrolled = isinstance(self.model, DEQ) and self.step <= self.config.unrolled_steps
+        unrolled = is_deq(self.model) and self.step <= self.config.unrolled_steps
         row = {"epoch": epoch + 1, "step": self.step, "unrolled": unrolled}
         row |= {name: value / self.steps_per_epoch for name, value in self.sums.items()}
         if (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == self.config.epochs:
@@ -294,7 +294,7 @@ def evaluate(model: nn.Module, part: Images, config: Training) -> dict[str, floa
             x = part.images(rows)
             noise = np.concatenate([standard_normal(_HELD_OUT + config.seed, int(i), [0], x[0].numel()) for i in rows])
             x = (x + config.sigma * torch.from_numpy(noise).view_as(x)).to(device)
-            if isinstance(model, DEQ):
+            if is_deq(model):
                 logits, solution = classify(model, x, config.evaluation, config.start)
                 residual += residuals(model.f, solution.z, model.inject(x)).sum().item()
             else:

@@ -1,17 +1,22 @@
 """Samplers: how a base classifier casts one vote for each noisy copy of an image.
 
-A vote is a class, or UNDECIDED where the state is not finite or the two largest logits differ by less than MARGIN. An
+A vote is a class, or UNDECIDED where the state is not finite or the two largest logits differ by less than a least margin
+(:func:`least_margins`: MARGIN, or more where the type of the logits is coarse). An
 undecided vote counts for nobody, so the certificate holds for the classifier in exact arithmetic too: that one can only
 have more votes for class A than we count. Logits may change in their last digits with the size of a compute batch.
-Rows whose margin is below 2 MARGIN are therefore computed again alone, and the vote is that of the lone row: as long as such
-changes stay under MARGIN / 2, votes do not depend on the batch. A row that stops at a tolerance may, where its residual
-comes close to the tolerance, stop a step earlier or later in another batch: such a row is computed again alone if its margin
-is below WIDE, which one step near convergence does not cross; in a chain always, for the sake of the next start.
+Rows whose margin is below twice the least are therefore drawn and computed again alone, and the vote is that of the lone
+row: as long as such changes stay under half of the least margin, votes do not depend on the batch. A row that stops at a
+tolerance may, where its residual comes close to the tolerance, stop a step earlier or later in another batch: such a row is
+computed again alone if its margin is below WIDE, which one step near convergence does not cross; in a chain always, for the
+sake of the next start.
+
+Models may overwrite what they are given; nothing that they were given is used again.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
@@ -19,19 +24,22 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from srs.deq import DEQ, classify
+from srs.deq import classify
+from srs.interface import LOOKED_AT, Checked, CheckedClassifier, CheckedDEQ, checked, require_independent_rows
 from srs.noise import NoisyCopies, gather
 from srs.sections import Section
 from srs.solvers import Inverse, Solution, Solver, per_row, solve
 
 UNDECIDED = -1
+MOST_ROWS = 1_000_000  # of a batch
 MARGIN = 1e-4  # in logits
+ULPS = 8  # of the larger logit, in its type: float32 logits up to 100 have the margin above
 WIDE = 0.5  # in logits
 
 
 @dataclass(frozen=True)
 class Votes:
-    """Votes, their price and how doubtful they are, draw by draw: ``classes`` (n,) int16; ``evaluations`` of f (n,) int32;
+    """Votes, their price and how doubtful they are, draw by draw: ``classes`` (n,) int32; ``evaluations`` of f (n,) int32;
     ``seconds`` (n,) float32, each draw's share of the time of the batch that it was computed in, without that of making the
     noise; ``margins`` (n,) float16 between the two largest logits; ``residuals`` (n,) float16 of the solve, NaN without one."""
 
@@ -42,7 +50,7 @@ class Votes:
     residuals: np.ndarray
 
     TYPES: ClassVar = {
-        "classes": np.int16,
+        "classes": np.int32,
         "evaluations": np.int32,
         "seconds": np.float32,
         "margins": np.float16,
@@ -63,19 +71,40 @@ class Votes:
 
 
 def decide(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, classes) -> votes (B,), UNDECIDED where a logit is not finite or the margin is below MARGIN; and margins (B,)
-    between the two largest logits."""
-    top = logits.topk(2, dim=1)
+    """Logits (B, classes) -> votes (B,), UNDECIDED where the largest is not finite or the margin is below the least; and
+    margins (B,) between the two largest logits. A logit of -inf is a class that is masked."""
+    top = _top_two(logits)
     margins = top.values[:, 0] - top.values[:, 1]
-    decided = (margins >= MARGIN) & logits.isfinite().all(dim=1)
+    decided = (margins >= least_margins(top.values, logits.dtype)) & top.values[:, 0].isfinite()  # NaN and inf are largest
     return torch.where(decided, top.indices[:, 0], UNDECIDED), margins
 
 
+def least_margins(top: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far apart the two largest logits ``top`` (B, 2) must be for a vote: MARGIN, or ULPS roundings of ``dtype``, (B,)."""
+    size = top.nan_to_num(0.0, 0.0, 0.0).abs().amax(dim=1)
+    return (ULPS * torch.finfo(dtype).eps * size).clamp_min(MARGIN)
+
+
+def _top_two(logits: Tensor):
+    return (logits.float() if logits.element_size() < 4 else logits).topk(2, dim=1)
+
+
 class _Sampler(Section):
+    """``independent``: votes of an image are independent and identically distributed. ``audited``: certificates need an audit.
+    ``deq``: whether it solves a DEQ, or asks a classifier."""
+
+    independent: ClassVar[bool]
+    audited: ClassVar[bool] = False
+    deq: ClassVar[bool] = True
+
     def canonical(self) -> Self:
         """The same computation under the plainest settings; equal ones cast the same votes."""
         solvers = {name: value.canonical() for name, value in self if isinstance(value, Solver)}
         return self.model_copy(update=solvers)
+
+    def look_at(self, model, output_key=None, rows_checked: bool = True) -> Checked:
+        """The model as this sampler sees it. Raises ValueError as :func:`srs.interface.checked` does."""
+        return checked(model, output_key, rows_checked, self.deq)
 
     def sample(self, model, copies: NoisyCopies, draws: np.ndarray, batch_size: int) -> Votes:
         """:meth:`sample_many` for one image."""
@@ -83,25 +112,36 @@ class _Sampler(Section):
 
 
 class _IndependentSampler(_Sampler):
-    """Every vote is a function of its own noisy copy: the votes of an image are independent and identically distributed."""
+    """Every vote is a function of its own noisy copy."""
 
     independent: ClassVar[bool] = True
 
     @torch.no_grad()
     def sample_many(self, model, copies: Sequence[NoisyCopies], draws: Sequence[np.ndarray], batch_size: int) -> list[Votes]:
-        """Votes of each image's copies numbered ``draws``, in that order, at most ``batch_size`` computed at a time."""
+        """Votes of each image's copies numbered ``draws``, in that order, at most ``batch_size`` computed at a time.
+
+        Raises ValueError for a model that this sampler has no use for, and for what it should not return
+        (:mod:`srs.interface`).
+        """
+        model = self.look_at(model)
         cast = [Votes.blank(len(numbers)) for numbers in draws]
         which = np.repeat(np.arange(len(copies)), [len(numbers) for numbers in draws])
         places = np.concatenate([np.arange(len(numbers)) for numbers in draws])
         numbers = np.concatenate(draws)
         split, at_once = batches(np.arange(len(which)), batch_size), rows_at_once(model, batch_size)
+
+        def again(first: int, places: np.ndarray) -> tuple[Tensor, Solution | None]:
+            """Logits of the rows ``places`` from row ``first`` on, from their images on."""
+            drawn = [copies[which[row]](numbers[row : row + 1]) for row in first + places]
+            return self._logits(model, torch.cat(drawn))
+
         for batch, copied in zip(split, gather(copies, [(which[rows], numbers[rows]) for rows in split])):
             for rows, x in zip(batches(batch, at_once), copied.split(at_once)):
                 began = time.perf_counter()
                 logits, solution = self._logits(model, x)
-                unsure = solution.close if solution else None
-                decided = _settle(logits, lambda row, x=x: self._logits(model, x[row])[0], unsure)
-                _share(cast, which[rows], places[rows], decided, solution, began)
+                unsure, from_here = None if solution is None else solution.close, partial(again, rows[0])
+                found = _Settled(logits, solution, model, from_here, unsure, others=len(which))
+                _share(cast, which[rows], places[rows], found, began)
         return cast
 
     def _logits(self, model, x: Tensor) -> tuple[Tensor, Solution | None]:
@@ -112,9 +152,14 @@ class DirectSampler(_IndependentSampler):
     """Any classifier: ``model(x)`` maps images (B, C, H, W) to logits (B, classes); one forward pass a vote."""
 
     kind: Literal["direct"] = "direct"
+    deq: ClassVar[bool] = False
 
-    def _logits(self, model, x: Tensor) -> tuple[Tensor, None]:
-        return model(x), None
+    def described(self) -> str:
+        """What is certified, in words."""
+        return "classifier, a forward pass a vote"
+
+    def _logits(self, model: CheckedClassifier, x: Tensor) -> tuple[Tensor, None]:
+        return model.logits(x), None
 
 
 class StandardSampler(_IndependentSampler):
@@ -125,8 +170,44 @@ class StandardSampler(_IndependentSampler):
     solver: Solver = Solver(method="anderson", steps=30)
     start: Literal["initial", "mean", "learned"] = "initial"
 
-    def _logits(self, model: DEQ, x: Tensor) -> tuple[Tensor, Solution]:
+    @model_validator(mode="after")
+    def _rows_stop_by_themselves(self) -> "StandardSampler":
+        return _without_batch_stops(self)
+
+    def described(self) -> str:
+        """What is certified, in words."""
+        return f"DEQ, {self.solver.described()} from its {self.start} start"
+
+    def _logits(self, model: CheckedDEQ, x: Tensor) -> tuple[Tensor, Solution]:
         return classify(model, x, self.solver, self.start)
+
+
+class ReleasedSampler(_Sampler):
+    """What the paper's released baseline really does: ``batch`` draws at a time are solved together, until the worst of them is
+    within the tolerance. A vote depends on its neighbours, so that certificates from such votes are no guarantee."""
+
+    kind: Literal["released"] = "released"
+    solver: Solver = Solver(method="anderson", steps=30, stop="batch")
+    batch: int = Field(400, ge=1, le=MOST_ROWS)
+    independent: ClassVar[bool] = False
+
+    def described(self) -> str:
+        """What is certified, in words."""
+        return f"DEQ, {self.solver.described()}, {self.batch} draws together"
+
+    @torch.no_grad()
+    def sample_many(self, model, copies: Sequence[NoisyCopies], draws: Sequence[np.ndarray], batch_size: int) -> list[Votes]:
+        """Votes of each image's copies 0 ... n - 1, ``batch`` at a time whatever ``batch_size`` is; narrow margins stay as they
+        are. Raises ValueError when ``draws`` are anything else, or for a model that is no DEQ."""
+        model = self.look_at(model)
+        _require_all_draws(draws, "a batch")
+        cast = [Votes.blank(len(numbers)) for numbers in draws]
+        parts = [(image, rows) for image, numbers in enumerate(draws) for rows in batches(numbers, self.batch)]
+        for (image, rows), x in zip(parts, gather(copies, [(np.full(len(rows), image), rows) for image, rows in parts])):
+            began = time.perf_counter()
+            logits, solution = classify(model, x, self.solver)
+            _share(cast, np.full(len(rows), image), rows, _Settled(logits, solution), began)
+        return cast
 
 
 class SerializedSampler(_Sampler):
@@ -150,11 +231,13 @@ class SerializedSampler(_Sampler):
     restart: int | None = Field(None, ge=1)
     start: Literal["previous", "clean", "batch_mean", "running_mean"] = "previous"
     carry: Literal["none", "chain", "clean"] = "none"
-    chains: int = Field(400, ge=1)
+    chains: int = Field(400, ge=1, le=MOST_ROWS)
     independent: ClassVar[bool] = False
+    audited: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _settings_have_a_meaning(self) -> "SerializedSampler":
+        _without_batch_stops(self)
         if self.restart is not None and self.start == "clean":
             raise ValueError(f"restart = {self.restart} needs start = 'previous': with 'clean' there is nothing to restart")
         if self.carry != "none" and not self.solver.method == self.warmup.method == "broyden":
@@ -173,16 +256,14 @@ class SerializedSampler(_Sampler):
         return self if self.carry != "none" else super().canonical()  # a carried inverse makes one step more than f
 
     @torch.no_grad()
-    def sample_many(
-        self, model: DEQ, copies: Sequence[NoisyCopies], draws: Sequence[np.ndarray], batch_size: int
-    ) -> list[Votes]:
+    def sample_many(self, model, copies: Sequence[NoisyCopies], draws: Sequence[np.ndarray], batch_size: int) -> list[Votes]:
         """Votes of each image's copies 0 ... n - 1, turn by turn; ``batch_size`` chains, of several images, at a time.
 
-        Raises ValueError when ``draws`` are anything else: a chain has no vote without those before it.
+        Raises ValueError when ``draws`` are anything else: a chain has no vote without those before it. Raises as
+        independent samplers do, besides.
         """
-        n = len(draws[0])
-        if not all(np.array_equal(numbers, np.arange(n)) for numbers in draws):
-            raise ValueError("a serialized sampler needs the draws 0, 1, 2, ... in order, equally many of each image")
+        model, n = self.look_at(model), len(draws[0])
+        _require_all_draws(draws, "a chain")
         cast = [Votes.blank(n) for _ in copies]
         together = max(1, batch_size // self.chains)
         for first in range(0, len(copies), together):
@@ -206,7 +287,7 @@ class SerializedSampler(_Sampler):
 class _Chains:
     """The chains of some images, side by side from their first draw to their last below ``n``."""
 
-    def __init__(self, sampler: SerializedSampler, model: DEQ, copies, cast: list[Votes], n: int, batch_size: int):
+    def __init__(self, sampler: SerializedSampler, model: CheckedDEQ, copies, cast: list[Votes], n: int, batch_size: int):
         self.sampler, self.model, self.copies, self.cast, self.n = sampler, model, copies, cast, n
         self.rows = rows_at_once(model, batch_size)
         self.which, self.chain = np.divmod(np.arange(len(copies) * sampler.chains), sampler.chains)
@@ -234,22 +315,32 @@ class _Chains:
         Jacobians."""
         sampler, model, which = self.sampler, self.model, self.which[rows]
         began = time.perf_counter()
-        injection = model.inject(x)
-        initial = model.initial_state(injection)
-        z0 = initial if self.states is None else self.states[torch.from_numpy(rows).to(initial.device)]
-        inverse = None if self.inverse is None else self.inverse.take(torch.from_numpy(rows).to(initial.device))
+        device = x.device
+        z0 = None if self.states is None else self.states[torch.from_numpy(rows).to(device)]
+        inverse = None if self.inverse is None else self.inverse.take(torch.from_numpy(rows).to(device))
         warm = sampler.start != "clean" and self.turn % (sampler.restart or self.n) == 0
         solver = sampler.warmup if warm else sampler.solver
 
-        def alone(row: slice) -> Solution:
-            return solve(model.f, z0[row], injection[row], solver, None if inverse is None else inverse.take(row))
+        def solved(x: Tensor, places) -> tuple[Tensor, Solution]:
+            injection = model.inject(x)
+            initial = model.initial_state(injection)
+            start = initial if z0 is None else z0[places]
+            found = solve(model.f, start, injection, solver, None if inverse is None else inverse.take(places))
+            return initial, found
 
-        solution = solve(model.f, z0, injection, solver, inverse)
+        def again(places: np.ndarray) -> tuple[Tensor, Solution]:
+            redrawn = torch.cat([self.copies[which[p]](numbers[p : p + 1]) for p in places])
+            found = solved(redrawn, torch.from_numpy(places).to(device))[1]
+            return model.head(found.z), found
+
+        initial, solution = solved(x, slice(None))
+        extra = np.zeros(len(rows), np.int64)
         for row in solution.close.nonzero().flatten().tolist() if solver.stop != "fixed" else ():
-            solution.z[row] = alone(slice(row, row + 1)).z[0]
-        decided = _settle(model.head(solution.z), lambda row: model.head(alone(row).z))
+            lone = again(np.array([row]))[1]
+            solution.z[row], extra[row] = lone.z[0], int(lone.evaluations)
+        found = _Settled(model.head(solution.z), solution, model, again, extra=extra)
         z = torch.where(per_row(solution.finite, initial), solution.z, initial)
-        _share(self.cast, which, numbers, decided, solution, began)
+        _share(self.cast, which, numbers, found, began)
         return z, solution.finite, solution.inverse
 
     def _hand_on(self, alive: np.ndarray, states, finite, inverses) -> None:
@@ -277,7 +368,7 @@ class _Chains:
         states, inverses = [], []
         for one, votes in zip(self.copies, self.cast):
             began = time.perf_counter()
-            injection = self.model.inject(one.image[None])
+            injection = self.model.inject(one.image[None].clone())
             solution = solve(self.model.f, self.model.initial_state(injection), injection, self.sampler.warmup)
             states.append(solution.z)
             inverses.append(solution.inverse)
@@ -289,27 +380,86 @@ class _Chains:
             self.inverse = Inverse.joined(inverses).take(torch.from_numpy(self.which))
 
 
-Sampler = Annotated[DirectSampler | StandardSampler | SerializedSampler, Field(discriminator="kind")]
+Sampler = Annotated[DirectSampler | StandardSampler | SerializedSampler | ReleasedSampler, Field(discriminator="kind")]
 
 
-def _share(
-    cast: list[Votes],
-    which: np.ndarray,
-    places: np.ndarray,
-    decided: tuple[Tensor, Tensor],
-    solution: Solution | None,
-    began: float,
-) -> None:
-    """Enter a batch's votes and margins at ``places`` of the images ``which``; each row bears an equal share of its time."""
-    found = dict(zip(("classes", "margins"), decided))
-    if solution:
-        found |= {"evaluations": solution.evaluations, "residuals": solution.residual}
-    found = {name: values.cpu().numpy() for name, values in found.items()}
+class _Settled:
+    """The votes of a batch: what :func:`decide` says of its ``logits``; where the batch could decide, of those that ``again``
+    gives for a row, computed by itself. ``classes`` and ``margins`` (B,); ``evaluations`` (B,) with those spent again.
+
+    ``unsure`` (B,): rows that are computed again where their margin is below WIDE, too. The rows of a ``model`` that have not
+    been checked yet are, in company of more rows, up to ``others``, where the batch has too few; the first row bears the price.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        solution: Solution | None,
+        model: Checked | None = None,
+        again: Callable[[np.ndarray], tuple[Tensor, Solution | None]] | None = None,
+        unsure: Tensor | None = None,
+        extra: np.ndarray | int = 0,
+        others: int = 0,
+    ):
+        self.classes, self.margins = decide(logits)
+        self.residuals = None if solution is None else solution.residual
+        self.evaluations = _spent(solution, len(logits)) + extra
+        if again is None:
+            return
+        narrow = self.margins < 2 * least_margins(_top_two(logits).values, logits.dtype)
+        if unsure is not None:
+            narrow |= unsure & (self.margins < WIDE)
+        if not model.rows_checked:
+            self._check_rows(model, logits, solution, again, others)
+        for row in narrow.nonzero().flatten().tolist():
+            lone, found = again(np.array([row]))
+            self.evaluations[row] += _spent(found, 1)[0]
+            classes, margins = decide(lone)
+            self.classes[row], self.margins[row] = classes[0], margins[0]
+
+    def _check_rows(self, model: Checked, logits: Tensor, solution: Solution | None, again, others: int) -> None:
+        def logits_again(rows: np.ndarray) -> tuple[Tensor, int]:
+            found, solved = again(rows)
+            return found, int(_spent(solved, len(rows)).sum())
+
+        usable = np.arange(len(logits)) if solution is None else (~solution.close).nonzero().flatten().cpu().numpy()
+        company = np.arange(len(logits), min(others, len(logits) + 1 + LOOKED_AT - len(usable)))
+        if len(usable) and len(usable) + len(company) > 1:
+            self.evaluations[0] += require_independent_rows(logits, usable, company, logits_again)
+            model.rows_checked = True
+
+
+def _spent(solution: Solution | None, rows: int) -> np.ndarray:
+    """Evaluations of f, row by row; a forward pass is one."""
+    return np.ones(rows, np.int64) if solution is None else solution.evaluations.cpu().numpy().astype(np.int64)
+
+
+def require_sampler(name: str, sampler: object) -> None:
+    """Raises ValueError for what is no sampler."""
+    if not isinstance(sampler, _Sampler):
+        kinds = "srs.DirectSampler(), srs.StandardSampler(...) or srs.SerializedSampler(...)"
+        raise ValueError(f"{name} = {sampler!r} is no sampler: give {kinds}")
+
+
+def _without_batch_stops(sampler):
+    for name, value in sampler:
+        if isinstance(value, Solver) and value.stop == "batch":
+            raise ValueError(f"{name}.stop = 'batch' makes a vote depend on its neighbours: use 'relative', or kind 'released'")
+    return sampler
+
+
+def _require_all_draws(draws: Sequence[np.ndarray], what: str) -> None:
+    if not all(np.array_equal(numbers, np.arange(len(draws[0]))) for numbers in draws):
+        raise ValueError(f"{what} needs the draws 0, 1, 2, ... in order, equally many of each image")
+
+
+def _share(cast: list[Votes], which: np.ndarray, places: np.ndarray, found: _Settled, began: float) -> None:
+    """Enter a batch's votes at ``places`` of the images ``which``; each row bears an equal share of its time."""
     votes = Votes.blank(len(which))
-    votes.evaluations[:], votes.residuals[:] = 1, np.nan  # a forward pass
     with np.errstate(over="ignore"):  # float16 ends at 65,504
-        for name, values in found.items():
-            getattr(votes, name)[:] = values
+        votes.classes[:], votes.margins[:] = found.classes.cpu().numpy(), found.margins.cpu().numpy()
+        votes.residuals[:] = np.nan if found.residuals is None else found.residuals.cpu().numpy()
+    votes.evaluations[:] = found.evaluations
     votes.seconds[:] = (time.perf_counter() - began) / len(which)
     for i in np.unique(which):
         mine, here = votes.take(which == i), places[which == i]
@@ -327,16 +477,3 @@ def rows_at_once(model, batch_size: int) -> int:
 def batches(items: np.ndarray, size: int) -> list[np.ndarray]:
     """``items`` in order, ``size`` at a time."""
     return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def _settle(logits: Tensor, alone: Callable[[slice], Tensor], unsure: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """What :func:`decide` says of a batch's logits; where the batch could decide, of those that ``alone`` gives for a row,
-    computed by itself."""
-    classes, margins = decide(logits)
-    again = margins < 2 * MARGIN
-    if unsure is not None:
-        again |= unsure & (margins < WIDE)
-    for row in again.nonzero().flatten().tolist():
-        here = slice(row, row + 1)
-        classes[here], margins[here] = decide(alone(here))
-    return classes, margins

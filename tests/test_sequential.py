@@ -157,7 +157,7 @@ def test_clear_errors(linear_deq):
         certify_at(linear_deq, [torch.zeros(6)], 0.1, sigma=SIGMA, indices=[1, 2])
     with pytest.raises(ValueError, match="r = -1"):
         certify_at(linear_deq, [torch.zeros(6)], -1, sigma=SIGMA)
-    with pytest.raises(ValueError, match="needs independent votes: sampler kind 'serialized'"):
+    with pytest.raises(ValueError, match="needs independent votes, which a sampler of kind 'serialized' has not"):
         certify_at(linear_deq, [torch.zeros(6)], 0.5, sigma=SIGMA, sampler=SerializedSampler())
     with pytest.raises(ValueError, match="training mode"):
         certify_at(linear_deq.train(), [torch.zeros(6)], 0.5, sigma=SIGMA)
