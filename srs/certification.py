@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from scipy import stats
 from torch import Tensor, nn
 
@@ -40,13 +40,19 @@ class Assurance(Section):
     (``doubt``), is solved by the reference whatever the vote was; the audit covers the rest.
     """
 
-    alpha: float = Field(0.001, ge=bounds.LEAST_ALPHA, lt=1)
+    alpha: float = 0.001
     audit: int = Field(400, ge=0)
     audit_draw: bounds.AuditDraw = "random"
     estimator: bounds.Estimator = "finite_population"
     split: float = Field(0.5, gt=0, lt=1)
     census: float = Field(0.0, ge=0, le=1)
     doubt: Literal["margin", "residual"] = "margin"
+
+    @field_validator("alpha")
+    def _alpha_is_a_level(cls, alpha: float) -> float:
+        if not bounds.LEAST_ALPHA <= alpha < 1:
+            raise ValueError(f"{alpha} is out of range: expected {bounds.LEAST_ALPHA} <= alpha < 1")
+        return alpha
 
     @model_validator(mode="after")
     def _census_has_a_theorem(self) -> "Assurance":

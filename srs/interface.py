@@ -192,10 +192,10 @@ def require_independent_rows(
     """
     picked = usable[np.unique(np.linspace(0, len(usable) - 1, LOOKED_AT).astype(int))[::-1]]
     cast = logits[torch.from_numpy(picked).to(logits.device)]
-    rows, some = np.concatenate([picked, company]), slice(len(picked))
-    others, spent = again(rows)
-    repeated, more = again(rows)
-    alone, most = again(picked[-1:])
+    rows, some = np.concatenate([company, picked]), slice(len(company), None)
+    others, spent = _of_few(again, rows, len(logits))
+    repeated, more = _of_few(again, rows, len(logits))
+    alone, most = _of_few(again, picked[-1:], len(logits))
     plain, eps = logits.double().nan_to_num(0, 0, 0), torch.finfo(logits.dtype).eps
     spread = float((plain - plain.mean(dim=1, keepdim=True)).abs().max())
     tolerance = 3 * eps**0.5 * spread + 64 * eps * float(plain.abs().max())
@@ -209,6 +209,15 @@ def require_independent_rows(
         if not bool((apart <= tolerance).all()):
             raise ValueError(f"{finding} (logits differ by {float(apart.max()):.3g}, tolerance {tolerance:.2g})")
     return int(spent + more + most)
+
+
+def _of_few(again: Callable, rows: np.ndarray, together: int) -> tuple[Tensor, int]:
+    try:
+        return again(rows)
+    except Exception as error:
+        raise ValueError(
+            f"the model's rows depend on one another: it computes {together} together, but not {len(rows)} of them ({error})"
+        ) from error
 
 
 _RANDOM = "the model gives other logits when it is asked twice: is a part of it random, or in training mode?"

@@ -127,9 +127,7 @@ class Unspoiled:
             self.writes = wrote or not all(map(torch.equal, given, tensors))  # values: .data and NumPy move no version
         elif wrote and not own:
             name = getattr(self.function, "__qualname__", type(self.function).__name__)
-            raise ValueError(
-                f"{name} wrote into what it was given, though not at its first call: make it write always or never"
-            )
+            raise ValueError(f"{name} overwrote what it was given, though not at its first call: do it always or never")
         return out
 
 

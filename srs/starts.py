@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from srs.data import Images
-from srs.deq import DEQ, require_evaluation_mode
+from srs.deq import DEQ
+from srs.interface import CheckedDEQ, checked, device_of
 from srs.models.starts import WIDTH, ConvolutionalStart, MeanStart, RidgeStart
 from srs.noise import NoisyCopies
 from srs.sections import Section
@@ -76,17 +77,17 @@ def fit_starts(model: DEQ, images: Images | Tensor, sigma: float, config: StartS
     does not tell its ``state_shapes``; FloatingPointError where no fixed point is finite.
     """
     config = config or StartSettings()
-    if sigma < 0:
+    if not sigma >= 0:
         raise ValueError(f"sigma = {sigma} is out of range: 0 or more")
-    require_evaluation_mode(model)
-    linear = _is_linear(model, images, config)
+    shapes, model = getattr(model, "state_shapes", None), checked(model, deq=True)
+    linear = _is_linear(model, images, config, shapes)
     injections, states = _fixed_points(model, images, sigma, config)
     mean = MeanStart(states.shape[1:])
     mean.mean.copy_(states.mean(dim=0))
     if linear:
         learned = _fit_ridge(injections, states, config)
     else:
-        learned = _fit_convolutions(injections, states, model.state_shapes, config)
+        learned = _fit_convolutions(injections, states, shapes, config)
     return nn.ModuleDict({"mean": mean, "learned": learned}).to(injections.device).eval()
 
 
@@ -120,12 +121,12 @@ def held_out(
     return pd.DataFrame(rows)
 
 
-def _is_linear(model: DEQ, images: Images | Tensor, config: StartSettings) -> bool:
+def _is_linear(model: CheckedDEQ, images: Images | Tensor, config: StartSettings, shapes) -> bool:
     """Whether the map is ridge regression, by the size of an injection. Raises ValueError where it cannot be convolutional."""
     inputs = model.inject(_some(images, np.array([0])).to(_device(model)))[0].numel()
     if config.map == "ridge" or (config.map == "auto" and inputs <= config.ridge_inputs):
         return True
-    if not hasattr(model, "state_shapes"):
+    if shapes is None:
         raise ValueError(
             f"map = {config.map!r} would be convolutional for an injection of {inputs:,} numbers, and the model has no "
             f"state_shapes: give it some, or ask for map = 'ridge'"
@@ -138,7 +139,7 @@ def _some(images: Images | Tensor, rows: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def _fixed_points(model: DEQ, images: Images | Tensor, sigma: float, config: StartSettings) -> tuple[Tensor, Tensor]:
+def _fixed_points(model: CheckedDEQ, images: Images | Tensor, sigma: float, config: StartSettings) -> tuple[Tensor, Tensor]:
     """Injections and states of noisy training images, row by row; rows that are not finite are left out."""
     device = _device(model)
     generator = torch.Generator().manual_seed(config.seed)
@@ -192,6 +193,5 @@ def _fit_convolutions(injections: Tensor, states: Tensor, shapes, config: StartS
     return start
 
 
-def _device(model: DEQ) -> torch.device:
-    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return torch.device("cpu") if first is None else first.device
+def _device(model) -> torch.device:
+    return device_of(model, torch.empty(0))
