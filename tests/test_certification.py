@@ -164,6 +164,29 @@ def test_a_census_counts_lost_and_recovered_votes(doubt):
     assert serialized_certificate(votes, truth.take, plain, 0)[0].p_a_lower < found.p_a_lower
 
 
+def test_an_audit_is_as_large_as_asked_outside_the_census():
+    votes = _votes([0] * 104)
+    votes.margins[:] = np.linspace(1.0, 0.1, 104)  # the last are the most doubtful
+    config = Certification(sigma=SIGMA, n0=4, n=100, alpha=0.05, audit=60, census=0.3)
+    census = config.census_draws(votes)
+    audited = config.audited_draws(0, 0, census)
+    assert len(census) == 30 and len(np.unique(audited)) == 60 and not np.isin(audited, census).any()
+    found, _ = serialized_certificate(votes, _votes([0] * 104).take, config, 0)
+    assert (found.census, found.k, found.n2, found.n1) == (30, 60, 60, 60)
+
+
+def test_undecided_votes_are_against_whom_predict_would_name():
+    """35 % of the votes for class 0, 25 % for class 1: among decided votes alone class 0 would have won."""
+
+    def model(x):
+        return torch.cat([x > 0.385, x < -0.674], dim=1).float()  # a tie in between
+
+    votes = srs.DirectSampler().sample(model, NoisyCopies(torch.zeros(1), 0, 1.0, 0), np.arange(2_100), 400).classes
+    shares = [(votes == c).mean() for c in (0, 1, UNDECIDED)]
+    assert np.allclose(shares, [0.35, 0.25, 0.4], atol=0.03)
+    assert srs.predict(model, torch.zeros(1), sigma=1.0, n=2_000, alpha=0.05) == srs.ABSTAIN
+
+
 def test_a_census_has_no_theorem_but_ours():
     for choice in ({"estimator": "theorem_3_1"}, {"audit_draw": "first_batch"}):
         with pytest.raises(ValidationError, match="census = 0.1 needs estimator = 'finite_population'"):

@@ -6,8 +6,8 @@ from scipy import special, stats
 import srs
 from srs import bounds
 from srs.certification import Certification
-from srs.sequential import RadiusTest, certify_at
-from srs.votes import SerializedSampler
+from srs.sequential import RadiusTest, certify_at, settle
+from srs.votes import UNDECIDED, SerializedSampler, Votes
 
 SIGMA = 0.5
 
@@ -161,3 +161,20 @@ def test_clear_errors(linear_deq):
         certify_at(linear_deq, [torch.zeros(6)], 0.5, sigma=SIGMA, sampler=SerializedSampler())
     with pytest.raises(ValueError, match="training mode"):
         certify_at(linear_deq.train(), [torch.zeros(6)], 0.5, sigma=SIGMA)
+
+
+def test_undecided_votes_are_not_for_the_class():
+    """6 of 10 votes are for class 0, 4 undecided: that is far from p_A > 0.8, though nobody else was voted for."""
+    config = Certification(sigma=SIGMA, n0=10, n=2_000, alpha=0.05, batch_size=100)
+
+    def cast(which, draws):
+        found = []
+        for numbers in draws:
+            votes = Votes.blank(len(numbers))
+            votes.classes[:] = np.where(numbers % 10 < 6, 0, UNDECIDED)
+            found.append(votes)
+        return found
+
+    (found,) = settle(cast, 1, SIGMA * stats.norm.ppf(0.8), config)
+    assert (found.outcome, found.top) == ("refuted", 0)
+    assert found.n_a <= 0.65 * found.drawn
