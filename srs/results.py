@@ -14,6 +14,11 @@ def stopped(reference: str) -> str:
     return f"{reference} stopped"
 
 
+def released(reference: str) -> str:
+    """The name of the row that does what the paper's released baseline does: ``reference``, stopped batch by batch."""
+    return f"{reference} as released"
+
+
 def certified(rows: pd.DataFrame, r: float) -> pd.Series:
     """Which rows count at radius ``r``: correct, not abstained, and with a certified radius of at least r."""
     return (rows["prediction"] == rows["label"]) & (rows["radius"] >= r)
