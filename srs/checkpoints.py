@@ -117,7 +117,7 @@ def ship(experiment: str, name: str, commit: str) -> Path:
     row = held_out.set_index("row").loc[choose(held_out, profile.starts.loss)]
     data = Dataset.load(Path("data") / profile.name / f"{settings.model.data}.npz")
     channels, size, _ = data.train.shape
-    timing = json.loads((model / "seconds.json").read_text())
+    timing = json.loads((model / "seconds.json").read_text(encoding="utf-8"))
     card = Card(
         name=name,
         sigma=settings.votes.sigma,
