@@ -109,8 +109,13 @@ class Results:
         return self.experiments[key].votes.sigma
 
     def votes(self, key: str) -> VoteTable:
+        """Raises ValueError where they are of other settings, of another model or other data."""
         if key not in self._votes:
-            self._votes[key] = VoteTable.load(self.runs / "votes" / key, self.experiments[key].votes)
+            experiment, model = self.experiments[key], self.runs / "models" / key
+            files = {"model": model / "model.pt", "data": self.data / f"{experiment.model.data}.npz"}
+            if isinstance(experiment, Variant):  # an experiment's starts are none of what every report depends on
+                files["starts"] = model / "starts.pt"
+            self._votes[key] = VoteTable.load(self.runs / "votes" / key, experiment.votes, files)
         return self._votes[key]
 
     def cast(self, key: str, group: str, row: str, n: int | None = None) -> list[Votes]:

@@ -29,7 +29,11 @@ def results(started, digits, tmp_path_factory):
         shutil.copy(ROOT / "data" / name, data.parent)
     (runs / "votes" / "small-050" / "machine.json").write_text(json.dumps({"hardware": "2 cores of X", "torch": "9.9"}))
     journal = Journal(root / "journal")
-    cast_votes(started, digits.test, _experiment().votes, journal).save(runs / "votes" / "small-050")
+    (runs / "models" / "small-050").mkdir(parents=True)
+    files = {"model": runs / "models" / "small-050" / "model.pt", "data": data / "digits.npz"}
+    files["model"].write_bytes(b"weights")
+    casting = _experiment().votes
+    cast_votes(started, digits.test, casting, journal).save(runs / "votes" / "small-050", casting, files)
     journal.close()
     one = {"small-050": SMOKE["experiments"]["small-050"]}
     return reports.Results(one, SMOKE["report"], str(data), str(runs), SMOKE["certificates"], SMOKE["attacks"])
