@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -393,7 +394,7 @@ def _differences(ours: Any, theirs: Any, place: str, seen: set[int]) -> Iterator
         names = [sorted(map(repr, one.keys() - other.keys())) for one, other in ((ours, theirs), (theirs, ours))]
         if any(names):
             yield f"a name in {place or 'the file'}", *map(", ".join, names)
-        parts = [(name, ours[name], theirs[name]) for name in ours.keys() & theirs.keys()]
+        parts = [(name, ours[name], theirs[name]) for name in ours if name in theirs]
     elif isinstance(ours, list) and isinstance(theirs, list):
         parts = [(i, *pair) for i, pair in enumerate(zip(ours, theirs))]
     else:
@@ -422,12 +423,11 @@ def _explain(error: ValidationError, path: str) -> Iterator[str]:
         shown.add(inner)
 
 
+@cache
 def _field_names(model: type[BaseModel]) -> set[str]:
     """The names of all parameters in ``model`` and in the models that its annotations mention, at any depth."""
-    names: set[str] = set()
-    for schema in [model.model_json_schema(), *model.model_json_schema()["$defs"].values()]:
-        names |= set(schema.get("properties", {}))
-    return names
+    whole = model.model_json_schema()
+    return {name for schema in [whole, *whole["$defs"].values()] for name in schema.get("properties", {})}
 
 
 def main() -> None:
