@@ -432,10 +432,12 @@ def _field_names(model: type[BaseModel]) -> set[str]:
 
 def main() -> None:
     try:
-        study = load()
+        values, study = read(), load()
+        if read() != values:  # DVC reads it when the stage ends, and would take what it finds for what was checked
+            raise ParameterError("params.yaml was edited while it was checked: run the stage again")
     except ParameterError as error:
         sys.exit(str(error))
-    folder, active = Path("runs") / study.active.name, read()["active"]
+    folder, active = Path("runs") / study.active.name, values["active"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "checked").write_text("params.yaml is well formed\n", encoding="utf-8")
     (folder / "shown.json").write_text(json.dumps({name: active.get(name) for name in SHOWN}, indent=1), encoding="utf-8")

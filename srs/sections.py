@@ -1,6 +1,6 @@
 """params.yaml as plain values, and what its checked sections have in common; :mod:`srs.params` checks the whole."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import UnionType
@@ -15,8 +15,8 @@ _WANTED = {float: "a number", int: "a whole number", bool: "true or false"}
 
 class Section(BaseModel):
     """A checked section of params.yaml: unknown names, NaN and infinity are refused, and what pydantic would make a number or
-    a truth value though it is none; values stay as they are. Scalars of numpy and torch count as Python's own, and whole
-    floats below 2^53 as whole numbers."""
+    a truth value though it is none; values stay as they are. Those of numpy and torch count as Python's own, and whole floats
+    below 2^53 as whole numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -35,17 +35,19 @@ class Section(BaseModel):
 
 def _exact(value: Any, wanted: Any, place: tuple, wrong: list[InitErrorDetails]) -> Any:
     """What is to be checked in place of the ``value`` of a field with the annotation ``wanted``; enters what is ``wrong``."""
-    if getattr(value, "shape", None) == ():
-        value = value.item()
+    if hasattr(value, "tolist"):  # a scalar or an array of numpy or torch
+        value = value.tolist()
     kinds = list(_kinds(wanted))
     for kind in kinds:
         container, parts = get_origin(kind), [part for part in get_args(kind) if part is not ...]
-        if container in (list, tuple) and isinstance(value, list | tuple):
+        if container in (list, tuple) and isinstance(value, Iterable) and not isinstance(value, str | bytes | dict):
             return [_exact(v, parts[min(i, len(parts) - 1)], (*place, i), wrong) for i, v in enumerate(value)]
         if container is dict and isinstance(value, dict):
             return {name: _exact(v, parts[1], (*place, name), wrong) for name, v in value.items()}
-    wants = [kind for kind in _WANTED if kind in kinds]
-    if not wants or _fits(value, kinds):
+    named = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    same = [choice for choice in named if type(choice) in _WANTED and choice == value]
+    wants = [kind for kind in _WANTED if kind in kinds or kind in map(type, same)]
+    if not wants or _fits(value, kinds, named):
         return value
     if int in kinds and isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
         return int(value)
@@ -65,9 +67,8 @@ def _kinds(wanted: Any) -> Iterator[Any]:
         yield wanted
 
 
-def _fits(value: Any, kinds: list) -> bool:
+def _fits(value: Any, kinds: list, named: list) -> bool:
     """Whether pydantic changes nothing of a value, or refuses it: a truth value is no number, but an int does for a float."""
-    named = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     if value is None or isinstance(value, list | tuple | dict | BaseModel):
         return True
     if type(value) is int and float in kinds:
@@ -77,16 +78,16 @@ def _fits(value: Any, kinds: list) -> bool:
 
 def _instead_of(value: Any, wants: list) -> str:
     if isinstance(value, bool):
-        return ", no truth value"
+        return ", not a truth value"
     if not isinstance(value, str):
         return ""
     try:
         number = Decimal(value)
     except InvalidOperation:
-        return ", no text"
+        return ", not text"
     if wants == [bool] or not number.is_finite() or abs(number.adjusted()) > 20:
-        return ", no text"
-    return f", no text: write {number:f}" + (f" (YAML 1.1 takes {value} for text)" if "e" in value.lower() else "")
+        return ", not text"
+    return f", not text: write {number:f}" + (f" (YAML 1.1 takes {value} for text)" if "e" in value.lower() else "")
 
 
 class ParameterError(ValueError):

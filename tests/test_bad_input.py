@@ -7,6 +7,7 @@ with a message that has all of the words. Append cases to CASES.
 import re
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,12 +23,23 @@ from srs.coverage import Coverage
 from srs.data import DataConfig
 from srs.models.mdeq import MDEQConfig
 from srs.models.resnet import ResNetConfig
+from srs.sections import Section
 from srs.solvers import Solver
 from srs.starts import StartSettings
 from srs.training import Adversary, Training
 from srs.votes import SerializedSampler, StandardSampler
 
 SECONDS = 2
+
+
+class Mixed(Section):
+    """Kinds of fields that no section has."""
+
+    either: int | Literal["auto"] = "auto"
+    level: Literal[1, 2] = 1
+    shares: dict[str, tuple[int, float] | None] = {}
+
+
 WHOLE = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
 #: params.yaml with the smallest profile alone.
 TEXT = re.sub(r"\n  # The default: .*", "\nactive: *smoke\n", WHOLE, flags=re.S)
@@ -165,7 +177,7 @@ PARAMETERS = [
         _edited(("votes: {sigma: 0.5, images: 4,", "votes: {sigma: true, images: 4,")),
         ["votes.sigma", NUMBER],
     ),
-    ("text for a number", _edited(("runs: 40", 'runs: "40"')), ["coverage.runs: a whole number is wanted, no text: write 40"]),
+    ("text for a number", _edited(("runs: 40", 'runs: "40"')), ["coverage.runs: a whole number is wanted, not text: write 40"]),
     (
         "number for text",
         _edited(("preset: mdeq-tiny}", "preset: 5}")),
@@ -193,7 +205,7 @@ PARAMETERS = [
     (
         "override by text",
         _edited(("{depth: 8}", '{depth: "8"}')),
-        ["overrides.depth: a whole number is wanted, no text: write 8"],
+        ["overrides.depth: a whole number is wanted, not text: write 8"],
     ),
     (
         "override of the preset",
@@ -208,11 +220,17 @@ PARAMETERS = [
 ]
 
 SECTIONS = [
-    ("Solver: truth", _of(Solver, steps=True), ["steps", "a whole number is wanted, no truth value"]),
-    ("Solver: numpy's truth", _of(Solver, steps=np.True_), ["steps", "no truth value"]),
-    ("Solver: torch's truth", _of(Solver, steps=torch.tensor(True)), ["steps", "no truth value"]),
-    ("Solver: text", _of(Solver, tolerance="1e-3"), ["tolerance", "no text: write 0.001 (YAML 1.1 takes 1e-3 for text)"]),
-    ("Solver: words", _of(Solver, tolerance="small"), ["tolerance", "a number is wanted, no text"]),
+    ("a union: truth", _of(Mixed, either=True), ["either", WANTED]),
+    ("a union: text", _of(Mixed, either="5"), ["either", "not text: write 5"]),
+    ("a literal: truth", _of(Mixed, level=True), ["level", "a whole number is wanted, not a truth value"]),
+    ("in depth: truth", _of(Mixed, shares={"a": None, "b": (1, True)}), ["shares.b.1", NUMBER]),
+    ("in a generator: truth", _of(Coverage, alphas=(alpha for alpha in (0.05, True))), ["alphas.1", NUMBER]),
+    ("in an array: truth", _of(Coverage, alphas=np.array([True])), ["alphas.0", NUMBER]),
+    ("Solver: truth", _of(Solver, steps=True), ["steps", "a whole number is wanted, not a truth value"]),
+    ("Solver: numpy's truth", _of(Solver, steps=np.True_), ["steps", "not a truth value"]),
+    ("Solver: torch's truth", _of(Solver, steps=torch.tensor(True)), ["steps", "not a truth value"]),
+    ("Solver: text", _of(Solver, tolerance="1e-3"), ["tolerance", "not text: write 0.001 (YAML 1.1 takes 1e-3 for text)"]),
+    ("Solver: words", _of(Solver, tolerance="small"), ["tolerance", "a number is wanted, not text"]),
     ("Solver: bytes", _of(Solver, steps=b"5"), ["steps", WANTED]),
     ("Solver: method", _of(Solver, method="newton"), ["method", "'naive', 'anderson' or 'broyden'"]),
     ("Solver: zero", _of(Solver, steps=0), ["steps", ONE]),
@@ -227,10 +245,10 @@ SECTIONS = [
     ("Training: infinity", _of(Training, learning_rate=np.inf), ["learning_rate", "finite"]),
     ("Training: seed", _of(Training, seed=1 << 63), ["seed", "less than 9223372036854775808"]),
     ("Training: optimizer", _of(Training, optimizer="lion"), ["optimizer", "'adam' or 'sgd'"]),
-    ("Adversary: text", _of(Adversary, epsilon="0.5"), ["epsilon", "a number is wanted, no text: write 0.5"]),
+    ("Adversary: text", _of(Adversary, epsilon="0.5"), ["epsilon", "a number is wanted, not text: write 0.5"]),
     ("Adversary: optional", _of(Adversary, step_size=False), ["step_size", NUMBER]),
     ("DataConfig: number for a truth value", _of(DataConfig, flip=1), ["flip", "true or false is wanted"]),
-    ("DataConfig: text for a truth value", _of(DataConfig, flip="yes"), ["flip", "true or false is wanted, no text"]),
+    ("DataConfig: text for a truth value", _of(DataConfig, flip="yes"), ["flip", "true or false is wanted, not text"]),
     ("DataConfig: size", _of(DataConfig, image_size="32"), ["image_size", "write 32"]),
     ("DataConfig: negative", _of(DataConfig, crop_padding=-1), ["crop_padding", "greater than or equal to 0"]),
     ("DataConfig: name", _of(DataConfig, name="letters"), ["name", "'digits', 'mnist', 'cifar10' or 'folder'"]),
@@ -243,7 +261,7 @@ SECTIONS = [
     ("Group: negative", _of(Group, images=1, n=-5, samplers=ROWS), ["n", ONE]),
     ("StandardSampler", _of(StandardSampler, start="zero"), ["start", "'initial', 'mean' or 'learned'"]),
     ("SerializedSampler", _of(SerializedSampler, restart=1.5), ["restart", WANTED]),
-    ("StartSettings: text", _of(StartSettings, points="many"), ["points", "a whole number is wanted, no text"]),
+    ("StartSettings: text", _of(StartSettings, points="many"), ["points", "a whole number is wanted, not text"]),
     ("StartSettings: loss", _of(StartSettings, learning_rate=0), ["learning_rate", "greater than 0"]),
     ("Attack: negative", _of(Attack, samples=-1), ["samples", "greater than or equal to 0"]),
     ("Attack: a list", _of(Attack, step_size=[0.1]), ["step_size", "valid number"]),
@@ -287,6 +305,10 @@ def test_bad_input_is_refused_at_once_by_name(call, words, tmp_path):
         (DataConfig, "name", np.str_("mnist"), "mnist"),
         (Bench, "sizes", [np.int64(10), 20.0], (10, 20)),
         (Coverage, "alphas", (0.05, np.float64(0.001)), [0.05, 0.001]),
+        (Coverage, "alphas", np.array([0.05, 0.001]), [0.05, 0.001]),
+        (Mixed, "either", "auto", "auto"),
+        (Mixed, "level", np.int64(2), 2),
+        (Mixed, "shares", {"a": [1.0, 2]}, {"a": (1, 2.0)}),
         (StandardSampler, "solver", {"steps": np.int32(3)}, Solver(steps=3)),
     ],
 )

@@ -50,6 +50,17 @@ def test_rows_are_the_certificates_of_the_votes(results, digits):
     assert results.reference("small-050", "steps") == "MDEQ-30A"
 
 
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_votes_of_another_model_or_other_data_are_refused(results, tmp_path, what):
+    data, runs = shutil.copytree(results.data.parent, tmp_path / "data"), shutil.copytree(results.runs, tmp_path / "runs")
+    other = {"model": runs / "models" / "small-050" / "model.pt", "data": data / "smoke" / "digits.npz"}[what]
+    other.write_bytes(b"others")
+    one = {"small-050": SMOKE["experiments"]["small-050"]}
+    again = reports.Results(one, SMOKE["report"], str(data / "smoke"), str(runs), SMOKE["certificates"])
+    with pytest.raises(ValueError, match=f"holds other votes: sha256 of {what} is"):
+        again.votes("small-050")
+
+
 def test_the_votes_of_a_row_are_those_of_its_images(results):
     table, casting = results.votes("small-050"), _experiment().votes
     whole, few = results.cast("small-050", "steps", "SRS-MDEQ-3A"), results.cast("small-050", "steps", "SRS-MDEQ-3A", 30)
