@@ -317,6 +317,14 @@ def report(found: dict[str, pd.DataFrame], config: Bench, device: str) -> str:
     return "\n\n".join([*(f"{caption}\n\n{markdown(table)}" for caption, table in zip(captions, tables)), where])
 
 
+def number(given: str) -> int | float:
+    """What stands on the command line. Raises ValueError."""
+    try:
+        return int(given)
+    except ValueError:
+        return float(given)
+
+
 def _options(arguments: list[str] | None) -> tuple[Bench, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="python -m srs.bench", description=__doc__.splitlines()[0])
     for name in ("models", "starts", "data"):
@@ -324,7 +332,8 @@ def _options(arguments: list[str] | None) -> tuple[Bench, argparse.Namespace]:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     for name, field in Bench.model_fields.items():
         many = "+" if isinstance(field.default, tuple) else None
-        parser.add_argument(f"--{name.replace('_', '-')}", nargs=many, default=field.default, help="default: %(default)s")
+        default = {"default": field.default, "help": "default: %(default)s"}
+        parser.add_argument(f"--{name.replace('_', '-')}", nargs=many, type=number, **default)
     given = parser.parse_args(arguments)
     try:
         return Bench(**{name: getattr(given, name) for name in Bench.model_fields}), given
@@ -354,7 +363,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, table in found.items():
         table.to_csv(given.out / f"{name}.csv", index=False)
     text = report(found, config, device)
-    (given.out / "tables.md").write_text(f"{text}\n")
+    (given.out / "tables.md").write_text(f"{text}\n", encoding="utf-8")
     print(text)
 
 

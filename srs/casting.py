@@ -6,8 +6,11 @@ definition (a single fixed step of any solver). The reference, which audits comp
 itself a row, elsewhere on the audited draws alone.
 """
 
+import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from srs.data import Images, evenly_spaced
-from srs.journal import Journal, pack, unpack
+from srs.journal import Journal, pack, sha256, unpack
 from srs.noise import NoisyCopies, audit_order
 from srs.sections import Section
 from srs.votes import Sampler, SerializedSampler, StandardSampler, Votes
@@ -135,9 +138,10 @@ class VoteTable:
         cast = self.votes.get(sampler.canonical())
         return cast is not None and bool((cast.classes[position, draws] != NOT_CAST).all())
 
-    def save(self, folder: Path) -> None:
-        """votes.npz and, apart from it, timings.npz, which differs from run to run."""
-        arrays, seconds = {"index": self.index}, {}
+    def save(self, folder: Path, casting: Casting, files: Mapping[str, str | Path]) -> None:
+        """votes.npz and, apart from it, timings.npz, which differs from run to run. With the votes goes what defines them:
+        settings of ``casting``, and hashes of the ``files`` that they were cast with, by a name for each."""
+        arrays, seconds = {"index": self.index, "origin": np.array(json.dumps(_origin(casting, files), sort_keys=True))}, {}
         for number, (sampler, votes) in enumerate(self.votes.items()):
             arrays |= {f"{number}_{name}": getattr(votes, name) for name in Votes.TYPES if name != "seconds"}
             arrays[f"{number}_sampler"] = np.array(sampler.model_dump_json())
@@ -146,18 +150,42 @@ class VoteTable:
         np.savez_compressed(folder / "timings.npz", **seconds)
 
     @classmethod
-    def load(cls, folder: Path, casting: Casting) -> "VoteTable":
-        """Read what :meth:`save` wrote. Raises ValueError when it was written for other settings than ``casting``."""
+    def load(cls, folder: Path, casting: Casting, files: Mapping[str, str | Path]) -> "VoteTable":
+        """Read what :meth:`save` wrote. Raises ValueError when it was written for other settings than ``casting``, and when
+        ``files``, as many as the reader has of those that it was written with, were others."""
         with np.load(folder / "votes.npz") as cast, np.load(folder / "timings.npz") as timings:
-            samplers = list(casting.plan(cast["index"]))
-            for number, sampler in enumerate(samplers):
-                if str(cast[f"{number}_sampler"]) != sampler.model_dump_json():
-                    raise ValueError(f"{folder} holds other votes than params.yaml asks for: cast them again (dvc repro)")
+            origin = json.loads(str(cast["origin"])) if "origin" in cast else {}
+            for name, asked in _origin(casting, files).items():
+                if origin.get(name) != asked:
+                    raise _other_votes(folder, name, origin.get(name, "not told"), asked)
+            plan = casting.plan(cast["index"])
+            found = [str(cast[name]) for name in cast.files if name.endswith("_sampler")]
+            asked = [sampler.model_dump_json() for sampler in plan]
+            for there, here in zip_longest(found, asked, fillvalue="none"):
+                if there != here:
+                    raise _other_votes(folder, "a sampler", there, here)
             votes = {
                 sampler: Votes(**{n: (timings if n == "seconds" else cast)[f"{i}_{n}"] for n in Votes.TYPES})
-                for i, sampler in enumerate(samplers)
+                for i, sampler in enumerate(plan)
             }
+            for sampler, draws in plan.items():
+                for index, row, wanted in zip(cast["index"], votes[sampler].classes, draws):
+                    drawn = np.flatnonzero(row != NOT_CAST)
+                    if not np.array_equal(drawn, wanted):
+                        draw = np.setxor1d(drawn, wanted)[0]
+                        states = ("cast", "not cast") if draw in drawn else ("not cast", "cast")
+                        raise _other_votes(folder, f"draw {draw} of image {index} by {sampler.model_dump_json()}", *states)
             return cls(cast["index"].copy(), votes)
+
+
+def _origin(casting: Casting, files: Mapping[str, str | Path]) -> dict:
+    """What defines votes, but for their samplers and draws."""
+    settings = casting.model_dump(include={"sigma", "seed", "n0", "images"})
+    return settings | {f"sha256 of {name}": sha256(path) for name, path in files.items()}
+
+
+def _other_votes(folder: Path, name: str, there: object, asked: object) -> ValueError:
+    return ValueError(f"{folder} holds other votes: {name} is {there} there, asked for is {asked}; cast them again (dvc repro)")
 
 
 def cast_votes(model, images: Images, casting: Casting, journal: Journal, device: torch.device | str = "cpu") -> VoteTable:

@@ -7,7 +7,6 @@ trained, by the code of a commit:
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from torch import nn
 
 from srs import models, params
 from srs.data import Dataset
+from srs.journal import sha256
 from srs.sections import Section, faults
 from srs.solvers import Solver
 from srs.starts import choose
@@ -91,7 +91,7 @@ def load(name: str, device: torch.device | str = "cpu") -> nn.Module:
     """
     card = read_card(name)
     for file, expected in card.sha256.items():
-        found = _sha256(FOLDER / name / file)
+        found = sha256(FOLDER / name / file)
         if found != expected:
             raise ValueError(f"checkpoints/{name}/{file} has the hash {found}, its card says {expected}: get the file again")
     model = models.load(FOLDER / name / "model.pt", device, fitted=FOLDER / name / "starts.pt")
@@ -117,7 +117,7 @@ def ship(experiment: str, name: str, commit: str) -> Path:
     row = held_out.set_index("row").loc[choose(held_out, profile.starts.loss)]
     data = Dataset.load(Path("data") / profile.name / f"{settings.model.data}.npz")
     channels, size, _ = data.train.shape
-    timing = json.loads((model / "seconds.json").read_text())
+    timing = json.loads((model / "seconds.json").read_text(encoding="utf-8"))
     card = Card(
         name=name,
         sigma=settings.votes.sigma,
@@ -139,7 +139,7 @@ def ship(experiment: str, name: str, commit: str) -> Path:
         model=settings.model.model_dump(mode="json", exclude_none=True),
         training=settings.training.model_dump(mode="json", exclude_none=True),
         starts=profile.starts.model_dump(mode="json", exclude_none=True, exclude={"candidates"}),
-        sha256={file.name: _sha256(file) for file in files},
+        sha256={file.name: sha256(file) for file in files},
     )
     page, target = _page(card, row.name), FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
@@ -170,10 +170,6 @@ images with Gaussian noise of sigma = {card.sigma:g} (pixels in [0, 1]), and the
 - **Limits**: it knows {len(card.classes)} classes and calls everything one of them: {", ".join(card.classes)}.
   A certificate says that small changes of the pixels do not change the answer, not that the answer is right.
 """
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main() -> None:

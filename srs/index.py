@@ -5,6 +5,7 @@
 It fails when an item is missing from its report, empty, or without its caption.
 """
 
+import argparse
 import html
 import re
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from srs import params
+from srs import params, sections
 
 ITEMS = Path("data/items.yaml")
 _ALWAYS = "10_table2", "23_past_the_paper"
@@ -145,20 +146,25 @@ def _title(path: Path) -> str:
 
 
 def read() -> tuple[list[str], dict]:
-    """The names of all reports, in order, and the items of the paper."""
-    content = yaml.safe_load(ITEMS.read_text())
+    """The names of all reports, in order, and the items of the paper. Raises ParameterError where there is no such file."""
+    content = yaml.safe_load(sections.text(ITEMS))
     return content["reports"], content["items"]
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    (names, items), profile = read(), params.load().active
+    parser = argparse.ArgumentParser(prog="python -m srs.index", description=__doc__.splitlines()[0])
+    parser.add_argument("reports", type=Path, help="the folder of executed notebooks")
+    folder = parser.parse_args().reports
+    try:
+        profile, (names, items) = params.load().active, read()
+    except sections.ParameterError as error:
+        sys.exit(str(error))
     items = promised(items, profile)
     wrong = faults(folder, items)
     if wrong:
         sys.exit("the reports lack:\n" + "\n".join(wrong))
     found = [folder / f"{name}.ipynb" for name in reports(names, profile)]
-    (folder.parent / "index.html").write_text(page(profile, items, found, f"{folder.name}/"))
+    (folder.parent / "index.html").write_text(page(profile, items, found, f"{folder.name}/"), encoding="utf-8")
 
 
 if __name__ == "__main__":

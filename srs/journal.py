@@ -7,6 +7,7 @@ import os
 import sys
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def lock(path: Path) -> filelock.AcquireReturnProxy:
     A DVC that was killed leaves its child running: a second run must not write the same working file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file_lock = filelock.FileLock(path.with_name(f".{path.name}.lock"))
+    file_lock = filelock.FileLock(_lock_of(path))
     try:
         return file_lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -57,13 +58,40 @@ class Journal:
         self._lock.lock.release()
 
 
+def working_file(work: str | Path, out: str | Path, name: str, suffix: str) -> Path:
+    """Where the work that ends in the folder ``out`` is resumed from; ``name``: its :func:`fingerprint`."""
+    return Path(work) / f"{'.'.join(Path(out).resolve().parts[1:][-3:])}.{name}{suffix}"
+
+
+def remove_older(path: Path) -> None:
+    """Remove the other :func:`working_file`s of what ends in the same folder: those of settings and code that are no more.
+    One that another process has locked stays."""
+    owner = path.stem.rpartition(".")[0]
+    locks = path.parent.glob(f".*{path.suffix}.lock")  # of work that was done, too: they stay behind
+    others = {*path.parent.glob(f"*{path.suffix}"), *(path.with_name(lock.name[1 : -len(".lock")]) for lock in locks)}
+    for other in others - {path}:
+        if other.stem.rpartition(".")[0] == owner:
+            with suppress(filelock.Timeout), filelock.FileLock(_lock_of(other)).acquire(timeout=0):
+                other.unlink(missing_ok=True)
+                _lock_of(other).unlink(missing_ok=True)
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
 def fingerprint(files: Iterable[str | Path], parameters: object) -> str:
     """The name of work that may be resumed: a short hash of the files' bytes, of JSON-able parameters, of all code of
     this package, and of the version of torch."""
     digest = hashlib.sha256(json.dumps([version("torch"), parameters], sort_keys=True, default=str).encode())
     for file in [*files, *sorted(Path(__file__).parent.rglob("*.py"))]:
-        digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
+        digest.update(bytes.fromhex(sha256(file)))
     return digest.hexdigest()[:16]
+
+
+def sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pack(values: np.ndarray) -> str:

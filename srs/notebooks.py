@@ -32,13 +32,14 @@ KEEP_MEMORY = {
 _HIDDEN_TAGS = {"parameters", "injected-parameters", "hide"}
 
 
-def run(notebook: str | Path, output: str | Path, parameters: dict) -> None:
+def run(notebook: str | Path, output: str | Path, parameters: dict, sources: dict[str, str] | None = None) -> None:
     """Execute ``notebook`` with ``parameters`` in the current directory; write ``output`` and, beside it, its HTML.
 
     The output holds no times, run ids or progress bars, so that equal results give equal bytes. A notebook that fails
-    is left as OUTPUT with the suffix .failed.ipynb.
+    is left as OUTPUT with the suffix .failed.ipynb. ``sources``: from which section of params.yaml which parameter comes.
 
-    Raises ParameterError for parameters that the notebook does not declare or lacks, and PapermillExecutionError.
+    Raises ParameterError for parameters that the notebook does not declare or lacks, and for sections that were edited
+    meanwhile: DVC reads them when a stage ends, and would take the new values for those used; and PapermillExecutionError.
     """
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +60,7 @@ def run(notebook: str | Path, output: str | Path, parameters: dict) -> None:
             shutdown_kernel="immediate",  # all cells are done: torch takes a second to say goodbye
             extra_arguments=["--log-level=ERROR"],  # the kernel's, else it warns about its local sockets
         )
+        _require_unchanged(parameters, sources or {})
         stable = _stable(executed)
         nbformat.write(stable, partial)
         output.with_suffix(".html").write_text(to_html(stable, title=output.stem), encoding="utf-8")
@@ -82,6 +84,13 @@ def _check_names(notebook: str | Path, parameters: dict) -> None:
         raise sections.ParameterError(f"{notebook} declares no parameter {name!r}: choose from {', '.join(sorted(declared))}")
     for name in declared - parameters.keys():
         raise sections.ParameterError(f"{notebook} needs the parameter {name!r}: give --section or --set")
+
+
+def _require_unchanged(parameters: dict, sources: dict[str, str]) -> None:
+    values = sections.read() if sources else {}
+    for name, path in sources.items():
+        if sections.section(values, path) != parameters[name]:
+            raise sections.ParameterError(f"params.yaml: {path} was edited while it was in use: run the stage again")
 
 
 def _stable(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -116,15 +125,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--section", action="append", default=[], metavar="NAME=PATH", help="a section of params.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a plain text value")
     given = parser.parse_args(arguments)
+    for option, items in {"--section": given.section, "--set": given.set}.items():
+        for item in items:
+            if "=" not in item:
+                parser.error(f"{option} {item}: NAME=... is wanted")
     _end_with_parent()
     try:
         values = sections.read()
+        if not Path(given.notebook).is_file():
+            raise sections.ParameterError(f"there is no notebook {given.notebook} in {Path.cwd()}")
         paths = dict(item.split("=", 1) for item in given.section)
         parameters = {name: sections.section(values, path) for name, path in paths.items()}
         parameters |= dict(item.split("=", 1) for item in given.set)
-        run(given.notebook, given.output, parameters)
+        run(given.notebook, given.output, parameters, paths)
     except sections.ParameterError as error:
-        sys.exit(f"params.yaml is not usable:\n{error}")
+        sys.exit(str(error))
     except PapermillExecutionError as error:
         sys.exit(
             f"{given.notebook} failed: {error.ename}: {error.evalue}\nsee {Path(given.output).with_suffix('.failed.ipynb')}"

@@ -2,11 +2,14 @@
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from srs.arithmetic import Arithmetic
 from srs.attacks import Attack
@@ -17,10 +20,23 @@ from srs.coverage import Coverage
 from srs.data import DataConfig
 from srs.models import configure
 from srs.results import stopped
-from srs.sections import ParameterError, Section, read, reason
+from srs.sections import ParameterError, Section, faults, read, reason, text
 from srs.starts import Starts
 from srs.training import Training
 from srs.votes import Sampler, StandardSampler
+
+
+def _plain(name: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ValueError(f"the name {name!r} must have letters, digits, - and _ alone, and begin with a letter or digit")
+    return name
+
+
+#: What becomes the name of a DVC stage, a part of a path and a word of a shell.
+Name = Annotated[str, AfterValidator(_plain)]
+
+#: Folders beside those of the profiles.
+_TAKEN = ("bench", "notebooks", "scratch", "work")
 
 
 class ModelSpec(Section):
@@ -28,11 +44,16 @@ class ModelSpec(Section):
 
     data: str
     preset: str
-    overrides: dict = {}
+    overrides: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _makes_a_model(self) -> "ModelSpec":
-        configure(self.preset, **self.overrides)
+        for name in {"family", "preset"} & self.overrides.keys():
+            raise ValueError(f"overrides.{name} = {self.overrides[name]!r} must go: choose another preset")
+        try:
+            configure(self.preset, **self.overrides)
+        except ValidationError as error:
+            raise ValueError("; ".join(f"overrides.{fault}" for fault in faults(error, "as a whole"))) from None
         return self
 
 
@@ -153,7 +174,7 @@ class Report(Section):
     resnet: str | None = None
     smoothadv: str | None = None
     no_jacobian: str | None = None
-    past: dict[str, Past]
+    past: dict[Name, Past]
     others: list[str] = []
 
     def sizes(self) -> dict[str, Size]:
@@ -165,18 +186,18 @@ class Report(Section):
 class Profile(Section):
     """One size of the whole study. ``pages``: the reports to make, besides those of Table 2 and past the paper."""
 
-    name: str = Field(pattern=r"^[a-z0-9_-]+$")
-    datasets: dict[str, DataConfig]
-    experiments: dict[str, Experiment]
+    name: Name
+    datasets: dict[Name, DataConfig]
+    experiments: dict[Name, Experiment]
     starts: Starts
-    variants: dict[str, Variant] = {}
+    variants: dict[Name, Variant] = {}
     certificates: Assurance
     speed: Speed
     coverage: Coverage
     arithmetic: Arithmetic
-    attacks: dict[str, Attacks] = {}
+    attacks: dict[Name, Attacks] = {}
     report: Report
-    pages: list[str] = Field(min_length=1)
+    pages: list[Name] = Field(min_length=1)
 
     @property
     def trained(self) -> dict[str, Experiment]:
@@ -185,6 +206,13 @@ class Profile(Section):
 
     def _place(self, key: str) -> str:
         return f"experiments.{key}" if key in self.experiments else f"variants.{key}"
+
+    @field_validator("name")
+    @classmethod
+    def _has_its_own_folder(cls, name: str) -> str:
+        if name in _TAKEN:
+            raise ValueError(f"runs/{name} is no folder of a profile: choose a name beside {', '.join(_TAKEN)}")
+        return name
 
     @model_validator(mode="after")
     def _names_resolve(self) -> "Profile":
@@ -327,24 +355,63 @@ class Study(Section):
     candidates: dict[str, StandardSampler]
     attacks: dict[str, dict[str, Attack]]
     radii: dict[str, list[float]]
-    pages: list[str]
+    pages: list[Name]
     profiles: dict[str, Profile]
     active: Profile
 
 
 def load(path: str | Path = "params.yaml") -> Study:
     """Read and check params.yaml. Raises ParameterError."""
+    values = read(path)
+    _require_one_reading(values, path)
     try:
-        return Study.model_validate(read(path))
+        return Study.model_validate(values)
     except ValidationError as error:
         raise ParameterError("\n".join(_explain(error, str(path)))) from None
+
+
+def _require_one_reading(values: dict, path: str | Path) -> None:
+    """DVC reads YAML 1.2, the study 1.1: what is checked must be what DVC tracks. Here alone, before anything is spent: read
+    twice at every start of a notebook, the file would cost each of them twice the time."""
+    from ruamel.yaml import YAML, YAMLError  # which notebooks that import this module need not wait for
+
+    try:
+        theirs = YAML(typ="safe").load(text(path))
+    except (YAMLError, ValueError) as error:
+        raise ParameterError(f"{path} is not valid YAML 1.2, which DVC reads: {error}") from None
+    found = [
+        f"{path}: {place} is {ours} in YAML 1.1, which the study reads, and {other} in 1.2, which DVC reads: "
+        "write numbers plainly (0.5 for 5e-1), true or false, and other text in quotes"
+        for place, ours, other in _differences(values, theirs, "", set())
+    ]
+    if found:
+        raise ParameterError("\n".join(found))
+
+
+def _differences(ours: Any, theirs: Any, place: str, seen: set[int]) -> Iterator[tuple[str, str, str]]:
+    """Where two readings differ, and what they are there; of what stands in several places by an anchor, at the first."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        names = [sorted(map(repr, one.keys() - other.keys())) for one, other in ((ours, theirs), (theirs, ours))]
+        if any(names):
+            yield f"a name in {place or 'the file'}", *map(", ".join, names)
+        parts = [(name, ours[name], theirs[name]) for name in ours if name in theirs]
+    elif isinstance(ours, list) and isinstance(theirs, list):
+        parts = [(i, *pair) for i, pair in enumerate(zip(ours, theirs))]
+    else:
+        parts = []
+        if type(ours) is not type(theirs) or repr(ours) != repr(theirs):
+            yield place, repr(ours), repr(theirs)
+    if id(ours) not in seen:
+        seen |= {id(ours)} if parts else set()
+        for name, mine, other in parts:
+            yield from _differences(mine, other, f"{place}.{name}".lstrip("."), seen)
 
 
 def _explain(error: ValidationError, path: str) -> Iterator[str]:
     """A line for each fault; one that `active` merely repeats from a profile is told once, under the profile."""
     shown = set()
     for fault in sorted(error.errors(), key=lambda fault: fault["loc"][0] == "active"):
-        place = [str(part) for part in fault["loc"] if part not in ("standard", "serialized", "direct")]
+        place = [str(part) for part in fault["loc"] if part not in ("standard", "serialized", "direct", "[key]")]
         what = ""
         if fault["type"] == "extra_forbidden":
             near = difflib.get_close_matches(place[-1], _field_names(Study), n=3)
@@ -356,23 +423,24 @@ def _explain(error: ValidationError, path: str) -> Iterator[str]:
         shown.add(inner)
 
 
+@cache
 def _field_names(model: type[BaseModel]) -> set[str]:
     """The names of all parameters in ``model`` and in the models that its annotations mention, at any depth."""
-    names: set[str] = set()
-    for schema in [model.model_json_schema(), *model.model_json_schema()["$defs"].values()]:
-        names |= set(schema.get("properties", {}))
-    return names
+    whole = model.model_json_schema()
+    return {name for schema in [whole, *whole["$defs"].values()] for name in schema.get("properties", {})}
 
 
 def main() -> None:
     try:
-        study = load()
+        values, study = read(), load()
+        if read() != values:  # DVC reads it when the stage ends, and would take what it finds for what was checked
+            raise ParameterError("params.yaml was edited while it was checked: run the stage again")
     except ParameterError as error:
-        sys.exit(f"params.yaml is not usable:\n{error}")
-    folder, active = Path("runs") / study.active.name, read()["active"]
+        sys.exit(str(error))
+    folder, active = Path("runs") / study.active.name, values["active"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "checked").write_text("params.yaml is well formed\n")
-    (folder / "shown.json").write_text(json.dumps({name: active.get(name) for name in SHOWN}, indent=1))
+    (folder / "checked").write_text("params.yaml is well formed\n", encoding="utf-8")
+    (folder / "shown.json").write_text(json.dumps({name: active.get(name) for name in SHOWN}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from srs import index, params
+from srs import index, params, sections
 
 LARGEST = 2_000_000  # bytes of one file
 
@@ -49,20 +49,22 @@ def _provenance(runs: Path) -> str:
     changed = _git("status", "--porcelain", "srs", "notebooks", "data", "dvc.yaml")
     changed += _git("diff", "-I", "^active: ", "HEAD", "--", "params.yaml")  # which profile it is needs no commit
     state = " with uncommitted changes" if changed else ""
-    machines = {path.read_text() for path in sorted(runs.glob("votes/*/machine.json"))}
+    machines = {path.read_text(encoding="utf-8") for path in sorted(runs.glob("votes/*/machine.json"))}
     lines = [", ".join(f"{name}: {value}" for name, value in json.loads(text).items()) for text in sorted(machines)]
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return f"Published on {today} from commit `{commit}`{state}.\n\nMeasured on: {'; '.join(lines)}.\n"
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", check=True).stdout
 
 
 def main() -> None:
-    profile = params.load().active
+    try:
+        profile, (names, items) = params.load().active, index.read()
+    except sections.ParameterError as error:
+        sys.exit(str(error))
     runs, target = Path("runs") / profile.name, Path("reports") / profile.name
-    names, items = index.read()
     names = index.reports(names, profile)
     if subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet"]).returncode:
         sys.exit("the reports are not those of the present parameters and code: run `make repro` first")
@@ -72,10 +74,10 @@ def main() -> None:
         sys.exit(str(error))
     provenance = _provenance(runs)
     pages = "".join(f"- [{path.stem}]({path.name})\n" for path in written if path.suffix == ".html")
-    (target / "README.md").write_text(f"# Reports of the profile `{profile.name}`\n\n{provenance}\n{pages}")
+    (target / "README.md").write_text(f"# Reports of the profile `{profile.name}`\n\n{provenance}\n{pages}", encoding="utf-8")
     found = [target / f"{name}.ipynb" for name in names]
     page = index.page(profile, index.promised(items, profile), found, "", note=provenance.replace("`", ""))
-    (target / "index.html").write_text(page)
+    (target / "index.html").write_text(page, encoding="utf-8")
     print(f"{len(written)} files in {target}")
 
 

@@ -12,7 +12,7 @@ import yaml
 from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 
-from srs import tables
+from srs import sections, tables
 from srs.casting import VoteTable
 from srs.certification import Assurance, certificates
 from srs.data import Dataset
@@ -71,11 +71,11 @@ class Results:
 
     @cached_property
     def items(self) -> dict:
-        return yaml.safe_load((self.data.parent / "items.yaml").read_text())["items"]
+        return yaml.safe_load(sections.text(self.data.parent / "items.yaml"))["items"]
 
     @cached_property
     def published(self) -> dict:
-        return yaml.safe_load((self.data.parent / "published.yaml").read_text())
+        return yaml.safe_load(sections.text(self.data.parent / "published.yaml"))
 
     def rows(self, key: str, group: str = "main", **choices) -> pd.DataFrame:
         """The certificates of one group, with what each would have cost; ``choices`` replace fields of the assurance."""
@@ -117,8 +117,13 @@ class Results:
         return self.experiments[key].votes.sigma
 
     def votes(self, key: str) -> VoteTable:
+        """Raises ValueError where they are of other settings, of another model or other data."""
         if key not in self._votes:
-            self._votes[key] = VoteTable.load(self.runs / "votes" / key, self.experiments[key].votes)
+            experiment, model = self.experiments[key], self.runs / "models" / key
+            files = {"model": model / "model.pt", "data": self.data / f"{experiment.model.data}.npz"}
+            if isinstance(experiment, Variant):  # an experiment's starts are none of what every report depends on
+                files["starts"] = model / "starts.pt"
+            self._votes[key] = VoteTable.load(self.runs / "votes" / key, experiment.votes, files)
         return self._votes[key]
 
     def cast(self, key: str, group: str, row: str, n: int | None = None) -> list[Votes]:
@@ -173,7 +178,7 @@ class Results:
         return spec.preset + (f" with {changes}" if changes else "") + f", on {spec.data}"
 
     def _machine(self, key: str) -> str:
-        machine = json.loads((self.runs / "votes" / key / "machine.json").read_text())
+        machine = json.loads((self.runs / "votes" / key / "machine.json").read_text(encoding="utf-8"))
         return f"{machine['hardware']}, torch {machine['torch']}"
 
     def about_data(self, keys: Sequence[str]) -> str:

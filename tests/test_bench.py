@@ -146,10 +146,16 @@ def test_settings_out_of_range_are_refused(setting, message):
 
 def test_the_command_line_refuses_and_names_what_is_missing(tmp_path, capsys, few_digits):
     folders = [f"--{name}={tmp_path / name}" for name in ("models", "starts", "data")]
-    with pytest.raises(SystemExit):
-        bench.main([*folders, "--batch-size", "0", "--sizes", "10", "many"])
-    told = capsys.readouterr().err
-    assert "batch_size: Input should be greater than or equal to 1 (got '0')" in told and "sizes.1: " in told
+    for wrong, told in [
+        (("--batch-size", "0", "--sizes", "10", "0"), "batch_size: Input should be greater than or equal to 1 (got 0)"),
+        (("--batch-size", "0", "--sizes", "10", "0"), "sizes.1: Input should be greater than or equal to 1 (got 0)"),
+        (("--sizes", "10", "many"), "argument --sizes: invalid number value: 'many'"),
+        (("--n", "2000.5"), "n: a whole number is wanted (got 2000.5)"),
+        (("--levels", "0.25", "nan"), "levels.1: Input should be a finite number (got nan)"),
+    ]:
+        with pytest.raises(SystemExit):
+            bench.main([*folders, *wrong])
+        assert told in capsys.readouterr().err
     with pytest.raises(SystemExit, match="no data at .*digits.npz"):
         bench.main(folders)
     (tmp_path / "data").mkdir()

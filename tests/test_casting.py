@@ -135,12 +135,63 @@ def test_killed_or_in_batches_of_one_or_in_another_order_votes_are_the_same(trai
 
 
 def test_saved_votes_come_back_and_are_not_taken_for_others(whole, tmp_path):
-    whole.save(tmp_path)
-    assert _same(VoteTable.load(tmp_path, CASTING), whole)
-    with pytest.raises(ValueError, match="holds other votes"):
-        VoteTable.load(tmp_path, CASTING.model_copy(update={"chains": 10}))
+    _save(whole, tmp_path)
+    assert _same(VoteTable.load(tmp_path, CASTING, _files(tmp_path)), whole)
     with pytest.raises(ValueError, match="not cast"):
         whole.of(CASTING.reference, 0, slice(0, 320))
+
+
+def _files(folder, *names):
+    return {name: folder / f"{name}.pt" for name in names or ("model", "starts", "data")}
+
+
+def _save(table, folder, content=b""):
+    for path in _files(folder).values():
+        path.write_bytes(path.name.encode() + content)
+    table.save(folder, CASTING, _files(folder))
+
+
+LONG = CASTING.groups["long"]
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"sigma": 1.0}, "sigma is 0.25 there, asked for is 1.0"),
+        ({"seed": 1}, "seed is 0 there, asked for is 1"),
+        ({"n0": 21}, "n0 is 20 there, asked for is 21"),
+        ({"images": 3}, "images is 4 there, asked for is 3"),
+        ({"chains": 10}, 'a sampler is .*"chains":20} there, asked for is .*"chains":10}'),
+        ({"groups": {"long": LONG}}, "a sampler is .* there, asked for is "),
+        (
+            {"groups": CASTING.groups | {"long": LONG.model_copy(update={"n": 400})}},
+            "draw .* of image 0 by .* is (not )?cast there, asked for is (not )?cast",
+        ),
+        ({"groups": CASTING.groups | {"long": LONG.model_copy(update={"audit": 39})}}, "draw .* of image 0 by .*standard"),
+        ({"reference": StandardSampler()}, 'a sampler is .*"steps":5,.* there, asked for is .*"steps":30,'),
+    ],
+)
+def test_votes_of_other_settings_are_not_taken(whole, tmp_path, change, told):
+    """At another sigma they would certify other radii."""
+    _save(whole, tmp_path)
+    with pytest.raises(ValueError, match=f"holds other votes: .*{told}"):
+        VoteTable.load(tmp_path, CASTING.model_copy(update=change), {})
+
+
+def test_votes_of_other_files_are_not_taken(whole, tmp_path):
+    _save(whole, tmp_path)
+    kept = (tmp_path / "votes.npz").read_bytes()
+    for name in _files(tmp_path):
+        path = tmp_path / f"{name}.pt"
+        path.write_bytes(b"another")
+        others = {other: place for other, place in _files(tmp_path).items() if other != name}
+        assert _same(VoteTable.load(tmp_path, CASTING, others), whole)
+        with pytest.raises(ValueError, match=f"sha256 of {name} is [0-9a-f]{{64}} there, asked for is [0-9a-f]{{64}}"):
+            VoteTable.load(tmp_path, CASTING, _files(tmp_path, name))
+        _save(whole, tmp_path)
+    assert (tmp_path / "votes.npz").read_bytes() == kept
+    with pytest.raises(ValueError, match="sha256 of card is not told there"):
+        VoteTable.load(tmp_path, CASTING, {"card": tmp_path / "model.pt"})
 
 
 _KILLED = """

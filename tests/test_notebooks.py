@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from srs import notebooks, params, sections
 
 ROOT = Path(__file__).parent.parent
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+HERE = os.environ | {"PYTHONPATH": str(ROOT)}
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -74,6 +76,36 @@ def test_a_failure_is_told_and_left_to_read(notebook, tmp_path):
     failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert failed.returncode != 0 and "failed" in failed.stderr and "out.failed.ipynb" in failed.stderr
     assert (tmp_path / "out.failed.ipynb").is_file() and not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("edited, told", [("n: 2", "active.n was edited"), ("n: 1\nother: 2", None), ("", "is empty")])
+def test_parameters_that_are_edited_while_in_use_fail_the_stage(tmp_path, edited, told):
+    """DVC reads params.yaml when a stage ends: it would record the new value with the old one's result."""
+    cells = [
+        nbformat.v4.new_code_cell("n = 0", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(f"open('params.yaml', 'w').write({edited!r}.replace('n:', 'active:\\n  n:'))"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), tmp_path / "source.ipynb")
+    (tmp_path / "params.yaml").write_text("active:\n  n: 1\n")
+    command = [sys.executable, "-m", "srs.notebooks", "source.ipynb", "out.ipynb", "--section", "n=active.n"]
+    ended = subprocess.run(command, cwd=tmp_path, env=HERE, capture_output=True, text=True)
+    assert (ended.returncode == 0) == (told is None) == (tmp_path / "out.ipynb").exists(), ended.stderr
+    assert told is None or told in ended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("module", ["notebooks a.ipynb b.ipynb", "params", "index runs", "publish"])
+def test_modules_of_the_pipeline_say_where_they_must_be_started(tmp_path, module):
+    command = [sys.executable, "-m", *f"srs.{module}".split()]
+    ended = subprocess.run(command, cwd=tmp_path, env=HERE, capture_output=True, text=True)
+    told = f"params.yaml cannot be read in {tmp_path}: No such file or directory; start in the project's own\n"
+    assert (ended.returncode, ended.stderr) == (1, told)
+
+
+def test_parameters_are_read_in_utf8_whatever_the_locale(tmp_path):
+    (tmp_path / "params.yaml").write_text("name: \u03c3", encoding="utf-8")
+    command = [sys.executable, "-m", "srs.notebooks", "a.ipynb", "b.ipynb"]
+    ended = subprocess.run(command, cwd=tmp_path, env=HERE | {"LC_ALL": "C", "PYTHONUTF8": "0"}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (1, f"there is no notebook a.ipynb in {tmp_path}\n")
 
 
 def test_a_killed_dvc_leaves_nobody_at_work(tmp_path):

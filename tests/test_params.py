@@ -112,3 +112,23 @@ def test_sections():
     assert sections.section(values, "a.b") == [1]
     with pytest.raises(sections.ParameterError, match="no 'a.c.d': 'c' is missing"):
         sections.section(values, "a.c.d")
+
+
+def test_an_edit_while_params_are_checked_fails_the_stage(tmp_path, monkeypatch):
+    """DVC would take the edited file for the one that was checked."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(TEXT)
+    load = params.load
+
+    def slow():
+        study = load()
+        Path("params.yaml").write_text(TEXT.replace("alpha: 0.001", "alpha: 0.01"))
+        return study
+
+    monkeypatch.setattr(params, "load", slow)
+    with pytest.raises(SystemExit, match="params.yaml was edited while it was checked"):
+        params.main()
+    assert not Path("runs").exists()
+    monkeypatch.setattr(params, "load", load)
+    params.main()
+    assert Path("runs/embedded/checked").is_file()

@@ -29,7 +29,11 @@ def results(started, digits, tmp_path_factory):
         shutil.copy(ROOT / "data" / name, data.parent)
     (runs / "votes" / "small-050" / "machine.json").write_text(json.dumps({"hardware": "2 cores of X", "torch": "9.9"}))
     journal = Journal(root / "journal")
-    cast_votes(started, digits.test, _experiment().votes, journal).save(runs / "votes" / "small-050")
+    (runs / "models" / "small-050").mkdir(parents=True)
+    files = {"model": runs / "models" / "small-050" / "model.pt", "data": data / "digits.npz"}
+    files["model"].write_bytes(b"weights")
+    casting = _experiment().votes
+    cast_votes(started, digits.test, casting, journal).save(runs / "votes" / "small-050", casting, files)
     journal.close()
     one = {"small-050": SMOKE["experiments"]["small-050"]}
     return reports.Results(one, SMOKE["report"], str(data), str(runs), SMOKE["certificates"], SMOKE["attacks"])
@@ -44,6 +48,17 @@ def test_rows_are_the_certificates_of_the_votes(results, digits):
     expected = certificates(votes, digits.test.labels, _experiment().votes, Assurance(**SMOKE["certificates"]), ["steps"])
     pd.testing.assert_frame_equal(results.rows("small-050", "steps"), expected.drop(columns="group"))
     assert results.reference("small-050", "steps") == "MDEQ-30A"
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_votes_of_another_model_or_other_data_are_refused(results, tmp_path, what):
+    data, runs = shutil.copytree(results.data.parent, tmp_path / "data"), shutil.copytree(results.runs, tmp_path / "runs")
+    other = {"model": runs / "models" / "small-050" / "model.pt", "data": data / "smoke" / "digits.npz"}[what]
+    other.write_bytes(b"others")
+    one = {"small-050": SMOKE["experiments"]["small-050"]}
+    again = reports.Results(one, SMOKE["report"], str(data / "smoke"), str(runs), SMOKE["certificates"])
+    with pytest.raises(ValueError, match=f"holds other votes: sha256 of {what} is"):
+        again.votes("small-050")
 
 
 def test_the_votes_of_a_row_are_those_of_its_images(results):

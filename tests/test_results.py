@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from srs import results
-from srs.journal import Journal, fingerprint, pack, unpack
+from srs.journal import Journal, fingerprint, pack, remove_older, unpack, working_file
 from srs.results import average_certified_radius, certified_accuracy
 
 ROWS = pd.DataFrame({"prediction": [1, 1, -1, 2, 0], "label": [1, 1, 1, 1, 0], "radius": [0.25, 0.2499999999, 0.0, 0.9, 0.0]})
@@ -52,6 +52,25 @@ def test_a_second_process_waits_for_the_journal(tmp_path):
     journal.append({"late": True})
     journal.close()
     assert second.communicate(timeout=60)[0].strip() == "[{'late': True}]"
+
+
+def test_older_working_files_of_the_same_output_are_removed(tmp_path):
+    """Journals of former settings and former code would pile up; those of other outputs are theirs."""
+    kept = working_file(tmp_path, "runs/smoke/votes/small", "b" * 16, ".jsonl")
+    older, locked = (working_file(tmp_path, "runs/smoke/votes/small", c * 16, ".jsonl") for c in "ac")
+    others = [working_file(tmp_path, f"runs/{out}", "a" * 16, ".jsonl") for out in ("smoke/votes/small-1", "a/votes/small")]
+    others.append(working_file(tmp_path, "runs/smoke/votes/small", "a" * 16, ".pt"))
+    for path in (kept, older, *others):
+        Journal(path).close()
+    done = working_file(tmp_path, "runs/smoke/votes/small", "d" * 16, ".jsonl")
+    Journal(done).close(remove=True)
+    at_work = Journal(locked)
+    remove_older(kept)
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {path.name for path in (kept, locked, *others)}
+    at_work.close()
+    remove_older(kept)
+    assert not locked.exists() and kept.exists()
+    assert not {f".{path.name}.lock" for path in (older, locked, done)} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_fingerprint_sees_every_input(tmp_path):

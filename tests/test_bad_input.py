@@ -1,0 +1,321 @@
+"""Bad input of every kind is refused at once, by a message that names the parameter and says what would do.
+
+A case is ``(id, call, words)``: ``call`` takes a folder of its own and must raise ValueError, or a subclass, within SECONDS,
+with a message that has all of the words. Append cases to CASES.
+"""
+
+import re
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from srs import params
+from srs.arithmetic import Arithmetic
+from srs.attacks import Attack
+from srs.bench import Bench
+from srs.casting import Casting, Group
+from srs.certification import Assurance, Certification
+from srs.coverage import Coverage
+from srs.data import DataConfig
+from srs.models.mdeq import MDEQConfig
+from srs.models.resnet import ResNetConfig
+from srs.sections import Section
+from srs.solvers import Solver
+from srs.starts import StartSettings
+from srs.training import Adversary, Training
+from srs.votes import SerializedSampler, StandardSampler
+
+SECONDS = 2
+
+
+class Mixed(Section):
+    """Kinds of fields that no section has."""
+
+    either: int | Literal["auto"] = "auto"
+    level: Literal[1, 2] = 1
+    shares: dict[str, tuple[int, float] | None] = {}
+
+
+WHOLE = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
+#: params.yaml with the smallest profile alone.
+TEXT = re.sub(r"\n  # The default: .*", "\nactive: *smoke\n", WHOLE, flags=re.S)
+ROWS = {"A": {"kind": "standard"}}
+
+
+def _edited(*edits):
+    """A call that checks params.yaml with some passages replaced."""
+    text = TEXT
+    for old, new in edits:
+        assert old in text, old
+        text = text.replace(old, new)
+    return _holding(text.encode())
+
+
+def _holding(content: bytes):
+    """A call that checks a params.yaml of this content."""
+
+    def check(folder):
+        (folder / "params.yaml").write_bytes(content)
+        params.load(folder / "params.yaml")
+
+    return check
+
+
+def _of(section, **values):
+    """A call that makes a section of these values."""
+    return lambda folder: section(**values)
+
+
+def _casting(**values):
+    return _of(Casting, **{"sigma": 0.5, "images": 2, "groups": {"main": {"images": 2, "n": 50, "samplers": ROWS}}} | values)
+
+
+def _renamed(old, new):
+    return _edited((f"      {old}:\n", f"      {new}:\n"))
+
+
+ONE, NUMBER, WANTED = "greater than or equal to 1", "a number is wanted", "a whole number is wanted"
+
+FILE = [
+    ("no file", lambda folder: params.load(folder / "params.yaml"), ["params.yaml cannot be read", "No such file"]),
+    ("a folder", params.load, ["cannot be read", "Is a directory"]),
+    ("empty file", _holding(b""), ["params.yaml is empty: names and their values are wanted"]),
+    ("comments alone", _holding(b"# sigma\n"), ["is empty"]),
+    ("a list", _holding(b"- active\n"), ["holds a list: names and their values are wanted"]),
+    ("a number", _holding(b"5"), ["holds a int"]),
+    ("not UTF-8", _holding(b"active: \xff"), ["params.yaml is not in UTF-8", "position 8"]),
+    ("zero bytes", _holding(b"a: \x00"), ["is not valid YAML"]),
+    ("a tab", _holding(b"a:\n\t- b"), ["is not valid YAML", "line 2"]),
+    ("no such day", _holding(b"a: 2020-13-45"), ["is not valid YAML", "month"]),
+    ("too many digits", _holding(b"a: " + b"1" * 5000), ["is not valid YAML", "limit"]),
+    ("deeply nested", _holding(b"[" * 3000), ["is not valid YAML"]),
+    ("two documents", _holding(b"a: 1\n---\nb: 2\n"), ["is not valid YAML", "single document"]),
+    ("unknown anchor", _edited(("active: *smoke", "active: *smoky")), ["is not valid YAML: found undefined alias", "column 9"]),
+    ("contains itself", _holding(b"samplers: &a [*a]"), ["samplers: Input should be a valid dictionary"]),
+    ("name twice", _edited(("    name: smoke\n", "    name: smoke\n    name: again\n")), ["YAML 1.2", "duplicate key", "name"]),
+    ("wrong whole", _holding(b"samplers: {}"), ["profiles: Field required"]),
+]
+
+#: Values that YAML 1.1 and 1.2 read differently.
+READINGS = [
+    (
+        f"YAML: {value}",
+        _edited(("epochs: 2,", f"epochs: {value},")),
+        ["profiles.smoke.experiments.small-050.training.epochs", *read],
+    )
+    for value, read in {
+        "5e-1": ["'5e-1' in YAML 1.1", "0.5 in 1.2", "0.5 for 5e-1"],
+        "1e4": ["'1e4' in YAML 1.1", "10000.0 in 1.2"],
+        "0400": ["256 in YAML 1.1", "400 in 1.2"],
+        "0o17": ["'0o17' in YAML 1.1", "15 in 1.2"],
+        "yes": ["True in YAML 1.1", "'yes' in 1.2"],
+        "on": ["True in YAML 1.1", "'on' in 1.2"],
+    }.items()
+] + [
+    (
+        "YAML: 12:30:45",
+        _edited(("images: 4\n", "images: 12:30:45\n")),
+        ["votes.images is 45045 in YAML 1.1", "'12:30:45' in 1.2"],
+    ),
+    ("YAML: a name", _edited(("  small-025:\n", "  yes:\n")), ["a name in profiles.smoke.experiments is True", "'yes' in 1.2"]),
+    (
+        "YAML: text",
+        _edited(("stands_for: CIFAR-10", "stands_for: no")),
+        ["report.data.digits.stands_for is False", "'no' in 1.2"],
+    ),
+]
+
+NAMES = [
+    (
+        f"name: {kind} {new}",
+        _renamed(old, new),
+        [f"profiles.smoke.{kind}.{shown}: the name {shown!r} must have letters, digits"],
+    )
+    for kind, old in {"experiments": "small-025", "variants": "small-050-tuned"}.items()
+    for new, shown in {
+        "small-0.25": "small-0.25",
+        "small 025": "small 025",
+        '"small@025"': "small@025",
+        "a/b": "a/b",
+        "..": "..",
+        '"-x"': "-x",
+        '""': "",
+        "$(id)": "$(id)",
+        "caf\u00e9": "caf\u00e9",
+        r'"a\n"': "a\n",
+    }.items()
+] + [
+    (
+        "name: data",
+        _edited(("      mnist: {name", "      m.nist: {name"), ("data: mnist", "data: m.nist")),
+        ["'m.nist' must have"],
+    ),
+    (
+        "name: attack",
+        _edited(("  small: {experiment", "  sm all: {experiment")),
+        ["attacks.sm all: the name 'sm all' must have"],
+    ),
+    ("name: past", _edited(("past: {small-050:", "past: {small;050:")), ["report.past.small;050", "'small;050' must have"]),
+    ("name: page", _edited(("- 22_record", "- 22 record")), ["pages.11: the name '22 record' must have"]),
+    ("name: a number", _edited(("      small-025:\n", "      25:\n")), ["experiments.25", "valid string"]),
+    ("name: profile", _edited(("name: smoke", "name: ../up")), ["profiles.smoke.name: the name '../up' must have"]),
+    (
+        "name: taken",
+        _edited(("name: smoke", "name: notebooks")),
+        ["profiles.smoke.name: runs/notebooks is no folder of a profile"],
+    ),
+]
+
+PARAMETERS = [
+    ("misspelt", _edited(("epochs: 2,", "epoch: 2,")), ["training.epoch: no such parameter; did you mean epochs"]),
+    (
+        "truth for a number",
+        _edited(("votes: {sigma: 0.5, images: 4,", "votes: {sigma: true, images: 4,")),
+        ["votes.sigma", NUMBER],
+    ),
+    ("text for a number", _edited(("runs: 40", 'runs: "40"')), ["coverage.runs: a whole number is wanted, not text: write 40"]),
+    (
+        "number for text",
+        _edited(("preset: mdeq-tiny}", "preset: 5}")),
+        ["model.preset: Input should be a valid string (got 5)"],
+    ),
+    ("fraction", _edited(("points: 200", "points: 200.5")), ["starts.points: a whole number is wanted (got 200.5)"]),
+    ("nothing", _edited(("points: 200", "points: null")), ["starts.points", "valid integer"]),
+    ("a list for a number", _edited(("points: 200", "points: [200]")), ["starts.points", "valid integer"]),
+    ("NaN", _edited(("alpha: 0.001", "alpha: .nan")), ["certificates.alpha", "nan"]),
+    ("infinity", _edited(("radii: [0.25, 0.5]", "radii: [0.25, .inf]")), ["attacks.small.radii.1", "finite"]),
+    (
+        "truth in a list",
+        _edited(("mismatch: [0, 0.02]", "mismatch: [0, true]")),
+        ["coverage.mismatch.1: a number", "(got True)"],
+    ),
+    ("negative", _edited(("repeats: 1", "repeats: -1")), ["speed.repeats", ONE, "(got -1)"]),
+    ("unknown data", _edited(("data: mnist", "data: minst")), ["model.data = 'minst' is unknown: choose one of digits, mnist"]),
+    ("unknown experiment", _edited(("resnet: resnet-050", "resnet: vgg")), ["report.resnet = 'vgg' is unknown: choose one of"]),
+    (
+        "unknown method",
+        _edited(("method: anderson, steps: 30}", "method: newton, steps: 30}")),
+        ["solver.method", "'anderson'"],
+    ),
+    ("override", _edited(("{depth: 8}", "{depht: 8}")), ["model: overrides.depht: Extra inputs are not permitted (got 8)"]),
+    (
+        "override by text",
+        _edited(("{depth: 8}", '{depth: "8"}')),
+        ["overrides.depth: a whole number is wanted, not text: write 8"],
+    ),
+    (
+        "override of the preset",
+        _edited(("{depth: 8}", "{preset: a}")),
+        ["overrides.preset = 'a' must go: choose another preset"],
+    ),
+    (
+        "override of the family",
+        _edited(("{depth: 8}", "{family: a}")),
+        ["overrides.family = 'a' must go: choose another preset"],
+    ),
+]
+
+SECTIONS = [
+    ("a union: truth", _of(Mixed, either=True), ["either", WANTED]),
+    ("a union: text", _of(Mixed, either="5"), ["either", "not text: write 5"]),
+    ("a literal: truth", _of(Mixed, level=True), ["level", "a whole number is wanted, not a truth value"]),
+    ("in depth: truth", _of(Mixed, shares={"a": None, "b": (1, True)}), ["shares.b.1", NUMBER]),
+    ("in a generator: truth", _of(Coverage, alphas=(alpha for alpha in (0.05, True))), ["alphas.1", NUMBER]),
+    ("in an array: truth", _of(Coverage, alphas=np.array([True])), ["alphas.0", NUMBER]),
+    ("Solver: truth", _of(Solver, steps=True), ["steps", "a whole number is wanted, not a truth value"]),
+    ("Solver: numpy's truth", _of(Solver, steps=np.True_), ["steps", "not a truth value"]),
+    ("Solver: torch's truth", _of(Solver, steps=torch.tensor(True)), ["steps", "not a truth value"]),
+    ("Solver: text", _of(Solver, tolerance="1e-3"), ["tolerance", "not text: write 0.001 (YAML 1.1 takes 1e-3 for text)"]),
+    ("Solver: words", _of(Solver, tolerance="small"), ["tolerance", "a number is wanted, not text"]),
+    ("Solver: bytes", _of(Solver, steps=b"5"), ["steps", WANTED]),
+    ("Solver: method", _of(Solver, method="newton"), ["method", "'naive', 'anderson' or 'broyden'"]),
+    ("Solver: zero", _of(Solver, steps=0), ["steps", ONE]),
+    ("Solver: NaN steps", _of(Solver, steps=float("nan")), ["steps", WANTED]),
+    ("Solver: rounded", _of(Solver, steps=float(1 << 53)), ["steps", WANTED]),
+    ("Solver: unknown", _of(Solver, step=3), ["step", "not permitted"]),
+    ("Training: text", _of(Training, sigma="5e-1"), ["sigma", "write 0.5 (YAML 1.1 takes 5e-1 for text)"]),
+    ("Training: truth", _of(Training, sigma=True), ["sigma", NUMBER]),
+    ("Training: batch", _of(Training, batch_size=1), ["batch_size", "greater than or equal to 2"]),
+    ("Training: nested", _of(Training, forward={"steps": "3"}), ["forward.steps", WANTED]),
+    ("Training: optional", _of(Training, threads=True), ["threads", WANTED]),
+    ("Training: infinity", _of(Training, learning_rate=np.inf), ["learning_rate", "finite"]),
+    ("Training: seed", _of(Training, seed=1 << 63), ["seed", "less than 9223372036854775808"]),
+    ("Training: optimizer", _of(Training, optimizer="lion"), ["optimizer", "'adam' or 'sgd'"]),
+    ("Adversary: text", _of(Adversary, epsilon="0.5"), ["epsilon", "a number is wanted, not text: write 0.5"]),
+    ("Adversary: optional", _of(Adversary, step_size=False), ["step_size", NUMBER]),
+    ("DataConfig: number for a truth value", _of(DataConfig, flip=1), ["flip", "true or false is wanted"]),
+    ("DataConfig: text for a truth value", _of(DataConfig, flip="yes"), ["flip", "true or false is wanted, not text"]),
+    ("DataConfig: size", _of(DataConfig, image_size="32"), ["image_size", "write 32"]),
+    ("DataConfig: negative", _of(DataConfig, crop_padding=-1), ["crop_padding", "greater than or equal to 0"]),
+    ("DataConfig: name", _of(DataConfig, name="letters"), ["name", "'digits', 'mnist', 'cifar10' or 'folder'"]),
+    ("Casting: truth", _casting(sigma=True), ["sigma", NUMBER]),
+    ("Casting: zero", _casting(sigma=0), ["sigma", "greater than 0"]),
+    ("Casting: group", _casting(groups={"main": {"images": "2", "n": 9, "samplers": ROWS}}), ["groups.main.images", "write 2"]),
+    ("Casting: row", _casting(reference={"kind": "direct"}), ["reference.kind", "'standard'"]),
+    ("Group: empty", _of(Group, images=1, n=1, samplers={}), ["samplers", "at least 1 item"]),
+    ("Group: kind", _of(Group, images=1, n=1, samplers={"A": {"kind": "fast"}}), ["samplers.A", "'fast'", "'serialized'"]),
+    ("Group: negative", _of(Group, images=1, n=-5, samplers=ROWS), ["n", ONE]),
+    ("StandardSampler", _of(StandardSampler, start="zero"), ["start", "'initial', 'mean' or 'learned'"]),
+    ("SerializedSampler", _of(SerializedSampler, restart=1.5), ["restart", WANTED]),
+    ("StartSettings: text", _of(StartSettings, points="many"), ["points", "a whole number is wanted, not text"]),
+    ("StartSettings: loss", _of(StartSettings, learning_rate=0), ["learning_rate", "greater than 0"]),
+    ("Attack: negative", _of(Attack, samples=-1), ["samples", "greater than or equal to 0"]),
+    ("Attack: a list", _of(Attack, step_size=[0.1]), ["step_size", "valid number"]),
+    ("Assurance", _of(Assurance, alpha="1e-3"), ["alpha", "write 0.001"]),
+    ("Certification: audit draw", _of(Certification, audit_draw="last"), ["audit_draw", "'random' or 'first_batch'"]),
+    ("Coverage: a list", _of(Coverage, alphas=[0.05, "0.001"]), ["alphas.1", "write 0.001"]),
+    ("Arithmetic", _of(Arithmetic, experiment=5), ["experiment", "valid string"]),
+    ("Bench: a tuple", _of(Bench, sizes=(10, True)), ["sizes.1", WANTED]),
+    (
+        "MDEQConfig: a tuple",
+        _of(MDEQConfig, channels=[8, 16.5], head_channels=[4, 8], final_channels=32),
+        ["channels.1", WANTED],
+    ),
+    ("ResNetConfig: a tuple", _of(ResNetConfig, widths=(16, 32, "64")), ["widths.2", WANTED]),
+]
+
+#: What colleagues of other modules add.
+CASES = [*FILE, *READINGS, *NAMES, *PARAMETERS, *SECTIONS]
+
+
+@pytest.mark.parametrize("call, words", [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_bad_input_is_refused_at_once_by_name(call, words, tmp_path):
+    began = time.perf_counter()
+    with pytest.raises(ValueError) as refused:
+        call(tmp_path)
+    assert time.perf_counter() - began < SECONDS
+    told = str(refused.value)
+    assert all(word in told for word in words), told
+
+
+@pytest.mark.parametrize(
+    "section, name, given, kept",
+    [
+        (Training, "seed", np.int64((1 << 53) + 1), (1 << 53) + 1),
+        (Training, "seed", torch.tensor((1 << 53) + 1), (1 << 53) + 1),
+        (Training, "sigma", np.float32(0.1), float(np.float32(0.1))),
+        (Training, "sigma", 1, 1.0),
+        (Training, "threads", None, None),
+        (Certification, "n", 1e4, 10_000),
+        (DataConfig, "flip", np.True_, True),
+        (DataConfig, "name", np.str_("mnist"), "mnist"),
+        (Bench, "sizes", [np.int64(10), 20.0], (10, 20)),
+        (Coverage, "alphas", (0.05, np.float64(0.001)), [0.05, 0.001]),
+        (Coverage, "alphas", np.array([0.05, 0.001]), [0.05, 0.001]),
+        (Mixed, "either", "auto", "auto"),
+        (Mixed, "level", np.int64(2), 2),
+        (Mixed, "shares", {"a": [1.0, 2]}, {"a": (1, 2.0)}),
+        (StandardSampler, "solver", {"steps": np.int32(3)}, Solver(steps=3)),
+    ],
+)
+def test_good_input_stays_exact(section, name, given, kept):
+    found = getattr(section(**{name: given}), name)
+    assert found == kept and type(found) is type(kept)
+
+
+def test_the_files_of_these_cases_are_good_but_for_their_fault(tmp_path):
+    _edited()(tmp_path)
