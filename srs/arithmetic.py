@@ -42,8 +42,9 @@ def compare(model: torch.nn.Module, images: Images, sigma: float, config: Arithm
     """One line a sampler and change. Of ``votes``, against those of batches of 400 in float32: how many are ``different``
     classes, how many are decided in only one of the two (``only_before``, ``only_after``)."""
     rows, in_float64 = [], copy.deepcopy(model).double()
+    device = next(model.parameters()).device
     for index in evenly_spaced(len(images), config.images):
-        copies = NoisyCopies(images.images(np.array([index]))[0], int(index), sigma, config.seed)
+        copies = NoisyCopies(images.images(np.array([index]))[0].to(device), int(index), sigma, config.seed)
         exact = NoisyCopies(copies.image.double(), int(index), sigma, config.seed)
         for name, sampler in samplers(config.chains).items():
             plain = sampler.sample(model, copies, np.arange(config.n), 400)

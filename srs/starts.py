@@ -146,8 +146,8 @@ def _fixed_points(model: CheckedDEQ, images: Images | Tensor, sigma: float, conf
     order = np.resize(np.random.default_rng(config.seed).permutation(len(images)), config.points)
     injections, states = [], []
     for chosen in tqdm(batches(order, _AT_ONCE), desc="fixed points", unit="batch", mininterval=2):
-        x = _some(images, chosen)
-        x = (x + sigma * torch.randn(x.shape, generator=generator)).to(device)
+        x = _some(images, chosen).to(device)
+        x = x + (sigma * torch.randn(x.shape, generator=generator)).to(device)
         injection = model.inject(x)
         solution = solve(model.f, model.initial_state(injection), injection, config.solver)
         injections.append(injection[solution.finite])

@@ -207,7 +207,7 @@ def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str, sam
             lines.append(_read_row(table, rows, method, reference) + audit)
     lines += [
         f"**{a}** and **{b}** gave the same certificates on every image. One step of any solver from one start is f of that "
-        "start; in the released code the solver's flag changes warm-up and audit too, which is where published rows differ."
+        "start. Why published rows of such a pair differ is not explained."
         for a, b in combinations(rows["method"].unique(), 2)
         if a in samplers and b in samplers and samplers[a].canonical() == samplers[b].canonical()
     ]

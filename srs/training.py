@@ -35,7 +35,7 @@ _HELD_OUT = 1 << 63  # sets the seeds of evaluation noise apart from those of ce
 
 
 class Adversary(Section):
-    """SmoothAdv training with PGD (Salman et al. 2019); defaults are those of the paper's Table 5.
+    """SmoothAdv training with PGD (Salman et al. 2019); defaults as far as the paper's Table 5 tells them.
 
     From epoch ``first_epoch`` on (0: all of them) each image is moved by ``steps`` l2 steps of ``step_size`` (None:
     2 epsilon / steps) up the loss of the mean softmax over ``samples`` noisy copies, within ``epsilon``; the same copies of
@@ -50,14 +50,15 @@ class Adversary(Section):
 
 
 class Training(Section):
-    """The schedule; defaults are the paper's for MDEQ-SMALL on CIFAR-10 (Tables 6 and 8).
+    """The schedule. Defaults as released for MDEQ-SMALL on CIFAR-10 (Tables 6 and 8); what else differs: docs/released.md.
 
     ``schedule`` "cosine" falls to ``final_learning_rate``, step by step; "step" divides the rate by 10 after each third of the
     epochs (Cohen et al. 2019). Unrolling, solvers and Jacobian regularization mean nothing to a model that is no DEQ.
-    ``jacobian_weight`` grows by ``jacobian_increase`` every 50,000 steps; while f is unrolled it is
-    ``unrolled_jacobian_weight``, where one is given. ``start``: where f and the solvers start, the DEQ's initial state or one
-    of its amortized starts; while f is unrolled, that is trained, too. ``threads`` of the CPU (None: torch's choice): small
-    images gain nothing from a second, and two trainings can run at once.
+    ``jacobian_weight`` grows by ``jacobian_increase`` every 50,000 steps after the unrolled ones; while f is unrolled it is
+    ``unrolled_jacobian_weight``, where one is given (0 in the released configuration, whose others are the defaults here).
+    The regularization's estimate is the mean over ``jacobian_vectors``. ``start``: where f and the solvers start, the DEQ's
+    initial state or one of its amortized starts; while f is unrolled, that is trained, too. ``threads`` of the CPU (None:
+    torch's choice): small images gain nothing from a second, and two trainings can run at once.
     """
 
     sigma: float = Field(0.5, ge=0)
@@ -78,6 +79,7 @@ class Training(Section):
     jacobian_increase: float = Field(0.0, ge=0)
     jacobian_frequency: float = Field(0.05, ge=0, le=1)
     jacobian_epochs: int = Field(90, ge=0)
+    jacobian_vectors: int = Field(2, ge=1)
     adversary: Adversary | None = None
     evaluation: Solver = Solver(method="anderson", steps=30)
     start: Literal["initial", "mean", "learned"] = "initial"
@@ -204,7 +206,7 @@ class _Run:
         if not is_deq(model):
             return model
         if not self._unrolls():
-            return differentiable(model, config.forward, config.backward)
+            return differentiable(model, config.forward, config.backward, config.start)
 
         def unrolled(x: Tensor) -> Tensor:
             injection = model.inject(x)
@@ -246,7 +248,7 @@ class _Run:
         config = self.config
         if self._unrolls() and config.unrolled_jacobian_weight is not None:
             return config.unrolled_jacobian_weight
-        return config.jacobian_weight + config.jacobian_increase * (self.step // 50_000)
+        return config.jacobian_weight + config.jacobian_increase * max(0, (self.step - config.unrolled_steps) // 50_000)
 
     def _equilibrium(self, x: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A DEQ's logits (B, classes), which rows are finite (B,), mean residual, Jacobian penalty."""
@@ -263,12 +265,13 @@ class _Run:
             z = torch.where(finite[:, None], z, z0)  # a lost row must not reach the head's batch statistics
             if regularize:
                 z_in = z.detach().requires_grad_()
-                penalty = jacobian_penalty(model.f(z_in, injection), z_in)
+                penalty = jacobian_penalty(model.f(z_in, injection), z_in, config.jacobian_vectors)
         else:
-            z, fz, z_in, solution = implicit_solve(model.f, z0, injection, config.forward, config.backward)
+            compact = model.config.dropout == 0  # a mask is of the whole batch
+            z, fz, z_in, solution = implicit_solve(model.f, z0, injection, config.forward, config.backward, compact)
             finite, residual = solution.finite, solution.residual.nanmean()
             if regularize:
-                penalty = jacobian_penalty(fz, z_in)
+                penalty = jacobian_penalty(fz, z_in, config.jacobian_vectors)
         return model.head(z), finite, residual, penalty
 
     def _end_epoch(self, epoch: int) -> None:

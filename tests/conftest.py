@@ -43,7 +43,7 @@ def few(digits: Dataset) -> Dataset:
 @pytest.fixture(scope="session")
 def trained_state(digits, tmp_path_factory):
     """A tiny MDEQ, briefly trained: its logits are far apart and its solver converges. About ten seconds."""
-    config = Training(sigma=0.25, epochs=6, unrolled_steps=48, evaluate_every=6, learning_rate=0.005)
+    config = Training(sigma=0.25, epochs=6, unrolled_steps=48, evaluate_every=6, learning_rate=0.01)
     checkpoint = tmp_path_factory.mktemp("trained") / "run.pt"
     result = train("mdeq-tiny", {}, digits, DataConfig(crop_padding=1), config, checkpoint)
     assert result["history"][-1]["validation_accuracy"] > 0.4

@@ -1,4 +1,9 @@
+from types import SimpleNamespace
+
+import torch
+
 from srs.arithmetic import Arithmetic, compare, samplers
+from srs.votes import Votes
 
 
 def test_votes_change_with_neither_batch_nor_order_and_hardly_with_precision(trained, digits):
@@ -11,3 +16,16 @@ def test_votes_change_with_neither_batch_nor_order_and_hardly_with_precision(tra
     double = found[found["change"] == "float64"]
     assert (double["votes"] == 240).all()
     assert (double["different"] <= 2).all()
+
+
+def test_copies_lie_where_the_model_does(digits, monkeypatch):
+    places = set()
+
+    def sample(model, copies, draws, batch_size):
+        places.add((copies.image.device.type, copies.image.dtype))
+        return Votes.blank(len(draws))
+
+    watching = SimpleNamespace(sample=sample, independent=True)
+    monkeypatch.setattr("srs.arithmetic.samplers", lambda chains: {"watching": watching})
+    compare(torch.nn.Linear(1, 1, device="meta"), digits.test, 0.5, Arithmetic(experiment="any", images=1, n=10, n_alone=2))
+    assert places == {("meta", torch.float32), ("meta", torch.float64)}

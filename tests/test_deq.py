@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
 from srs import models
-from srs.deq import classify, implicit_solve, is_deq, jacobian_penalty
+from srs.deq import classify, differentiable, implicit_solve, is_deq, jacobian_penalty
+from srs.models.mdeq import VariationalDropout
 from srs.solvers import Solver
 
 TIGHT = Solver(method="broyden", steps=60, stop="relative", tolerance=1e-12)
@@ -73,6 +75,16 @@ def test_jacobian_penalty_estimates_the_frobenius_norm():
     assert penalty.item() == pytest.approx((matrix**2).sum().item() / 5, rel=0.05)
 
 
+def test_jacobian_penalty_is_a_mean_over_vectors():
+    matrix, z = torch.randn(5, 5), torch.randn(50, 5, requires_grad=True)
+    spread = [torch.stack([jacobian_penalty(z @ matrix.T, z, k) for _ in range(300)]).std().item() for k in (1, 4)]
+    assert spread[0] / spread[1] == pytest.approx(2, rel=0.2)
+    torch.manual_seed(7)
+    alone = [jacobian_penalty(z @ matrix.T, z) for _ in range(2)]
+    torch.manual_seed(7)
+    assert torch.equal(jacobian_penalty(z @ matrix.T, z, 2), sum(alone) / 2)
+
+
 def test_jacobian_penalty_at_a_fixed_point_is_that_of_one_application():
     """Of J, not of the J (I - J)^-1 that the implicit gradient of z would give."""
     matrix = torch.randn(5, 5)
@@ -86,6 +98,28 @@ def test_jacobian_penalty_at_a_fixed_point_is_that_of_one_application():
     assert torch.allclose(torch.autograd.grad(penalty, weight)[0], 2 * matrix / 5, atol=0.03)
     hooked = jacobian_penalty(z, z_in).item()
     assert hooked != pytest.approx((matrix**2).sum().item() / 5, rel=0.05)
+
+
+def test_logits_that_are_differentiated_start_where_they_are_told(started, digits):
+    x, one, two = digits.test.images(np.arange(4)), Solver(method="naive", steps=1), Solver(method="naive", steps=2)
+    for start in ("initial", "learned"):  # one step without a gradient, one with
+        logits = differentiable(started, one, one, start)(x)
+        assert torch.allclose(logits, classify(started, x, two, start)[0], atol=1e-5)
+    assert not torch.allclose(logits, differentiable(started, one, one)(x), atol=1e-2)
+    with pytest.raises(ValueError, match="start = 'middle' is unknown"):
+        differentiable(started, one, one, "middle")(x)
+
+
+def test_under_a_dropout_mask_rows_stay_in_the_batch():
+    dropout, solver = VariationalDropout(0.5), Solver(method="naive", steps=60, stop="relative")
+    x = torch.zeros(12, 4, 1, 1)
+    x[6:] = 1.0  # the others are solved where they start
+    f = lambda z, x: dropout(0.3 * z + x)  # noqa: E731
+    z, *_, solution = implicit_solve(f, torch.zeros_like(x), x, solver, solver, compact=False)
+    assert solution.converged.all() and solution.evaluations[:6].max() == 1 < solution.evaluations[6:].min()
+    assert torch.allclose(z, dropout.mask * x / (1 - 0.3 * dropout.mask), atol=0.02)
+    with pytest.raises(ValueError, match="the dropout mask is of 12 rows, the batch has 6: draw_dropout"):
+        implicit_solve(f, torch.zeros_like(x), x, solver, solver)
 
 
 def test_gradients_reach_every_parameter_of_an_mdeq():

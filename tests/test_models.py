@@ -4,8 +4,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from srs import models
+from srs.__main__ import DEFAULT
+from srs.checkpoints import FOLDER
 from srs.deq import classify
-from srs.models.mdeq import MDEQConfig
+from srs.models.mdeq import MDEQConfig, VariationalDropout
 from srs.solvers import Solver
 
 
@@ -19,6 +21,28 @@ def test_sizes_on_cifar10_are_those_in_the_readme():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     for preset in ("mdeq-small", "mdeq-large"):
         assert f"{_count(preset):,}" in readme
+    assert _count("mdeq-small") == 249_883  # as released
+
+
+def test_a_checkpoint_from_before_a_field_is_the_model_that_it_was():
+    saved = torch.load(FOLDER / DEFAULT / "model.pt", weights_only=True)["model"]
+    assert "bottleneck_affine" not in saved["config"]
+    assert sum(p.numel() for p in models.restore(saved).parameters()) == 250_471
+    with torch.no_grad():
+        logits, _ = classify(
+            models.load(FOLDER / DEFAULT / "model.pt"), torch.linspace(0, 1, 3_072).view(1, 3, 32, 32), Solver()
+        )
+    known = [6.545, -10.3275, 3.6468, -1.0678, 3.4806, -1.3223, -3.5541, -4.4256, 1.0193, -9.1277]
+    assert torch.allclose(logits, torch.tensor([known]), atol=1e-3)
+
+
+def test_convolutions_start_as_in_the_released_code():
+    model = models.build("mdeq-large", image_size=8)
+    conv = model.layer.blocks[3].conv1  # weight normalization; PyTorch's: uniform, of variance 1 / 3 fan_in
+    assert conv.weight.std().item() == pytest.approx((3 * 256 * 9) ** -0.5, rel=0.02)
+    assert conv.weight.abs().max() <= (256 * 9) ** -0.5
+    for parameter in (model.layer.paths["2_to_3"].layers[0].weight, model.classifier.final[0].bias):
+        assert parameter.std().item() == pytest.approx(0.01, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +126,24 @@ def test_a_loaded_model_is_the_trained_one_whatever_is_merged_and_however_a_batc
         model.train().fold()
 
 
+def test_dropout_drops_whole_channels_of_a_row():
+    dropout = VariationalDropout(0.25)
+    out = dropout(torch.ones(200, 30, 4, 4))
+    assert torch.equal(out, out[:, :, :1, :1].expand_as(out))
+    kept = out[:, :, 0, 0]
+    assert kept.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert (kept > 0).float().mean().item() == pytest.approx(0.75, abs=0.02)
+    assert len(kept.unique(dim=0)) == 200  # each row's own
+
+
 def test_dropout_mask_is_fixed_within_a_solve_and_new_after():
     model = models.build("mdeq-small", image_size=8, mean=(0.3,), std=(0.4,))
     injection = model.inject(torch.rand(4, 1, 8, 8))
     z = torch.randn_like(model.initial_state(injection))
     first = model.f(z, injection)
     assert torch.equal(first, model.f(z, injection))
+    with pytest.raises(ValueError, match="the dropout mask is of 4 rows, the batch has 3: draw_dropout"):
+        model.f(z[:3], injection[:3])
     model.draw_dropout()
     assert not torch.allclose(first, model.f(z, injection))
     model.eval()

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from srs import params, sections
+from srs import checkpoints, models, params, sections
 
 TEXT = (Path(__file__).parent.parent / "params.yaml").read_text()
 
@@ -99,6 +99,25 @@ def test_the_file_itself_is_well_formed_and_the_default_is_embedded():
 def test_every_fault_is_named_with_its_place_and_what_would_do(tmp_path, old, new, named):
     with pytest.raises(sections.ParameterError, match=named):
         _load(tmp_path, (old, new))
+
+
+def test_the_profile_paper_trains_as_released():
+    profile = params.load(Path(__file__).parent.parent / "params.yaml").profiles["paper"]
+    for key, trained in profile.trained.items():
+        measured = trained.model.data == "imagenet"
+        assert (trained.model.overrides.get("std") == [0.2023, 0.1994, 0.201]) != measured, key
+        if not trained.model.preset.startswith("resnet"):
+            assert trained.training.unrolled_jacobian_weight == (0.03 if measured else 0), key
+            assert trained.training.jacobian_vectors == 2, key
+
+
+def test_the_profile_cifar10_says_how_the_shipped_model_was_trained():
+    experiment = params.load(Path(__file__).parent.parent / "params.yaml").profiles["cifar10"].experiments["small-050"]
+    card, training = checkpoints.read_card("mdeq-small-cifar10-0.50"), experiment.training.model_dump(mode="json")
+    assert {name: training[name] for name in card.training} == card.training
+    assert training["unrolled_jacobian_weight"] == training["jacobian_weight"] and training["jacobian_vectors"] == 1
+    built = models.build(experiment.model.preset, **experiment.model.overrides)
+    assert sum(p.numel() for p in built.parameters()) == card.parameters
 
 
 def test_a_fault_of_the_active_profile_is_told_once(tmp_path):

@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -6,13 +7,13 @@ import pytest
 import torch
 
 from srs import models
-from srs.data import DataConfig
+from srs.data import DataConfig, Part
 from srs.deq import classify
 from srs.models import starts
 from srs.models.starts import ConvolutionalStart, MeanStart, RidgeStart
 from srs.noise import NoisyCopies
 from srs.solvers import Solver
-from srs.starts import StartSettings, choose, fit_starts, held_out
+from srs.starts import StartSettings, _fixed_points, choose, fit_starts, held_out
 from srs.training import Training, evaluate, train
 from srs.votes import StandardSampler, Votes
 from srs.zoo import LinearDEQ
@@ -97,6 +98,51 @@ def test_fitting_is_repeatable_and_leaves_the_random_state_alone(trained, digits
     a, b = (fit_starts(trained, digits.train, 0.5, few)["learned"].state_dict() for _ in range(2))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_noise_is_added_where_the_model_lies(monkeypatch):
+    """On a device without arithmetic of its own: what is told apart is where tensors lie."""
+
+    class Identity(torch.nn.Linear):
+        inject = initial_state = staticmethod(lambda x: x)
+        f = None
+
+    monkeypatch.setattr("srs.starts.solve", lambda f, z, x, solver: SimpleNamespace(z=z, finite=slice(None)))
+    for images in (torch.zeros(10, 6, device="meta"), torch.zeros(10, 6)):
+        injections, states = _fixed_points(Identity(6, 6, device="meta"), images, 0.5, StartSettings(points=20))
+        assert injections.device.type == states.device.type == "meta" and injections.shape == (20, 6)
+
+
+class _Watching(torch.nn.Module):
+    """A classifier that keeps what it is asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.zeros(10)), []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return self.weight.expand(len(x), 10)
+
+    def sample_many(self, model, copies, draws, batch_size):
+        self.seen.append(torch.cat([noisy(numbers) for noisy, numbers in zip(copies, draws)]))
+        return [Votes.blank(len(numbers)) for numbers in draws]
+
+
+def test_choices_on_held_out_images_see_no_noise_of_certification_nor_of_one_another(digits):
+    """Whatever the seed: image i has one noise for each of training's evaluation, the choice of a start, and certification."""
+    part = Part(digits.test.pixels[:3], digits.test.labels[:3], digits.test.scale)
+    clean, noises = part.images(np.arange(3)), []
+    for seed in (0, 1):
+        evaluated = _Watching()
+        evaluate(evaluated, part, Training(sigma=0.5, seed=seed))
+        certified = [NoisyCopies(image, i, 0.5, seed)(np.arange(40)) for i, image in enumerate(clean)]
+        noises += [evaluated.seen[0] - clean, *(torch.stack(certified) - clean[:, None]).unbind(1)]
+    chosen = _Watching()
+    held_out(chosen, part, 0.5, {}, chosen, copies=1)
+    noises.append(chosen.seen[0] - clean)
+    noises = torch.stack([noise.flatten() for noise in noises])
+    assert (torch.corrcoef(noises) - torch.eye(len(noises))).abs().max() < 0.6
 
 
 class _Known:

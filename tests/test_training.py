@@ -8,9 +8,11 @@ from conftest import kill_when
 from pydantic import ValidationError
 
 from srs import models
+from srs.__main__ import DEFAULT
 from srs.ascent import ascend, smoothed_loss
+from srs.checkpoints import FOLDER
 from srs.data import DataConfig
-from srs.deq import differentiable
+from srs.deq import classify, differentiable, implicit_solve, jacobian_penalty
 from srs.solvers import Solver
 from srs.training import Adversary, Training, _Run, train, write_checkpoint
 
@@ -195,6 +197,43 @@ def test_sgd_and_weight_decay(few_digits, tmp_path):
     assert np.isfinite(run["history"][-1]["loss"])
 
 
+def test_where_a_solve_under_dropout_ends_its_gradient_is_taken(few_digits, tmp_path, monkeypatch):
+    saved = torch.load(FOLDER / DEFAULT / "model.pt", weights_only=True)["model"]
+    model = models.restore({**saved, "config": {**saved["config"], "dropout": 0.2}})
+    solver = Solver(method="broyden", steps=14, stop="relative")
+    config = Training(forward=solver, backward=solver, unrolled_steps=0)
+    run = _Run(model, few_digits, DataConfig(), config, tmp_path / "run.pt", torch.device("cpu"))
+    found = []
+    monkeypatch.setattr("srs.training.implicit_solve", lambda *given: found.append(implicit_solve(*given)) or found[-1])
+    smooth = torch.nn.functional.interpolate(torch.rand(24, 3, 8, 8), size=32, mode="bilinear")
+    run._equilibrium(smooth + 0.5 * torch.randn(24, 3, 32, 32), 0)
+    ((_, fz, z_in, solution),) = found
+    assert solution.converged.sum() >= 22 and solution.evaluations.unique().numel() > 1  # not all of them at once
+    with torch.no_grad():
+        assert ((fz - z_in).norm(dim=1) / fz.norm(dim=1)).mean() < 5e-3
+
+
+def test_training_asks_for_as_many_vectors_as_it_is_told(few_digits, tmp_path, monkeypatch):
+    asked = []
+
+    def watched(fz, z_in, vectors):
+        asked.append(vectors)
+        return jacobian_penalty(fz, z_in, vectors)
+
+    monkeypatch.setattr("srs.training.jacobian_penalty", watched)
+    _train(few_digits, tmp_path / "run.pt", epochs=2, jacobian_vectors=3)
+    assert set(asked) == {3} and Training().jacobian_vectors == 2  # as released
+
+
+def test_adversaries_attack_the_classifier_that_starts_as_it_is_trained(started, few_digits, tmp_path):
+    one, two = Solver(method="naive", steps=1), Solver(method="naive", steps=2)
+    x = few_digits.test.images(np.arange(4))
+    for unrolled_steps in (0, 10):
+        config = Training(forward=one, backward=one, unrolled_steps=unrolled_steps, unrolled_layers=2, start="learned")
+        run = _Run(started, few_digits, DataConfig(), config, tmp_path / "run.pt", torch.device("cpu"))
+        assert torch.allclose(run._logits()(x), classify(started, x, two, "learned")[0], atol=1e-5)
+
+
 def test_divergence_is_an_error_that_names_the_knobs(few_digits, tmp_path, monkeypatch):
     monkeypatch.setattr(models.MDEQ, "f", lambda self, z, injection: z * torch.nan)
     with pytest.raises(FloatingPointError, match="learning_rate.*jacobian_weight"):
@@ -222,7 +261,7 @@ def test_the_jacobian_weight_follows_its_schedule(few_digits, tmp_path):
     model = models.build("mdeq-tiny", **few_digits.model_fields())
     run = _Run(model, few_digits, DataConfig(), config, tmp_path / "run.pt", torch.device("cpu"))
     found = []
-    for run.step in (0, 9, 10, 49_999, 50_000, 149_999):
+    for run.step in (0, 9, 10, 50_009, 50_010, 150_009):  # counted from the end of pre-training
         found.append(run._jacobian_weight())
     assert found == pytest.approx([0.03, 0.03, 2.5, 2.5, 2.6, 2.7])
     plain = Training(unrolled_steps=10, jacobian_weight=0.5)

@@ -19,7 +19,11 @@ from srs.sections import Section
 
 
 class MDEQConfig(Section):
-    """Every size of an MDEQ. Channel statistics ``mean`` and ``std`` make the model's first layer, in pixel units."""
+    """Every size of an MDEQ. Channel statistics ``mean`` and ``std`` make the model's first layer, in pixel units.
+
+    ``bottleneck_affine``: whether BatchNorm has an affine part within the head's bottlenecks. Its default is for checkpoints
+    from before there was a choice; the presets have none, as the paper's code.
+    """
 
     channels: tuple[int, ...] = Field(min_length=1)
     head_channels: tuple[int, ...]
@@ -32,6 +36,7 @@ class MDEQConfig(Section):
     expansion: int = Field(5, ge=1)
     groups: int = Field(8, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    bottleneck_affine: bool = True
 
     @property
     def resolution(self) -> int:
@@ -53,9 +58,16 @@ class MDEQConfig(Section):
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """A convolution whose weights and biases start as in the MDEQ of Bai et al.: with a standard deviation of 0.01."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias)
-    nn.init.normal_(conv.weight, 0, 0.01)  # small, as in the MDEQ of Bai et al.: f starts out as a contraction
+    for parameter in conv.parameters():
+        nn.init.normal_(parameter, 0, 0.01)
     return conv
+
+
+def _normed_conv(inputs: int, outputs: int, kernel: int) -> nn.Module:
+    """A weight-normalized convolution. It starts as PyTorch's do: what Bai et al. draw for it, their code does not use."""
+    return weight_norm(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False))
 
 
 def fuse(layers: nn.Sequential) -> None:
@@ -66,7 +78,10 @@ def fuse(layers: nn.Sequential) -> None:
 
 
 class VariationalDropout(nn.Module):
-    """Dropout whose mask stays the same through all evaluations of f in one solve (Gal and Ghahramani 2016)."""
+    """Dropout of whole channels, whose mask stays the same through all evaluations of f in one solve (Gal and Ghahramani 2016).
+
+    Raises ValueError for rows other than those that the mask was drawn for.
+    """
 
     def __init__(self, rate: float):
         super().__init__()
@@ -76,8 +91,13 @@ class VariationalDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        if self.mask is None or self.mask.shape != x.shape:
-            self.mask = torch.empty_like(x).bernoulli_(1 - self.rate) / (1 - self.rate)
+        if self.mask is None:
+            self.mask = x.new_empty(*x.shape[:2], 1, 1).bernoulli_(1 - self.rate) / (1 - self.rate)
+        if self.mask.shape[:2] != x.shape[:2]:
+            raise ValueError(
+                f"the dropout mask is of {len(self.mask)} rows, the batch has {len(x)}: draw_dropout() before another batch, "
+                "and solve with compact=False"
+            )
         return x * self.mask
 
 
@@ -87,9 +107,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, config: MDEQConfig):
         super().__init__()
         wide = channels * config.expansion
-        self.conv1 = weight_norm(_conv(channels, wide, 3))
+        self.conv1 = _normed_conv(channels, wide, 3)
         self.norm1 = nn.GroupNorm(config.groups, wide)
-        self.conv2 = weight_norm(_conv(wide, channels, 3))
+        self.conv2 = _normed_conv(wide, channels, 3)
         self.dropout = VariationalDropout(config.dropout)
         self.norm2 = nn.GroupNorm(config.groups, channels)
         self.norm3 = nn.GroupNorm(config.groups, channels)
@@ -154,7 +174,7 @@ class MDEQLayer(nn.Module):
         self.paths = nn.ModuleDict({f"{j}_to_{i}": FusionPath(j, i, config) for i in branches for j in branches if i != j})
         self.post = nn.ModuleList(
             nn.Sequential(
-                nn.ReLU(inplace=True), weight_norm(_conv(c, c, 1)), nn.GroupNorm(max(1, config.groups // 2), c, affine=False)
+                nn.ReLU(inplace=True), _normed_conv(c, c, 1), nn.GroupNorm(max(1, config.groups // 2), c, affine=False)
             )
             for c in config.channels
         )
@@ -172,14 +192,14 @@ class MDEQLayer(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """ResNet bottleneck with expansion 4 and a projection shortcut (head only)."""
+    """ResNet bottleneck with expansion 4 and a projection shortcut (head only); ``affine``: of the body's BatchNorms."""
 
-    def __init__(self, inputs: int, width: int):
+    def __init__(self, inputs: int, width: int, affine: bool):
         super().__init__()
         self.body = nn.Sequential(
-            *(_conv(inputs, width, 1), nn.BatchNorm2d(width), nn.ReLU()),
-            *(_conv(width, width, 3), nn.BatchNorm2d(width), nn.ReLU()),
-            *(_conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width)),
+            *(_conv(inputs, width, 1), nn.BatchNorm2d(width, affine=affine), nn.ReLU()),
+            *(_conv(width, width, 3), nn.BatchNorm2d(width, affine=affine), nn.ReLU()),
+            *(_conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width, affine=affine)),
         )
         self.shortcut = nn.Sequential(_conv(inputs, 4 * width, 1), nn.BatchNorm2d(4 * width))
 
@@ -193,7 +213,9 @@ class MDEQHead(nn.Module):
     def __init__(self, config: MDEQConfig):
         super().__init__()
         widths = [4 * h for h in config.head_channels]
-        self.bottlenecks = nn.ModuleList(Bottleneck(c, h) for c, h in zip(config.channels, config.head_channels))
+        self.bottlenecks = nn.ModuleList(
+            Bottleneck(c, h, config.bottleneck_affine) for c, h in zip(config.channels, config.head_channels)
+        )
         self.downs = nn.ModuleList(
             nn.Sequential(_conv(a, b, 3, stride=2, bias=True), nn.BatchNorm2d(b), nn.ReLU()) for a, b in pairwise(widths)
         )
