@@ -33,10 +33,10 @@ from srs.data import Dataset, Images, evenly_spaced
 from srs.deq import DEQ
 from srs.models.starts import WIDTH, ConvolutionalStart
 from srs.noise import NoisyCopies
-from srs.results import stopped
+from srs.results import released, stopped
 from srs.sections import Section, faults
 from srs.solvers import Solver
-from srs.votes import UNDECIDED, Sampler, SerializedSampler, StandardSampler, rows_at_once
+from srs.votes import UNDECIDED, ReleasedSampler, Sampler, SerializedSampler, StandardSampler, rows_at_once
 
 STANDARD, ONE_STEP = "MDEQ-30A", "AS-MDEQ-1N"
 STOPPED = stopped(STANDARD)
@@ -86,6 +86,7 @@ def methods(chains: int) -> dict[str, Sampler]:
     return {
         STANDARD: StandardSampler(solver=Solver(steps=30)),
         STOPPED: StandardSampler(solver=Solver(steps=30, stop="relative", tolerance=1e-3)),
+        released(STANDARD): ReleasedSampler(),
         "SRS-MDEQ-1A": SerializedSampler(solver=Solver(steps=1), chains=chains),
         "SRS-MDEQ-3A": SerializedSampler(solver=Solver(steps=3), chains=chains),
         "AS-MDEQ-1N mean": StandardSampler(solver=naive, start="mean"),
@@ -266,9 +267,12 @@ def summary(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def methods_table(runs: pd.DataFrame, reference: str = STANDARD) -> pd.DataFrame:
-    """:func:`summary`, and how many times as fast as the ``reference``, and as that :func:`stopped`, a method is."""
+    """:func:`summary`, and how many times as fast as the ``reference``, as that :func:`stopped` and as :func:`released`, a
+    method is."""
     table = summary(runs, ["sigma", "method"]).reset_index()
-    for row in (reference, stopped(reference)):
+    for row in (reference, stopped(reference), released(reference)):
+        if row not in set(table["method"]):
+            continue
         theirs = table[table["method"] == row].set_index("sigma")["seconds"]
         table[f"speed over {row}"] = table["sigma"].map(theirs) / table["seconds"]
     return table.astype({"evaluations": int})

@@ -35,8 +35,8 @@ PUBLISHED_ESTIMATORS = {
 
 #: What the released baseline is, beside which its speed-ups are to be read.
 RELEASED = (
-    "what the paper's released code does under that name: a batch of draws is solved until its worst row has a relative residual "
-    f"of 0.001, so that votes depend on their batch, {tables.NO_GUARANTEE}. It is the row to hold beside published speed-ups."
+    "what the paper's released code does under that name: a batch of draws is solved until its worst row has a relative "
+    f"residual of 0.001, so that votes depend on their batch, {tables.NO_GUARANTEE}. Published speed-ups are over this."
 )
 
 

@@ -219,8 +219,8 @@ def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str, sam
         ]
         if told:
             lines.append(
-                f"Against **{theirs}**, which is what the released code times, serialization saves less: in evaluations of f and "
-                f"in seconds {'; '.join(told)}, audits by {reference} included."
+                f"Against **{theirs}**, which is what the released code times, serialization saves less: in evaluations of f "
+                f"and in seconds {'; '.join(told)}, audits by {reference} included."
             )
     return "\n".join(f"- {line}" for line in lines)
 
