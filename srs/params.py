@@ -363,11 +363,13 @@ class Study(Section):
 def load(path: str | Path = "params.yaml") -> Study:
     """Read and check params.yaml. Raises ParameterError."""
     values = read(path)
-    _require_one_reading(values, path)
     try:
+        _require_one_reading(values, path)
         return Study.model_validate(values)
     except ValidationError as error:
         raise ParameterError("\n".join(_explain(error, str(path)))) from None
+    except RecursionError:
+        raise ParameterError(f"{path} is nested too deeply") from None
 
 
 def _require_one_reading(values: dict, path: str | Path) -> None:

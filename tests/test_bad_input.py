@@ -93,6 +93,7 @@ FILE = [
     ("no such day", _holding(b"a: 2020-13-45"), ["is not valid YAML", "month"]),
     ("too many digits", _holding(b"a: " + b"1" * 5000), ["is not valid YAML", "limit"]),
     ("deeply nested", _holding(b"[" * 3000), ["is not valid YAML"]),
+    ("deep, but closed", _holding(b"a: " + b"[" * 3000 + b"]" * 3000), ["nested too deeply"]),
     ("two documents", _holding(b"a: 1\n---\nb: 2\n"), ["is not valid YAML", "single document"]),
     ("unknown anchor", _edited(("active: *smoke", "active: *smoky")), ["is not valid YAML: found undefined alias", "column 9"]),
     ("contains itself", _holding(b"samplers: &a [*a]"), ["samplers: Input should be a valid dictionary"]),
