@@ -6,7 +6,6 @@ Prints the class of the smoothed classifier, its votes, the certified radius, wh
 """
 
 import argparse
-import io
 import os
 import sys
 import time
@@ -16,14 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
 from pydantic import ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from srs import bounds, checkpoints, figures, machine
+from srs import bounds, checkpoints, figures, machine, pictures
 from srs.certification import ABSTAIN, Certificate, Certification, noisy_copies, selected_class, standard_certificate
-from srs.data import frame
 from srs.noise import NoisyCopies
 from srs.sections import faults
 from srs.sequential import Settlement, certify_at
@@ -103,31 +100,13 @@ def ask(model: nn.Module, image: Tensor, radius: float | None = None, **settings
 
 
 def read_picture(path: Path, card: checkpoints.Card) -> Tensor:
-    """The central square of a picture at the model's size, on white where it is transparent: (C, H, W) in [0, 1].
+    """The central square of a picture at the model's size, as :func:`srs.pictures.decode` has it: (C, H, W) in [0, 1].
 
-    Raises ValueError for what cannot be read, and for pixels of more than 8 bits a channel.
+    Raises ValueError that names the file for what cannot be read, and for pixels of more than 8 bits a channel.
     """
     told = f"PICTURE = {str(path)!r}"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{told}: {error.strerror}") from error
-    try:
-        with Image.open(io.BytesIO(content)) as file:
-            deep = file.mode[0] in "IF" or ";16" in str(file.tile)  # of which Pillow would keep what it likes
-            picture = ImageOps.exif_transpose(file)
-            side = min(picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            square = picture.crop((left, top, left + side, top + side))
-            if square.has_transparency_data:
-                square = square.convert("RGBA")
-                square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
-            square = square.convert("RGB" if card.channels == 3 else "L")
-    except Exception as error:  # decoders raise what they like
-        raise ValueError(f"{told} is not an image that can be read: {error}") from error
-    if deep:
-        raise ValueError(f"{told} has more than 8 bits a channel: save it with 8")
-    return torch.from_numpy(frame(square, card.image_size, card.image_size)).float() / 255
+    size = card.image_size
+    return torch.from_numpy(pictures.decode(pictures.content(path, told), told, card.channels, size, size)).float() / 255
 
 
 def draw(answer: Answer) -> Figure:
