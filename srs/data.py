@@ -109,8 +109,8 @@ class Part:
 class FolderPart:
     """One part of an image folder: an index of ``files`` (n,) below ``root`` with their ``sizes`` (n,) in bytes.
 
-    An image is RGB, its shorter side resized to ``resize`` pixels (bilinear, antialiased), of which the central square of
-    ``image_size`` pixels is kept.
+    An image is RGB, read by :func:`srs.pictures.decode`: its shorter side resized to ``resize`` pixels (bilinear, antialiased),
+    of which the central square of ``image_size`` pixels is kept.
     """
 
     ROWS: ClassVar = ("files", "sizes", "labels")
