@@ -7,6 +7,7 @@ _HOMES = {
     "Certificate": "certification",
     "certify": "certification",
     "certify_at": "sequential",
+    "certify_many": "many",
     "predict": "certification",
     "DEQ": "deq",
     "fit_starts": "starts",

@@ -1,29 +1,29 @@
-"""Certify a picture from the command line.
+"""Certify pictures from the command line, as ``srs`` or ``python -m srs``.
 
-    python -m srs certify PICTURE [--model NAME] [--radius R] [--n N] [--alpha ALPHA] [--figure OUT.png]
+    srs certify PICTURE [PICTURE ...] [--model NAME] [--radius R] [--n N] [--alpha ALPHA] [--figure OUT.png]
+    srs certify PICTURE | FOLDER [...] --out ROWS.csv [--format csv|cohen] ...
 
-Prints the class of the smoothed classifier, its votes, the certified radius, what that promises, and what it cost.
+Prints the class of the smoothed classifier, its votes, the certified radius, what that promises, and what it cost; or writes a
+row for each picture, also of whole folders, and prints a summary. A run that was killed goes on where it was.
 """
 
 import argparse
-import io
-import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
 from pydantic import ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from srs import bounds, checkpoints, figures, machine
+from srs import bounds, checkpoints, figures, machine, pictures
 from srs.certification import ABSTAIN, Certificate, Certification, noisy_copies, selected_class, standard_certificate
-from srs.data import frame
+from srs.many import Format, certify_many, require_place
 from srs.noise import NoisyCopies
 from srs.sections import faults
 from srs.sequential import Settlement, certify_at
@@ -103,31 +103,13 @@ def ask(model: nn.Module, image: Tensor, radius: float | None = None, **settings
 
 
 def read_picture(path: Path, card: checkpoints.Card) -> Tensor:
-    """The central square of a picture at the model's size, on white where it is transparent: (C, H, W) in [0, 1].
+    """The central square of a picture at the model's size, as :func:`srs.pictures.decode` has it: (C, H, W) in [0, 1].
 
-    Raises ValueError for what cannot be read, and for pixels of more than 8 bits a channel.
+    Raises ValueError that names the file for what cannot be read, and for pixels of more than 8 bits a channel.
     """
     told = f"PICTURE = {str(path)!r}"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{told}: {error.strerror}") from error
-    try:
-        with Image.open(io.BytesIO(content)) as file:
-            deep = file.mode[0] in "IF" or ";16" in str(file.tile)  # of which Pillow would keep what it likes
-            picture = ImageOps.exif_transpose(file)
-            side = min(picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            square = picture.crop((left, top, left + side, top + side))
-            if square.has_transparency_data:
-                square = square.convert("RGBA")
-                square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square)
-            square = square.convert("RGB" if card.channels == 3 else "L")
-    except Exception as error:  # decoders raise what they like
-        raise ValueError(f"{told} is not an image that can be read: {error}") from error
-    if deep:
-        raise ValueError(f"{told} has more than 8 bits a channel: save it with 8")
-    return torch.from_numpy(frame(square, card.image_size, card.image_size)).float() / 255
+    size = card.image_size
+    return torch.from_numpy(pictures.decode(pictures.content(path, told), told, card.channels, size, size)).float() / 255
 
 
 def draw(answer: Answer) -> Figure:
@@ -152,29 +134,116 @@ def draw(answer: Answer) -> Figure:
     return figure
 
 
-def _require_place(figure: Path, picture: Path) -> None:
-    """Raises ValueError where no figure can be written, before any work is spent."""
+class _Pictures:
+    """Picture files as images with labels: the class that a picture's folder is named after, None where it is none."""
+
+    def __init__(self, paths: list[Path], card: checkpoints.Card):
+        self.paths, self.card = paths, card
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int | None]:
+        path, classes = self.paths[i], self.card.classes
+        name = path.absolute().parent.name
+        return read_picture(path, self.card), classes.index(name) if name in classes else None
+
+
+def find_pictures(given: list[Path]) -> list[Path]:
+    """The files of ``given``, and for a folder all pictures below it, by their suffixes, sorted.
+
+    Raises ValueError for what is not there, and for a folder without pictures.
+    """
+    found, suffixes = [], pictures.suffixes()
+    for path in given:
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
+        if not files:
+            raise ValueError(f"PICTURE = {str(path)!r} is a folder without pictures")
+        found += files
+    _require_files(found)
+    return found
+
+
+def answer_each(given: argparse.Namespace) -> None:
+    """Print what is found about each picture, one after the other; draw it, where that is asked."""
+    began = time.perf_counter()
+    for path in given.pictures:
+        if path.is_dir():
+            raise ValueError(f"PICTURE = {str(path)!r}: Is a directory: name a file for the rows of its pictures, --out")
+    _require_files(given.pictures)
+    if given.format is not None:
+        raise ValueError(f"--format = {given.format!r} is for the rows of --out: name a file for them")
+    if given.figure is not None:
+        _require_figure(given.figure, given.pictures)
+    device = machine.prepare_device()
+    images = [read_picture(path, checkpoints.read_card(given.model)).to(device) for path in given.pictures]
+    model = checkpoints.load(given.model, device)
+    for path, image in zip(given.pictures, images):
+        if len(images) > 1:
+            print(path)
+        answer = ask(model, image, given.radius, n=given.n, alpha=given.alpha, seed=given.seed)
+        print(f"{answer}\n{time.perf_counter() - began:.0f} seconds on {machine.describe(device)['hardware']}")
+        began = time.perf_counter()
+        if given.figure is not None:
+            draw(answer).savefig(given.figure, dpi=150)
+
+
+def write_rows(given: argparse.Namespace) -> None:
+    """Write a row for each picture, print a summary."""
+    began = time.perf_counter()
+    if given.figure is not None:
+        raise ValueError(f"--figure = {str(given.figure)!r} is for one picture, without --out")
+    require_place(given.out, "--out")
+    card = checkpoints.read_card(given.model)
+    paths = find_pictures(given.pictures)
+    if given.out.resolve() in {path.resolve() for path in paths}:
+        raise ValueError(f"--out = {str(given.out)!r} is one of the pictures: name another file")
+    device = machine.prepare_device()
+    found = certify_many(
+        checkpoints.load(given.model, device),
+        _Pictures(paths, card),
+        sigma=card.sigma,
+        sampler=card.sampler,
+        r=given.radius,
+        out=given.out,
+        format=given.format or "csv",
+        classes=card.classes,
+        names=list(map(str, paths)),
+        **{"n": given.n, "alpha": given.alpha, "seed": given.seed},
+    )
+    print(f"{found}\n{time.perf_counter() - began:.0f} seconds on {machine.describe(device)['hardware']}; rows: {given.out}")
+
+
+def _require_files(paths: list[Path]) -> None:
+    """Raises ValueError for a picture that is not there, before any work is spent."""
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"PICTURE = {str(path)!r}: No such file or directory")
+
+
+def _require_figure(figure: Path, given: list[Path]) -> None:
+    """Raises ValueError where no figure can be drawn, before any work is spent."""
     told = f"--figure = {str(figure)!r}"
+    if len(given) > 1:
+        raise ValueError(f"{told} is for one picture: {len(given)} were given")
     if figure.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"{told} must end in .png, .pdf or .svg")
-    if (
-        not os.access(figure.parent, os.W_OK | os.X_OK)
-        or figure.is_dir()
-        or (figure.exists() and not os.access(figure, os.W_OK))
-    ):
-        raise ValueError(f"{told} cannot be written: name a file in a folder that exists and may be written to")
-    if figure.resolve() == picture.resolve():
+    require_place(figure, "--figure")
+    if figure.resolve() == given[0].resolve():
         raise ValueError(f"{told} is the picture itself: name another file")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m srs", description="Randomized smoothing for deep equilibrium models.")
-    certify = parser.add_subparsers(dest="command", required=True).add_parser("certify", help="certify a picture")
+    parser = argparse.ArgumentParser(prog="srs", description="Randomized smoothing for deep equilibrium models.")
+    certify = parser.add_subparsers(dest="command", required=True).add_parser("certify", help="certify pictures")
     certify.add_argument(
-        "picture",
+        "pictures",
         type=Path,
+        nargs="+",
         metavar="PICTURE",
-        help="an image file; its central square counts, on white where it is transparent",
+        help="an image file, whose central square counts, on white where it is transparent; with --out also a folder of such",
     )
     certify.add_argument("--model", default=DEFAULT, help="a folder of checkpoints/ (default: %(default)s)")
     certify.add_argument("--radius", type=float, help="ask for this l2 radius alone: takes fewer votes")
@@ -182,18 +251,11 @@ def main(arguments: list[str] | None = None) -> None:
     certify.add_argument("--alpha", type=float, default=0.001, help="probability of a false promise (default: %(default)s)")
     certify.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     certify.add_argument("--figure", type=Path, metavar="OUT.png", help="draw picture, noisy copies and votes")
+    certify.add_argument("--out", type=Path, metavar="ROWS.csv", help="write a row for each picture; resumed after a kill")
+    certify.add_argument("--format", choices=get_args(Format), help="of the rows: csv, or Cohen et al.'s (default: csv)")
     given = parser.parse_args(arguments)
-    began = time.perf_counter()
     try:
-        if given.figure is not None:
-            _require_place(given.figure, given.picture)
-        device = machine.prepare_device()
-        image = read_picture(given.picture, checkpoints.read_card(given.model)).to(device)
-        model = checkpoints.load(given.model, device)
-        answer = ask(model, image, given.radius, n=given.n, alpha=given.alpha, seed=given.seed)
-        print(f"{answer}\n{time.perf_counter() - began:.0f} seconds on {machine.describe(device)['hardware']}")
-        if given.figure is not None:
-            draw(answer).savefig(given.figure, dpi=150)
+        answer_each(given) if given.out is None else write_rows(given)
     except ValidationError as error:
         sys.exit("; ".join(f"--{fault}" for fault in faults(error, whole="n")))
     except (OSError, ValueError) as error:

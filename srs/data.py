@@ -5,7 +5,6 @@ downloads where a network allows; ``folder`` is any image folder with ``train/<c
 ImageNet's ``val/<class>/*``), of any size: it is indexed, and its images are decoded as they are asked for.
 """
 
-import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,10 +14,10 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from srs import pictures
 from srs.sections import Section
 
 PARTS = ("train", "validation", "test")
@@ -110,8 +109,8 @@ class Part:
 class FolderPart:
     """One part of an image folder: an index of ``files`` (n,) below ``root`` with their ``sizes`` (n,) in bytes.
 
-    An image is RGB, its shorter side resized to ``resize`` pixels (bilinear, antialiased), of which the central square of
-    ``image_size`` pixels is kept.
+    An image is RGB, read by :func:`srs.pictures.decode`: its shorter side resized to ``resize`` pixels (bilinear, antialiased),
+    of which the central square of ``image_size`` pixels is kept.
     """
 
     ROWS: ClassVar = ("files", "sizes", "labels")
@@ -156,16 +155,14 @@ class FolderPart:
         path = Path(self.root) / os.fsdecode(self.files[row])
         again = "run the prepare stage again (dvc repro -f prepare)"
         try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            raise FileNotFoundError(f"data.root = {self.root!r}: {path} is gone; put it back or {again}") from None
+            content = pictures.content(path)
+        except ValueError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise FileNotFoundError(f"data.root = {self.root!r}: {path} is gone; put it back or {again}") from None
+            raise
         if len(content) != self.sizes[row]:  # else results would come from images that no fingerprint knows
             raise ValueError(f"{path} has {len(content)} bytes, not {self.sizes[row]} as when it was indexed: {again}")
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                return frame(image.convert("RGB"), self.resize, self.image_size)
-        except (OSError, SyntaxError) as error:  # PIL's, which do not know the file's name
-            raise ValueError(f"{path} is not an image that can be read: {error}") from error
+        return pictures.decode(content, str(path), 3, self.resize, self.image_size)
 
 
 @dataclass(frozen=True)
@@ -242,14 +239,6 @@ def prepare(config: DataConfig) -> Dataset:
     train, validation = _split(train, config.validation, "validation")
     moments = _moments(train) if isinstance(train, FolderPart) else None
     return Dataset(config.name, classes, train, validation, test, moments)
-
-
-def frame(picture: Image.Image, shorter: int, size: int) -> np.ndarray:
-    """The central square of a picture whose shorter side is made ``shorter`` pixels long: (C, size, size) uint8."""
-    from torchvision.transforms.functional import center_crop, resize
-
-    pixels = np.asarray(center_crop(resize(picture, shorter), size))
-    return np.atleast_3d(pixels).transpose(2, 0, 1).copy()
 
 
 def evenly_spaced(total: int, count: int) -> np.ndarray:

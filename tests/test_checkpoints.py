@@ -1,7 +1,6 @@
 import json
 import re
-import struct
-import zlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import kill_when
 from PIL import Image
 
 import srs
@@ -148,25 +148,16 @@ def test_pictures_are_read_as_they_are_seen(shipped, tmp_path):
     assert seen[0, 0].min() == 1 and seen[0, -1].max() == 0
 
 
-def _deep_colour():
-    """A PNG of 2x2 pixels with 16 bits a channel, which Pillow reads and does not write."""
-
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header, lines = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0), zlib.compress((b"\0" + b"\x9c\x40" * 6) * 2)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["nowhere.png"], "PICTURE = 'nowhere.png': No such file"),
-        (["checkpoints"], "PICTURE = 'checkpoints': Is a directory"),
+        (["checkpoints"], "PICTURE = 'checkpoints': Is a directory: name a file for the rows of its pictures, --out"),
         (["params.yaml"], "PICTURE = 'params.yaml' is not an image that can be read"),
         (["half.png"], "PICTURE = 'half.png' is not an image that can be read"),
         (["deep.png"], "PICTURE = 'deep.png' has more than 8 bits a channel"),
-        (["deep_colour.png"], "PICTURE = 'deep_colour.png' has more than 8 bits a channel"),
+        (["seven.png", "nowhere.png"], "PICTURE = 'nowhere.png': No such file"),
+        (["seven.png", "half.png"], "PICTURE = 'half.png' is not an image that can be read"),
         (["seven.png", "--model", "huge"], "model = 'huge' is unknown: choose one of tiny"),
         (["seven.png", "--n", "5"], "^--n: n = 5 is too small for alpha = 0.001: [^{]*$"),
         (["seven.png", "--alpha", "2"], "--alpha: .*less than 1"),
@@ -174,14 +165,100 @@ def _deep_colour():
         (["seven.png", "--figure", "out.doc"], "--figure = 'out.doc' must end in"),
         (["seven.png", "--figure", "nowhere/out.png"], "--figure = 'nowhere/out.png' cannot be written"),
         (["seven.png", "--figure", "seven.png"], "--figure = 'seven.png' is the picture itself"),
+        (["seven.png", "deep.png", "--figure", "out.png"], "--figure = 'out.png' is for one picture: 2 were given"),
+        (["seven.png", "--format", "csv"], "--format = 'csv' is for the rows of --out"),
+        (["seven.png", "--out", "rows.csv", "--figure", "out.png"], "--figure = 'out.png' is for one picture, without --out"),
+        (["seven.png", "--out", "nowhere/rows.csv"], "--out = 'nowhere/rows.csv' cannot be written"),
+        (["seven.png", "--out", "checkpoints"], "--out = 'checkpoints' cannot be written"),
+        (["seven.png", "--out", "seven.png"], "--out = 'seven.png' is one of the pictures: name another file"),
+        ([".", "--out", "seven.png"], "--out = 'seven.png' is one of the pictures: name another file"),
+        (["seven.png", "--out", "params.yaml"], "out = 'params.yaml' exists: name another file"),
+        (["nowhere", "--out", "rows.csv"], "PICTURE = 'nowhere': No such file"),
+        (["checkpoints", "--out", "rows.csv"], "PICTURE = 'checkpoints' is a folder without pictures"),
+        (["seven.png", "--out", "rows.csv", "--n", "5"], "^--n: n = 5 is too small for alpha"),
+        (["seven.png", "--out", "rows.csv", "--radius", "9"], "r = 9.0 is out of range"),
+        (["seven.png", "--out", "rows.csv", "--format", "cohen"], "format = 'cohen' needs labels, image 0 has none"),
+        (["seven.png", "--out", "rows.csv", "--model", "huge"], "model = 'huge' is unknown: choose one of tiny"),
     ],
 )
 def test_what_cannot_be_used_is_refused(shipped, picture, arguments, message):
     Path("half.png").write_bytes(picture.read_bytes()[:60])
     Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save("deep.png")
-    Path("deep_colour.png").write_bytes(_deep_colour())
     with pytest.raises(SystemExit, match=message):
-        main(["certify", "--model", "tiny", *arguments])
+        main(["certify", *arguments, *([] if "--model" in arguments else ["--model", "tiny"])])
+    assert not Path("rows.csv").exists()
+
+
+def test_several_pictures_are_answered_in_turn(shipped, picture, capsys):
+    copy = Path("copy.png")
+    copy.write_bytes(picture.read_bytes())
+    ask = ["--model", "tiny", "--n", "200"]
+    main(["certify", str(picture), *ask])
+    once = capsys.readouterr().out.splitlines()[:-1]  # without the seconds
+    main(["certify", str(picture), str(copy), *ask])
+    told = capsys.readouterr().out.splitlines()
+    half = len(once) + 2
+    assert told[0] == str(picture) and told[half] == str(copy) and told[1 : half - 1] == told[half + 1 : -1] == once
+
+
+def _picture_folder(digits, count):
+    """Pictures in folders by class, and what a folder holds besides."""
+    for i in range(count):
+        folder = Path("pictures") / digits.classes[digits.test.labels[i]]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.test.images(np.array([i]))[0, 0] * 255).byte().numpy()).save(folder / f"{i:03}.PNG")
+    (Path("pictures") / "README.txt").write_text("no picture")
+    (Path("pictures") / "0" / "rows.csv").touch()
+
+
+def test_a_folder_becomes_rows(shipped, picture, digits, capsys):
+    _picture_folder(digits, 30)
+    main(["certify", "pictures", str(picture), "--model", "tiny", "--n", "200", "--out", "rows.csv"])
+    rows = pd.read_csv("rows.csv")
+    assert rows["file"].tolist() == [*map(str, sorted(Path("pictures").rglob("*.PNG"))), str(picture)]
+    folders = [Path(file).parent.name for file in rows["file"][:-1]]
+    assert rows["label"][:-1].tolist() == list(map(float, folders)) and np.isnan(rows["label"].iloc[-1])
+    model = srs.load("tiny")
+    ask = {"sigma": 0.5, "sampler": model.card.sampler, "n": 200}
+    for i in (0, 17, 30):
+        found = srs.certify(model, read_picture(Path(rows["file"][i]), model.card), index=i, **ask)
+        assert (rows["prediction"][i], rows["n_a"][i]) == (found.prediction, found.n_a)
+    told = capsys.readouterr().out
+    assert told.startswith("31 images, ") and "certified accuracy of 30 labelled images" in told and "rows: rows.csv" in told
+    main(["certify", "pictures", "--model", "tiny", "--radius", "0.1", "--out", "cohen.tsv", "--format", "cohen"])
+    rows = pd.read_csv("cohen.tsv", delimiter="\t")
+    assert rows["label"].tolist() == list(map(int, folders)) and "within 0.1: " in capsys.readouterr().out
+
+
+def test_a_broken_picture_stops_the_run_with_its_name_and_rows_stay(shipped, digits):
+    _picture_folder(digits, 30)
+    broken = sorted(Path("pictures").rglob("*.PNG"))[20]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    command = ["certify", "pictures", "--model", "tiny", "--n", "200", "--out", "rows.csv"]
+    with pytest.raises(SystemExit, match=f"PICTURE = '{broken}' is not an image that can be read"):
+        main(command)
+    assert len(Path("rows.csv").read_text().splitlines()) == 21
+    broken.write_bytes(whole)
+    main(command)
+    assert len(Path("rows.csv").read_text().splitlines()) == 31
+
+
+def test_a_command_that_is_killed_twice_ends_with_the_same_bytes(shipped, digits):
+    _picture_folder(digits, 112)
+    command = ["certify", "pictures", "--model", "tiny", "--radius", "0.12", "--n", "100", "--out"]
+    main([*command, "whole.csv"])
+    start = (
+        "import sys; from pathlib import Path; from srs import checkpoints; checkpoints.FOLDER = Path(sys.argv.pop(1)); "
+        "from srs.__main__ import main; main()"
+    )
+    out = Path("rows.csv")
+    for least in (17, 49):
+        there = lambda least=least: out.exists() and out.read_bytes().count(b"\n") >= least  # noqa: E731
+        kill_when(there, [sys.executable, "-c", start, str(checkpoints.FOLDER), *command, str(out)])
+        assert Path("rows.csv.journal").exists() and least <= out.read_bytes().count(b"\n") < 113
+    main([*command, str(out)])
+    assert out.read_bytes() == Path("whole.csv").read_bytes() and not Path("rows.csv.journal").exists()
 
 
 @pytest.mark.parametrize("name", checkpoints.names() or [DEFAULT])

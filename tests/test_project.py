@@ -52,8 +52,12 @@ def _readme_code(heading):
     return re.findall(r"```python\n(.*?)```", section, re.S)
 
 
-@pytest.mark.parametrize("heading, blocks, answers", [("Certify a picture", 1, 1), ("Certify your own model", 3, 5)])
-def test_the_readmes_code_runs(capsys, heading, blocks, answers):
+CODE = [("Certify a picture", 1, 1), ("Certify a data set", 1, 1), ("Certify your own model", 3, 5)]
+
+
+@pytest.mark.parametrize("heading, blocks, answers", CODE)
+def test_the_readmes_code_runs(capsys, tmp_path, monkeypatch, heading, blocks, answers):
+    monkeypatch.chdir(tmp_path)
     found = _readme_code(heading)
     assert len(found) == blocks
     namespace = {}
