@@ -81,7 +81,7 @@ class Certified:
 
 
 def certify_many(
-    model: nn.Module | DEQ | Callable[[Tensor], Tensor],
+    model: nn.Module | DEQ | Callable[[Tensor], object],
     data: Tensor | Sequence | Iterable,
     *,
     sigma: float,
@@ -89,7 +89,7 @@ def certify_many(
     r: float | None = None,
     sampler: Sampler | None = None,
     reference: Sampler | None = None,
-    output_key: object = None,
+    output_key: str | int | None = None,
     format: Format = "csv",
     classes: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
@@ -100,7 +100,7 @@ def certify_many(
 
     ``data``: a tensor (n, C, H, W); a sequence or map-style data set of images or (image, label) pairs; a DataLoader or other
     iterable of batches, ``images`` or ``(images, labels)``. Images are numbered 0, 1, 2, ... in order: the number picks the
-    noise. They go to the model's device. ``names`` are the images' files, ``classes`` the names of classes 0, 1, 2, ...: each
+    noise. ``names`` are the images' files, ``classes`` the names of classes 0, 1, 2, ...: each
     adds a column. ``format`` "cohen" is read by the analysis of Cohen et al. (2019): it needs labels, and rounds radii down.
 
     A row is on disk before the next image is begun (with ``r``: rows of 16 images that share their batches). Whatever stops
@@ -126,7 +126,7 @@ def certify_many(
         "model": _weights(model),
         "code": fingerprint((), None),
     }
-    ask = {"sigma": sigma, "sampler": sampler, **settings} | ({} if output_key is None else {"output_key": output_key})
+    ask = {"sigma": sigma, "sampler": sampler, "output_key": output_key, **settings}
 
     def find(images: list[Tensor], numbers: list[int]) -> list[Certificate | Settlement]:
         if r is not None:
@@ -142,7 +142,7 @@ def certify_many(
     try:
         sheet.begin(_entries(journal))
         with tqdm(total=_count(data), desc="certified", unit="image", disable=not progress) as bar:
-            _go_on(itertools.chain([first], blocks), journal, sheet, find, _device(model), bar)
+            _go_on(itertools.chain([first], blocks), journal, sheet, find, bar)
         complete = True
     finally:
         begun = len(journal.records) > 1
@@ -153,7 +153,7 @@ def certify_many(
     return Certified([sheet.found(entry) for entry in entries], [entry["label"] for entry in entries])
 
 
-def _go_on(blocks: Iterable[list["_Item"]], journal: Journal, sheet: "_Sheet", find: Callable, device, bar: tqdm) -> None:
+def _go_on(blocks: Iterable[list["_Item"]], journal: Journal, sheet: "_Sheet", find: Callable, bar: tqdm) -> None:
     """Certify the blocks that ``journal`` does not know: into it, then into ``sheet``."""
     done = journal.records[1:]
     bar.initial = bar.n = len(_entries(journal))
@@ -162,7 +162,7 @@ def _go_on(blocks: Iterable[list["_Item"]], journal: Journal, sheet: "_Sheet", f
             _require_same_images(block or [], record["images"], journal.path)
             continue
         began = time.perf_counter()
-        found = find([item.image.to(device) for item in block], [item.index for item in block])
+        found = find([item.image for item in block], [item.index for item in block])
         seconds = (time.perf_counter() - began) / len(block)
         entries = [{**item.identity(), "seconds": seconds, "found": asdict(one)} for item, one in zip(block, found)]
         journal.append({"images": entries})
@@ -280,11 +280,6 @@ def _count(data) -> int | None:
 def _blocks(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
     while block := list(itertools.islice(items, size)):
         yield block
-
-
-def _device(model) -> torch.device | None:
-    """Where the model computes; None where it does not say."""
-    return next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
 
 
 def _weights(model) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import srs
 from srs import params
 from srs.arithmetic import Arithmetic
 from srs.attacks import Attack
@@ -27,7 +28,8 @@ from srs.sections import Section
 from srs.solvers import Solver
 from srs.starts import StartSettings
 from srs.training import Adversary, Training
-from srs.votes import SerializedSampler, StandardSampler
+from srs.votes import ReleasedSampler, SerializedSampler, StandardSampler
+from srs.zoo import LinearDEQ
 
 SECONDS = 2
 
@@ -279,8 +281,103 @@ SECTIONS = [
     ("ResNetConfig: a tuple", _of(ResNetConfig, widths=(16, 32, "64")), ["widths.2", WANTED]),
 ]
 
-#: What colleagues of other modules add.
-CASES = [*FILE, *READINGS, *NAMES, *PARAMETERS, *SECTIONS]
+LINEAR = torch.nn.Linear(8, 3).eval()
+CHAIN = SerializedSampler()
+
+
+class NoDEQ:
+    """Lacks the method f."""
+
+    inject = initial_state = head = staticmethod(lambda x: x)
+
+
+def _asked(how=srs.certify, model=LINEAR, image=None, **settings):
+    """A call of one of the ways to ask for a certificate."""
+    image = torch.rand(8) if image is None else image
+    given = [image] if how is srs.certify_at else image
+    return lambda _: how(model, given, **{"sigma": 0.5, "n": 100} | settings)
+
+
+def _many(data, model=LINEAR, out="rows.csv", **settings):
+    return lambda folder: srs.certify_many(model, data, out=folder / out, **{"sigma": 0.5, "n": 100} | settings)
+
+
+def _solved(f=lambda z, x: z, rows=3):
+    return lambda _: srs.solve(f, torch.zeros(rows, 4), torch.zeros(3, 4), Solver())
+
+
+ASKED = [
+    ("sigma: zero", _asked(sigma=0), ["sigma", "greater than 0"]),
+    ("sigma: true", _asked(sigma=True), ["sigma", "a number is wanted"]),
+    ("sigma: text", _asked(sigma="0.5"), ["sigma", "a number is wanted, not text"]),
+    ("sigma: NaN", _asked(sigma=float("nan")), ["sigma", "finite"]),
+    ("alpha: too small to compute", _asked(alpha=1e-170), ["alpha", "1e-100 <= alpha < 1"]),
+    ("alpha: one", _asked(alpha=1.0), ["alpha", "1e-100 <= alpha < 1"]),
+    ("n: beyond memory", _asked(n=10**15), ["n\n", "less than or equal to 100000000"]),
+    ("n: too few for alpha", _asked(n=5), ["n = 5", "at least 10"]),
+    ("n0: none", _asked(n0=0), ["n0", "greater than or equal to 1"]),
+    ("batch_size: none", _asked(batch_size=0), ["batch_size"]),
+    ("batch_size: beyond memory", _asked(batch_size=10**9), ["batch_size", "1000000"]),
+    ("seed: negative", _asked(seed=-1), ["seed"]),
+    ("seed: a fraction", _asked(seed=0.5), ["seed", WANTED]),
+    ("an unknown setting", _asked(auditt=5), ["auditt"]),
+    ("index: negative", _asked(index=-1), ["index = -1", "0 or more"]),
+    ("index: true", _asked(index=True), ["index = True"]),
+    ("index: a fraction", _asked(index=1.5), ["index = 1.5"]),
+    ("image: an array", _asked(image=np.zeros(8, np.float32)), ["image", "tensor of floats"]),
+    ("image: integers", _asked(image=torch.zeros(8, dtype=torch.uint8)), ["image", "torch.uint8"]),
+    ("image: complex", _asked(image=torch.zeros(8, dtype=torch.complex64)), ["image", "complex64"]),
+    ("image: NaN", _asked(image=torch.full((8,), torch.nan)), ["image", "not finite"]),
+    ("image: nothing", _asked(image=torch.zeros(0)), ["image", "(0,)"]),
+    ("model: a name", _asked(model="resnet"), ["model = a str", "neither a classifier"]),
+    ("model: a DEQ but for f", _asked(model=NoDEQ(), sampler=StandardSampler()), ["model", "lacks f"]),
+    ("model: in training mode", _asked(model=torch.nn.Dropout()), ["training mode", "eval()"]),
+    ("model: one logit", _asked(model=torch.nn.Linear(8, 1).eval()), ["1 logit a row", "at least 2"]),
+    ("output_key", _asked(model=lambda x: {"logits": LINEAR(x)}, output_key="out"), ["output_key = 'out'", "'logits'"]),
+    ("output_key: missing", _asked(model=lambda x: (LINEAR(x), x)), ["output_key = 0 or 1"]),
+    ("sampler: a name", _asked(sampler="standard"), ["sampler = 'standard'", "srs.StandardSampler"]),
+    ("sampler: of DEQs", _asked(sampler=StandardSampler()), ["model = a Linear is no DEQ"]),
+    ("reference: a name", _asked(model=LinearDEQ(8).eval(), sampler=CHAIN, audit=50, reference="30A"), ["reference = '30A'"]),
+    ("audit: more than n", _asked(model=LinearDEQ(8).eval(), sampler=CHAIN, audit=500), ["audit = 500", "at most n = 100"]),
+    ("audit: too few", _asked(model=LinearDEQ(8).eval(), sampler=CHAIN, audit=5), ["audit = 5", "at least 17"]),
+    ("start: unknown", _asked(model=LinearDEQ(8).eval(), sampler=StandardSampler(start="mean")), ["start = 'mean'", "initial"]),
+    ("predict: sigma", _asked(srs.predict, sigma=-1), ["sigma"]),
+    (
+        "predict: no guarantee",
+        _asked(srs.predict, model=LinearDEQ(8).eval(), sampler=CHAIN, audit=50, estimator="released_code"),
+        ["predict needs a guarantee", "'released_code'"],
+    ),
+    (
+        "predict: votes that depend on their batch",
+        _asked(srs.predict, model=LinearDEQ(8).eval(), sampler=ReleasedSampler()),
+        ["predict needs independent votes", "'released'"],
+    ),
+    ("certify_at: r out of reach", _asked(srs.certify_at, r=3.0), ["r = 3.0", "0 to"]),
+    ("certify_at: r negative", _asked(srs.certify_at, r=-0.1), ["r = -0.1"]),
+    ("certify_at: r NaN", _asked(srs.certify_at, r=float("nan")), ["r = nan"]),
+    ("certify_at: indices", _asked(srs.certify_at, r=0.1, indices=[1, 2]), ["indices number 2 images"]),
+    (
+        "certify_at: a chain",
+        _asked(srs.certify_at, model=LinearDEQ(8).eval(), r=0.1, sampler=CHAIN),
+        ["a sequential test needs independent votes", "'serialized'"],
+    ),
+    ("certify_many: format", _many(torch.rand(2, 1, 2, 4), format="tsv"), ["format = 'tsv'", "csv, cohen"]),
+    ("certify_many: cohen without labels", _many(torch.rand(2, 1, 2, 4), format="cohen"), ["needs labels"]),
+    ("certify_many: no folder", _many(torch.rand(2, 1, 2, 4), out="nowhere/rows.csv"), ["out = ", "cannot be written"]),
+    ("certify_many: one image", _many(torch.rand(1, 2, 4)), ["data", "(n, C, H, W)"]),
+    ("certify_many: nothing", _many([]), ["data has no images"]),
+    ("certify_many: a label", _many([(torch.rand(8), "cat")]), ["image 0", "'cat'"]),
+    ("solve: rows", _solved(rows=2), ["z0 has 2 rows and x has 3"]),
+    ("solve: f's shape", _solved(lambda z, x: z[:, :2]), ["f maps a state of shape (3, 4) to (3, 2)"]),
+    ("solve: f's type", _solved(lambda z, x: [z]), ["f maps a state of shape (3, 4) to list"]),
+    ("Solver: batch stops of independent votes", _of(StandardSampler, solver=Solver(stop="batch")), ["stop = 'batch'"]),
+    ("Solver: ridge_scale", _of(Solver, ridge_scale="none"), ["ridge_scale", "'relative' or 'absolute'"]),
+    ("fit_starts: sigma", lambda _: srs.fit_starts(LinearDEQ(8).eval(), torch.rand(9, 8), float("nan")), ["sigma = nan"]),
+    ("fit_starts: no DEQ", lambda _: srs.fit_starts(LINEAR, torch.rand(9, 8), 0.5), ["no DEQ", "initial_state"]),
+    ("load: unknown", lambda _: srs.load("resnet"), ["model = 'resnet' is unknown"]),
+]
+
+CASES = [*FILE, *READINGS, *NAMES, *PARAMETERS, *SECTIONS, *ASKED]
 
 
 @pytest.mark.parametrize("call, words", [case[1:] for case in CASES], ids=[case[0] for case in CASES])
