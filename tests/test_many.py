@@ -287,8 +287,8 @@ def test_a_bad_image_is_named_and_rows_before_it_stay(model, out, told):
         (PAIRS, {"classes": []}, "image 0 has the label 0: there are 0 classes"),
         (IMAGES, {"sigma": -1.0}, "sigma"),
         (IMAGES, {"r": 9}, "r = 9.0 is out of range"),
-        (IMAGES, {"sampler": srs.SerializedSampler(), "audit": 0}, "audit = 0 of n = 300 draws certify nothing"),
-        (IMAGES, {"sampler": srs.SerializedSampler(), "r": 0.1}, "a sequential test needs independent votes"),
+        (IMAGES, {"sampler": srs.SerializedSampler()}, "is no DEQ, as this sampler needs one"),
+        (IMAGES, {"output_key": "logits"}, "output_key = 'logits': the model's output is a Tensor without it"),
     ],
 )
 def test_what_cannot_be_used_leaves_nothing_behind(model, out, data, settings, told):
@@ -311,18 +311,12 @@ def test_a_model_in_training_mode_is_refused_and_leaves_nothing(model, out):
     assert _left(out) == []
 
 
-def test_output_key_is_passed_on_only_where_it_is_given(model, out, monkeypatch):
-    asked = []
-
-    def certify(model, image, **given):
-        asked.append(given)
-        return real(model, image, **{name: value for name, value in given.items() if name != "output_key"})
-
-    real = srs.certify
-    monkeypatch.setattr("srs.many.certify", certify)
-    srs.certify_many(model, PAIRS[:1], out=out, output_key="logits", **ASK)
-    srs.certify_many(model, PAIRS[:1], out=out.with_name("other.csv"), **ASK)
-    assert asked[0]["output_key"] == "logits" and "output_key" not in asked[1]
+@pytest.mark.parametrize("r", [None, 0.1])
+def test_logits_under_a_key(model, out, r):
+    other = out.with_name("other.csv")
+    srs.certify_many(lambda x: {"logits": model(x)}, PAIRS[:3], out=out, output_key="logits", r=r, **ASK)
+    srs.certify_many(lambda x: model(x), PAIRS[:3], out=other, r=r, **ASK)
+    assert out.read_text() == other.read_text()
 
 
 def test_any_callable_and_any_state_can_be_resumed(out):
