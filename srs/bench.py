@@ -131,7 +131,7 @@ def time_engine(model: DEQ, images: Images, sigma: float, config: Bench) -> pd.D
     (noisy,) = _noisy(model, images, sigma, 1)
     device = noisy.image.device
     folded = _small().fold(models.CACHE if device.type == "cpu" else None)
-    folded.starts = torch.nn.ModuleDict({"learned": ConvolutionalStart(8, folded.state_shapes, WIDTH)})
+    folded.starts = torch.nn.ModuleDict({"learned": ConvolutionalStart(8, folded.state_shapes, WIDTH)}).eval()
     folded.to(device)
     large = NoisyCopies(torch.rand(3, 32, 32).to(device), 0, sigma, 0)
     rows, runners = methods(config.chains), {}

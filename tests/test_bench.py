@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from srs import bench
 from srs.bench import ONE_STEP, STANDARD, STOPPED, Bench
+from srs.interface import LOOKED_AT
 from srs.models import starts
 
 TINY = dict(levels=(0.25,), n=40, audit=40, images=2, repeats=2, engine_repeats=2, chains=10, batch_size=20, draws=30)
@@ -82,12 +83,12 @@ def test_scaling_is_in_seconds_for_a_thousand_draws(clock):
 def test_methods_make_the_evaluations_that_they_should(started, digits):
     config = Bench(**TINY | {"repeats": 1})
     runs = bench.time_methods({0.25: started}, digits.test, bench.methods(config.chains), STANDARD, config)
-    assert set(runs["method"]) == set(bench.methods(10)) and len(runs) == 7 * config.images * config.repeats
+    assert set(runs["method"]) == set(bench.methods(10)) and len(runs) == 8 * config.images * config.repeats
     found = {name: set(part["evaluations"]) for name, part in runs.groupby("method")}
-    draws = 100 + config.n
+    draws = 100 + config.n + 2 * LOOKED_AT + 1
     fixed = {STANDARD: 30, "AS-MDEQ-1N mean": 1, ONE_STEP: 1, "AS-MDEQ-2A": 2}
     assert {name: found[name] for name in fixed} == {name: {steps * draws} for name, steps in fixed.items()}
-    assert max(found[STOPPED]) < 30 * draws
+    assert max(found[STOPPED]) < 30 * draws and max(found[f"{STANDARD} as released"]) <= 30 * (100 + config.n)
     for name, steps in {"SRS-MDEQ-1A": 1, "SRS-MDEQ-3A": 3}.items():
         audited = {e - steps * draws - (10 - steps) * config.chains for e in found[name]}
         assert all(e % 30 == 0 and 0 <= e <= 30 * config.audit for e in audited) and max(audited) > 0

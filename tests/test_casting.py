@@ -77,7 +77,9 @@ def test_certificates_are_those_of_certify(whole, trained, digits):
             index=row["index"],
             **ASSURANCE.settings(CASTING, row["group"]).model_dump(),
         )
-        assert dataclasses.asdict(alone) == {name: row[name] for name in dataclasses.asdict(alone)}
+        looked_at = (2 * LOOKED_AT + 1) * (10 if row["method"] == "SRS-2A" else names[row["method"]].solver.steps)
+        alone = dataclasses.asdict(alone) | {"evaluations": alone.evaluations - looked_at}
+        assert alone == {name: row[name] for name in alone}
         assert row["label"] == digits.test.labels[row["index"]] and row["seconds"] > 0
     serialized = rows[(rows["method"] == "SRS-2A") & (rows["group"] == "main")]
     assert (serialized["mismatched"] >= serialized["n2"] - serialized["n1"]).all()
