@@ -11,6 +11,7 @@ from pydantic import ValidationError
 import srs
 from srs.casting import NOT_CAST, Casting, VoteTable, cast_votes
 from srs.certification import Assurance, certificates
+from srs.interface import LOOKED_AT
 from srs.journal import Journal
 from srs.votes import SerializedSampler, StandardSampler
 
