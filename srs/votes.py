@@ -73,20 +73,21 @@ class Votes:
 def decide(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (B, classes) -> votes (B,), UNDECIDED where the largest is not finite or the margin is below the least; and
     margins (B,) between the two largest logits. A logit of -inf is a class that is masked."""
-    top = _top_two(logits)
-    margins = top.values[:, 0] - top.values[:, 1]
-    decided = (margins >= least_margins(top.values, logits.dtype)) & top.values[:, 0].isfinite()  # NaN and inf are largest
-    return torch.where(decided, top.indices[:, 0], UNDECIDED), margins
+    return _decided(logits)[:2]
+
+
+def _decided(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`decide` says, and which rows (B,) have so narrow a margin that the batch could decide."""
+    top = (logits.float() if logits.element_size() < 4 else logits).topk(2, dim=1)
+    margins, least = top.values[:, 0] - top.values[:, 1], least_margins(top.values, logits.dtype)
+    decided = (margins >= least) & top.values[:, 0].isfinite()  # NaN and inf are largest
+    return torch.where(decided, top.indices[:, 0], UNDECIDED), margins, margins < 2 * least
 
 
 def least_margins(top: Tensor, dtype: torch.dtype) -> Tensor:
     """How far apart the two largest logits ``top`` (B, 2) must be for a vote: MARGIN, or ULPS roundings of ``dtype``, (B,)."""
     size = top.nan_to_num(0.0, 0.0, 0.0).abs().amax(dim=1)
     return (ULPS * torch.finfo(dtype).eps * size).clamp_min(MARGIN)
-
-
-def _top_two(logits: Tensor):
-    return (logits.float() if logits.element_size() < 4 else logits).topk(2, dim=1)
 
 
 class _Sampler(Section):
@@ -401,12 +402,11 @@ class _Settled:
         extra: np.ndarray | int = 0,
         others: int = 0,
     ):
-        self.classes, self.margins = decide(logits)
+        self.classes, self.margins, narrow = _decided(logits)
         self.residuals = None if solution is None else solution.residual
         self.evaluations = _spent(solution, len(logits)) + extra
         if again is None:
             return
-        narrow = self.margins < 2 * least_margins(_top_two(logits).values, logits.dtype)
         if unsure is not None:
             narrow |= unsure & (self.margins < WIDE)
         if not model.rows_checked:
