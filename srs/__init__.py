@@ -15,6 +15,7 @@ _HOMES = {
     "Solver": "solvers",
     "solve": "solvers",
     "DirectSampler": "votes",
+    "ReleasedSampler": "votes",
     "SerializedSampler": "votes",
     "StandardSampler": "votes",
 }

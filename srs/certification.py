@@ -201,13 +201,13 @@ def certify(
     copies = noisy_copies(model, image, index, config)
     if sampler.audited:
         config.require_audit()
-        reference = _usable_reference(reference)
+        reference, judge = _usable_reference(reference, model)
     votes = sampler.sample(model, copies, config.draws(), config.batch_size)
     if not sampler.audited:
         return standard_certificate(votes, config, sampler)
 
     def solve_again(draws: np.ndarray) -> Votes:
-        return reference.sample(model, copies, draws, config.batch_size)
+        return reference.sample(judge, copies, draws, config.batch_size)
 
     return serialized_certificate(votes, solve_again, config, index, sampler.warm_draws, reference)[0]
 
@@ -382,11 +382,14 @@ def looked_at(model, sampler: Sampler | None, output_key) -> tuple[Sampler, Chec
     return sampler, sampler.look_at(model, output_key, rows_checked=False)
 
 
-def _usable_reference(reference: Sampler | None) -> Sampler:
+def _usable_reference(reference: Sampler | None, model: Checked) -> tuple[Sampler, Checked]:
+    """What audits, and the model as it sees it: rows are checked anew where it asks for more than the chain does."""
     reference = StandardSampler() if reference is None else reference
     require_sampler("reference", reference)
     require_independent("reference", reference)
-    return reference
+    if isinstance(reference, StandardSampler) and reference.start == "initial":
+        return reference, model
+    return reference, reference.look_at(model.model, model.output_key, rows_checked=False)
 
 
 def require_independent(what: str, sampler: Sampler) -> None:
@@ -397,12 +400,17 @@ def require_independent(what: str, sampler: Sampler) -> None:
 
 def noisy_copies(model, image: Tensor, index: int, config: Certification) -> NoisyCopies:
     """The noisy copies of an image, where the model computes. Raises ValueError for an unusable image or number."""
-    if not isinstance(image, Tensor) or not image.is_floating_point():
-        raise ValueError(f"image must be a tensor of floats, pixels in [0, 1]; got {getattr(image, 'dtype', type(image))}")
-    if not image.numel():
-        raise ValueError(f"image has the shape {tuple(image.shape)}: there is nothing to certify")
-    if not image.isfinite().all():
-        raise ValueError("image has values that are not finite")
+    require_image(image)
     if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < 1 << 63:
         raise ValueError(f"index = {index!r} numbers the image: a whole number, 0 or more")
     return NoisyCopies(image.detach().to(device_of(model, image)), int(index), config.sigma, config.seed)
+
+
+def require_image(image: object, told: str = "image") -> None:
+    """Raises ValueError, with the name ``told``, for what is no tensor of finite floats."""
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        raise ValueError(f"{told} must be a tensor of floats, pixels in [0, 1]; got {getattr(image, 'dtype', type(image))}")
+    if not image.numel():
+        raise ValueError(f"{told} has the shape {tuple(image.shape)}: there is nothing to certify")
+    if not image.isfinite().all():
+        raise ValueError(f"{told} has values that are not finite")

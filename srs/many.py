@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from srs import bounds
-from srs.certification import ABSTAIN, Certificate, Certification, certify, default_sampler
+from srs.certification import ABSTAIN, Certificate, Certification, certify, default_sampler, require_image
 from srs.deq import DEQ
 from srs.journal import Journal, fingerprint
 from srs.sequential import Settlement, certify_at
-from srs.votes import Sampler
+from srs.votes import Sampler, require_sampler
 
 Format = Literal["csv", "cohen"]
 BLOCK = 16  # images that the test at one radius interleaves
@@ -106,13 +106,17 @@ def certify_many(
     A row is on disk before the next image is begun (with ``r``: rows of 16 images that share their batches). Whatever stops
     the run, the same call goes on where it was: ``<out>.journal`` holds what is known, and is removed at the end.
 
-    Raises ValueError for an ``out`` that exists or cannot be written, for other settings or images than those of the run that
-    is gone on with, and, by its number, for an image that cannot be used; as :func:`srs.certify` does, besides.
+    Raises ValueError for an ``out`` that exists or cannot be written, for other settings, weights or images than those of the
+    run that is gone on with (of a model that is no module, its name is all that is known), and, by its number, for an image
+    that cannot be used; as :func:`srs.certify` does, besides.
     """
     config = Certification(sigma=sigma, **settings)
     if format not in get_args(Format):
         raise ValueError(f"format = {format!r} is unknown: choose one of {', '.join(get_args(Format))}")
-    r, sampler = None if r is None else float(r), sampler or default_sampler(model)
+    sampler = default_sampler(model) if sampler is None else sampler
+    require_sampler("sampler", sampler)
+    if reference is not None:
+        require_sampler("reference", reference)
     sheet = _Sheet(Path(out), format, Certificate if r is None else Settlement, names is not None, classes)
     require_place(sheet.out, "out")
     work = {
@@ -207,13 +211,10 @@ def _items(data, names: Sequence[str] | None, classes: Sequence[str] | None, for
         raise ValueError(f"names has {len(names):,} files, but data has {count:,} images")
     for index, (image, label) in enumerate(_pairs(data)):
         told = f"image {index}"
-        if not isinstance(image, Tensor) or not image.is_floating_point():
-            raise ValueError(f"{told} must be a tensor of floats, pixels in [0, 1]; got {getattr(image, 'dtype', type(image))}")
+        require_image(image, told)
         shape = image.shape if shape is None else shape
         if image.shape != shape:
             raise ValueError(f"{told} has the shape {tuple(image.shape)}: expected {tuple(shape)}, that of image 0")
-        if not image.isfinite().all():
-            raise ValueError(f"{told} has values that are not finite")
         label = _label(label, told, classes)
         if label is None and format == "cohen":
             raise ValueError(f"format = 'cohen' needs labels, {told} has none: give (image, label) pairs, or use 'csv'")
@@ -282,11 +283,12 @@ def _blocks(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
         yield block
 
 
-def _weights(model) -> str | None:
-    """A short hash of a module's state; None for any other model."""
+def _weights(model) -> str:
+    """By what a model is known again: a short hash of a module's layers and state; the name of any other."""
     if not isinstance(model, nn.Module):
-        return None
-    digest = sha256()
+        kind = model if hasattr(model, "__qualname__") else type(model)
+        return f"{kind.__module__}.{kind.__qualname__}"
+    digest = sha256(repr(model).encode())
     for name, value in model.state_dict().items():
         tensor = isinstance(value, Tensor)
         digest.update(repr((name, value.dtype, tuple(value.shape)) if tensor else (name, value)).encode())

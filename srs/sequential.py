@@ -108,15 +108,15 @@ def certify_at(
     """
     config = Certification(sigma=sigma, **settings)
     farthest = bounds.largest_radius_by_evidence(config.n, config.alpha, sigma)
-    if not 0 <= r <= farthest:
+    if isinstance(r, bool) or not isinstance(r, int | float | np.number) or not 0 <= r <= farthest:
         most = f"0 to {bounds.shown(farthest)}" if farthest >= 0 else "nothing"
-        raise ValueError(f"r = {r} is out of range: n = {config.n} draws can certify {most} in a sequential test")
+        raise ValueError(f"r = {r!r} is out of range: n = {config.n} draws can certify {most} in a sequential test")
     sampler, model = looked_at(model, sampler, output_key)
     require_independent("a sequential test", sampler)
     indices = range(len(images)) if indices is None else indices
     if len(indices) != len(images):
         raise ValueError(f"indices number {len(indices)} images, but there are {len(images)}")
-    copies = [noisy_copies(model, image, int(index), config) for image, index in zip(images, indices)]
+    copies = [noisy_copies(model, image, index, config) for image, index in zip(images, indices)]
 
     def cast(which: list[int], draws: list[np.ndarray]) -> list[Votes]:
         return sampler.sample_many(model, [copies[i] for i in which], draws, config.batch_size)

@@ -54,11 +54,14 @@ class Solver(Section):
         return Solver(method="naive", steps=1) if self.stop == "fixed" and self.steps == 1 and plain else self
 
     def described(self) -> str:
-        """In words: the method, and when it stops."""
+        """In words: the method, when it stops, and what else is not as usual."""
+        plain = {"method", "steps", "stop", "tolerance"}
+        unusual = {name: value for name, value in self if name not in plain and value != type(self).model_fields[name].default}
+        more = "".join(f", {name} = {value}" for name, value in unusual.items())
         if self.stop == "fixed":
-            return f"{self.steps} {self.method} step{'s' if self.steps > 1 else ''}"
+            return f"{self.steps} {self.method} step{'s' if self.steps > 1 else ''}{more}"
         of = {"relative": "a relative", "absolute": "an absolute", "batch": "the batch's worst relative"}[self.stop]
-        return f"at most {self.steps} {self.method} steps, stopped at {of} residual of {self.tolerance:g}"
+        return f"at most {self.steps} {self.method} steps, stopped at {of} residual of {self.tolerance:g}{more},"
 
 
 @dataclass(frozen=True)
@@ -107,27 +110,28 @@ class Inverse:
 
 
 class Unspoiled:
-    """A function of tensors that may write into them: it gets copies. Once its first call has shown that it does not write, it
-    gets the tensors themselves, and is watched.
+    """A function of tensors that may write into them: it gets copies. Once its first calls have shown that it does not write,
+    it gets the tensors themselves, and is watched.
 
-    Whether it wrote is told by autograd's version counters and, at the first call, by comparing values. Raises ValueError for a
-    function that begins to write later.
+    Whether it wrote is told by autograd's version counters and, at the first two calls, by comparing values (a start of zeros
+    may hide it at the first). Raises ValueError, with its ``name``, for a function that begins to write later.
     """
 
-    def __init__(self, function: Callable[..., Tensor]):
-        self.function, self.writes = function, None
+    def __init__(self, function: Callable[..., Tensor], name: str = "f"):
+        self.function, self.name = function, name
+        self.writes, self.compared = False, 2  # calls that are left to compare
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        own = self.writes is not False or any(x.is_inference() for x in tensors)  # inference tensors have no versions
+        own = self.writes or self.compared > 0 or any(x.is_inference() for x in tensors)  # which have no versions
         given = [x.clone() for x in tensors] if own else tensors
         before = [x._version for x in given if not x.is_inference()]
         out = self.function(*given)
         wrote = before != [x._version for x in given if not x.is_inference()]
-        if self.writes is None:
-            self.writes = wrote or not all(map(torch.equal, given, tensors))  # values: .data and NumPy move no version
+        if self.compared:
+            self.compared -= 1
+            self.writes |= wrote or not all(map(torch.equal, given, tensors))  # .data and NumPy move no version
         elif wrote and not own:
-            name = getattr(self.function, "__qualname__", type(self.function).__name__)
-            raise ValueError(f"{name} overwrote what it was given, though not at its first call: do it always or never")
+            raise ValueError(f"{self.name} overwrote what it was given, though not at first: do it always or never")
         return out
 
 
@@ -277,10 +281,10 @@ class _Naive(_Method):
     """Picard iteration: z <- f(z)."""
 
     def __init__(self, z: Tensor, solver: Solver):
-        pass
+        self.steps = solver.steps
 
     def next(self, k: int, z: Tensor, fz: Tensor) -> Tensor:
-        return fz
+        return fz if k == self.steps - 1 else fz.clone()  # which may be a buffer that f uses again
 
 
 class _Anderson(_Method):

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from srs.deq import classify
 from srs.interface import LOOKED_AT, Checked, CheckedClassifier, CheckedDEQ, checked, require_independent_rows
+from srs.machine import full_precision
 from srs.noise import NoisyCopies, gather
 from srs.sections import Section
 from srs.solvers import Inverse, Solution, Solver, per_row, solve
@@ -77,11 +78,11 @@ def decide(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _decided(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`decide` says, and which rows (B,) have so narrow a margin that the batch could decide."""
+    """What :func:`decide` says, and the least margins (B,) of the rows."""
     top = (logits.float() if logits.element_size() < 4 else logits).topk(2, dim=1)
     margins, least = top.values[:, 0] - top.values[:, 1], least_margins(top.values, logits.dtype)
     decided = (margins >= least) & top.values[:, 0].isfinite()  # NaN and inf are largest
-    return torch.where(decided, top.indices[:, 0], UNDECIDED), margins, margins < 2 * least
+    return torch.where(decided, top.indices[:, 0], UNDECIDED), margins, least
 
 
 def least_margins(top: Tensor, dtype: torch.dtype) -> Tensor:
@@ -118,6 +119,7 @@ class _IndependentSampler(_Sampler):
     independent: ClassVar[bool] = True
 
     @torch.no_grad()
+    @full_precision()
     def sample_many(self, model, copies: Sequence[NoisyCopies], draws: Sequence[np.ndarray], batch_size: int) -> list[Votes]:
         """Votes of each image's copies numbered ``draws``, in that order, at most ``batch_size`` computed at a time.
 
@@ -131,18 +133,20 @@ class _IndependentSampler(_Sampler):
         numbers = np.concatenate(draws)
         split, at_once = batches(np.arange(len(which)), batch_size), rows_at_once(model, batch_size)
 
-        def again(first: int, places: np.ndarray) -> tuple[Tensor, Solution | None]:
-            """Logits of the rows ``places`` from row ``first`` on, from their images on."""
-            drawn = [copies[which[row]](numbers[row : row + 1]) for row in first + places]
+        def again(x: Tensor, first: int, rows: np.ndarray) -> tuple[Tensor, Solution | None]:
+            """Logits of some rows of the batch ``x``, which starts with row ``first`` of all, or of rows after it."""
+            later = first + rows
+            drawn = [x[r : r + 1] if r < len(x) else copies[which[j]](numbers[j : j + 1]) for r, j in zip(rows, later)]
             return self._logits(model, torch.cat(drawn))
 
         for batch, copied in zip(split, gather(copies, [(which[rows], numbers[rows]) for rows in split])):
             for rows, x in zip(batches(batch, at_once), copied.split(at_once)):
                 began = time.perf_counter()
-                logits, solution = self._logits(model, x)
-                unsure, from_here = None if solution is None else solution.close, partial(again, rows[0])
-                found = _Settled(logits, solution, model, from_here, unsure, others=len(which))
+                logits, solution = self._logits(model, x.clone())  # which the model may overwrite
+                unsure, more = None if solution is None else solution.close, len(which) - rows[0]
+                found = _Settled(logits, solution, model, partial(again, x, rows[0]), unsure, others=more)
                 _share(cast, which[rows], places[rows], found, began)
+        _require_checked(model, len(which))
         return cast
 
     def _logits(self, model, x: Tensor) -> tuple[Tensor, Solution | None]:
@@ -188,7 +192,7 @@ class ReleasedSampler(_Sampler):
     within the tolerance. A vote depends on its neighbours, so that certificates from such votes are no guarantee."""
 
     kind: Literal["released"] = "released"
-    solver: Solver = Solver(method="anderson", steps=30, stop="batch")
+    solver: Solver = Solver(method="anderson", steps=30, stop="batch", ridge_scale="absolute")
     batch: int = Field(400, ge=1, le=MOST_ROWS)
     independent: ClassVar[bool] = False
 
@@ -197,6 +201,7 @@ class ReleasedSampler(_Sampler):
         return f"DEQ, {self.solver.described()}, {self.batch} draws together"
 
     @torch.no_grad()
+    @full_precision()
     def sample_many(self, model, copies: Sequence[NoisyCopies], draws: Sequence[np.ndarray], batch_size: int) -> list[Votes]:
         """Votes of each image's copies 0 ... n - 1, ``batch`` at a time whatever ``batch_size`` is; narrow margins stay as they
         are. Raises ValueError when ``draws`` are anything else, or for a model that is no DEQ."""
@@ -257,6 +262,7 @@ class SerializedSampler(_Sampler):
         return self if self.carry != "none" else super().canonical()  # a carried inverse makes one step more than f
 
     @torch.no_grad()
+    @full_precision()
     def sample_many(self, model, copies: Sequence[NoisyCopies], draws: Sequence[np.ndarray], batch_size: int) -> list[Votes]:
         """Votes of each image's copies 0 ... n - 1, turn by turn; ``batch_size`` chains, of several images, at a time.
 
@@ -330,11 +336,11 @@ class _Chains:
             return initial, found
 
         def again(places: np.ndarray) -> tuple[Tensor, Solution]:
-            redrawn = torch.cat([self.copies[which[p]](numbers[p : p + 1]) for p in places])
-            found = solved(redrawn, torch.from_numpy(places).to(device))[1]
+            chosen = torch.from_numpy(places).to(device)
+            found = solved(x[chosen], chosen)[1]
             return model.head(found.z), found
 
-        initial, solution = solved(x, slice(None))
+        initial, solution = solved(x.clone(), slice(None))  # which the model may overwrite
         extra = np.zeros(len(rows), np.int64)
         for row in solution.close.nonzero().flatten().tolist() if solver.stop != "fixed" else ():
             lone = again(np.array([row]))[1]
@@ -402,22 +408,23 @@ class _Settled:
         extra: np.ndarray | int = 0,
         others: int = 0,
     ):
-        self.classes, self.margins, narrow = _decided(logits)
+        self.classes, self.margins, least = _decided(logits)
         self.residuals = None if solution is None else solution.residual
         self.evaluations = _spent(solution, len(logits)) + extra
         if again is None:
             return
+        narrow = self.margins < 2 * least
         if unsure is not None:
             narrow |= unsure & (self.margins < WIDE)
         if not model.rows_checked:
-            self._check_rows(model, logits, solution, again, others)
+            self._check_rows(model, logits, least, solution, again, others)
         for row in narrow.nonzero().flatten().tolist():
             lone, found = again(np.array([row]))
             self.evaluations[row] += _spent(found, 1)[0]
             classes, margins = decide(lone)
             self.classes[row], self.margins[row] = classes[0], margins[0]
 
-    def _check_rows(self, model: Checked, logits: Tensor, solution: Solution | None, again, others: int) -> None:
+    def _check_rows(self, model: Checked, logits: Tensor, least: Tensor, solution: Solution | None, again, others: int):
         def logits_again(rows: np.ndarray) -> tuple[Tensor, int]:
             found, solved = again(rows)
             return found, int(_spent(solved, len(rows)).sum())
@@ -425,8 +432,17 @@ class _Settled:
         usable = np.arange(len(logits)) if solution is None else (~solution.close).nonzero().flatten().cpu().numpy()
         company = np.arange(len(logits), min(others, len(logits) + 1 + LOOKED_AT - len(usable)))
         if len(usable) and len(usable) + len(company) > 1:
-            self.evaluations[0] += require_independent_rows(logits, usable, company, logits_again)
+            self.evaluations[0] += require_independent_rows(logits, least, usable, company, logits_again)
             model.rows_checked = True
+
+
+def _require_checked(model: Checked, rows: int) -> None:
+    """Raises ValueError where no row of several could be checked."""
+    if not model.rows_checked and rows > 1:
+        raise ValueError(
+            "tolerance is below the rounding of the model's states, which decides when each row stops: use stop = 'fixed', or "
+            "a finer type (float32)"
+        )
 
 
 def _spent(solution: Solution | None, rows: int) -> np.ndarray:
@@ -437,7 +453,7 @@ def _spent(solution: Solution | None, rows: int) -> np.ndarray:
 def require_sampler(name: str, sampler: object) -> None:
     """Raises ValueError for what is no sampler."""
     if not isinstance(sampler, _Sampler):
-        kinds = "srs.DirectSampler(), srs.StandardSampler(...) or srs.SerializedSampler(...)"
+        kinds = "srs.DirectSampler(), srs.StandardSampler(...), srs.SerializedSampler(...) or srs.ReleasedSampler(...)"
         raise ValueError(f"{name} = {sampler!r} is no sampler: give {kinds}")
 
 

@@ -355,6 +355,9 @@ ASKED = [
     ("certify_at: r out of reach", _asked(srs.certify_at, r=3.0), ["r = 3.0", "0 to"]),
     ("certify_at: r negative", _asked(srs.certify_at, r=-0.1), ["r = -0.1"]),
     ("certify_at: r NaN", _asked(srs.certify_at, r=float("nan")), ["r = nan"]),
+    ("certify_at: r true", _asked(srs.certify_at, r=True), ["r = True"]),
+    ("certify_at: r text", _asked(srs.certify_at, r="0.1"), ["r = '0.1'"]),
+    ("certify_at: an index", _asked(srs.certify_at, r=0.1, indices=[1.9]), ["index = 1.9"]),
     ("certify_at: indices", _asked(srs.certify_at, r=0.1, indices=[1, 2]), ["indices number 2 images"]),
     (
         "certify_at: a chain",
@@ -363,6 +366,7 @@ ASKED = [
     ),
     ("certify_many: format", _many(torch.rand(2, 1, 2, 4), format="tsv"), ["format = 'tsv'", "csv, cohen"]),
     ("certify_many: cohen without labels", _many(torch.rand(2, 1, 2, 4), format="cohen"), ["needs labels"]),
+    ("certify_many: sampler", _many(torch.rand(2, 1, 2, 4), sampler="standard"), ["sampler = 'standard'"]),
     ("certify_many: no folder", _many(torch.rand(2, 1, 2, 4), out="nowhere/rows.csv"), ["out = ", "cannot be written"]),
     ("certify_many: one image", _many(torch.rand(1, 2, 4)), ["data", "(n, C, H, W)"]),
     ("certify_many: nothing", _many([]), ["data has no images"]),

@@ -144,7 +144,7 @@ def test_a_function_that_begins_to_overwrite_is_found_out():
 
     careful, z = Unspoiled(f), torch.ones(3)
     careful(z), careful(z)
-    with pytest.raises(ValueError, match="f overwrote what it was given, though not at its first call"):
+    with pytest.raises(ValueError, match="f overwrote what it was given, though not at first"):
         careful(z)
 
 
@@ -274,6 +274,105 @@ def test_rounding_is_no_dependence(trained, digits):
         for batch_size in (400, 30, 1):
             sampler = srs.StandardSampler(solver=Solver(steps=12, stop=stop))
             srs.certify(trained, image, sigma=0.25, n=50, n0=5, batch_size=batch_size, sampler=sampler)
+
+
+class Centred(nn.Module):
+    """Logits (-s, s), s by how far a row is from the mean of its batch."""
+
+    def __init__(self, *more, scale=1.0):
+        super().__init__()
+        self.more, self.scale = more, scale
+
+    def forward(self, x):
+        s = 40 * (x.flatten(1).mean(1) - x.mean()).abs() - 0.05
+        s[1:2] *= self.scale
+        return torch.stack([-s, s, *(torch.full_like(s, value) for value in self.more)], dim=1)
+
+
+@pytest.mark.parametrize("more", [(), (-1e4,), (-1e9,), (-torch.inf,), (-10.0, -1e4)])
+@pytest.mark.parametrize("scale", [1.0, 1e5])
+def test_neither_a_mask_nor_an_outlier_hides_a_dependence(more, scale):
+    with pytest.raises(ValueError, match="rows depend on one another"):
+        srs.certify(Centred(*more, scale=scale).eval(), torch.rand(64), **SETTINGS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_dependence_is_found_in_other_types(dtype):
+    for model in (_statistics().to(dtype), Centred().eval()):
+        with pytest.raises(ValueError, match="rows depend on one another"):
+            srs.certify(model, torch.rand(1, 8, 8).to(dtype), **SETTINGS)
+
+
+def test_a_masked_or_shifted_model_of_independent_rows_is_certified():
+    image = torch.rand(8)
+    plain = srs.certify(_linear(), image, **SETTINGS)
+    for more in (-1e9, -1e4):
+        masked = srs.certify(lambda x, m=more: torch.cat([_linear()(x), torch.full((len(x), 1), m)], 1), image, **SETTINGS)
+        assert masked.n_a == plain.n_a
+    assert srs.certify(lambda x: _linear()(x) + 50.0, image, **SETTINGS).n_a == pytest.approx(plain.n_a, abs=2)
+    assert srs.certify(lambda x: torch.zeros(len(x), 3), image, **SETTINGS).undecided == 400
+
+
+def test_a_model_may_return_a_buffer_of_its_own():
+    buffer = torch.empty(400, 3)
+
+    def model(x):
+        buffer[: len(x)] = _linear()(x)
+        return buffer[: len(x)]
+
+    image = torch.rand(8)
+    assert srs.certify(model, image, **SETTINGS) == srs.certify(_linear(), image, **SETTINGS)
+    deq, kept = Overwriting().eval(), torch.empty(400, 8)
+    step = deq.f
+
+    def f(z, u):
+        kept[: len(z)] = step(z, u)
+        return kept[: len(z)]
+
+    deq.f = f
+    sampler = srs.StandardSampler(solver=Solver(method="naive", steps=20))
+    assert srs.certify(deq, image, sampler=sampler, **SETTINGS) == srs.certify(
+        Overwriting().eval(), image, sampler=sampler, **SETTINGS
+    )
+
+
+def test_what_zeros_hide_at_the_first_call_is_seen_at_the_second():
+    model, x = Overwriting(), torch.randn(5, 8)
+
+    def f(z, u):
+        out = Overwriting.f(model, z, u)
+        z.data.mul_(0.5)
+        return out
+
+    for stop in ("fixed", "relative"):
+        found = srs.solve(f, torch.zeros(5, 8), x, Solver(steps=20, stop=stop))
+        assert torch.equal(found.z, srs.solve(model.f, torch.zeros(5, 8), x, Solver(steps=20, stop=stop)).z)
+
+
+def test_the_reference_that_a_certificate_is_about_is_looked_at_too():
+    deq = Layers().eval()
+    deq.forward = lambda x: Layers.forward(deq, x) * (1 + (x - x.mean()).std())
+    once = Solver(method="naive", steps=1)
+    for reference in (DirectSampler(), srs.StandardSampler(solver=once, start="learned")):
+        deq.starts = {"learned": lambda u: torch.zeros_like(u) + u.mean()}
+        with pytest.raises(ValueError, match="rows depend on one another"):
+            srs.certify(deq, torch.rand(8), reference=reference, **SERIALIZED, **SETTINGS)
+    deq.starts = [1, 2]  # another thing of that name
+    assert srs.certify(deq, torch.rand(8), **SERIALIZED, **SETTINGS).n == 400
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_tolerance_below_the_types_rounding_is_refused(dtype):
+    sampler = srs.StandardSampler(solver=Solver(stop="relative"))
+    with pytest.raises(ValueError, match="tolerance is below the rounding of the model's states.*use stop = 'fixed'"):
+        srs.certify(Layers().eval().to(dtype), torch.rand(8).to(dtype), sampler=sampler, **SETTINGS)
+
+
+def test_a_description_tells_solvers_apart():
+    told = {Solver(**more).described() for more in ({}, {"mixing": 0.3}, {"ridge_scale": "absolute"}, {"memory": 3})}
+    assert len(told) == 4
+    stopped = srs.StandardSampler(solver=Solver(stop="relative"), start="learned").described()
+    assert stopped == "DEQ, at most 30 anderson steps, stopped at a relative residual of 0.001, from its learned start"
 
 
 # what a model returns
@@ -534,9 +633,11 @@ def test_trees_that_are_none():
         ],
         "initial_state returns a list: expected a tensor": lambda u: [None, 3],
         "torch.int64": lambda u: {"z": torch.zeros(len(u), 8, dtype=torch.int64)},
+        r"initial_state returns \[None, 5\] beside its tensors, where initial_state had \[None, 400\]": lambda u: [u, len(u)],
+        "initial_state returns an object beside its tensors": lambda u: [u, object()],
     }
     for told, initial in cases.items():
         model = Overwriting().eval()
-        model.initial_state = initial
+        model.initial_state, model.f, model.head = initial, lambda z, u: z, lambda z: z[0]
         with pytest.raises(ValueError, match=told):
             srs.certify(model, torch.rand(8), **SETTINGS)
