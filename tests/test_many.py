@@ -286,7 +286,7 @@ def test_a_bad_image_is_named_and_rows_before_it_stay(model, out, told):
         (iter([IMAGES]), {"names": []}, "names has 0 files, none for image 0"),
         (PAIRS, {"classes": []}, "image 0 has the label 0: there are 0 classes"),
         (IMAGES, {"sigma": -1.0}, "sigma"),
-        (IMAGES, {"r": 9}, "r = 9.0 is out of range"),
+        (IMAGES, {"r": 9}, "r = 9 is out of range"),
         (IMAGES, {"sampler": srs.SerializedSampler()}, "is no DEQ, as this sampler needs one"),
         (IMAGES, {"output_key": "logits"}, "output_key = 'logits': the model's output is a Tensor without it"),
     ],
@@ -336,7 +336,7 @@ def test_any_callable_and_any_state_can_be_resumed(out):
         place = out.with_name(f"{number}.csv")
         _interrupt(classifier, place)
         settings = json.loads(Path(f"{place}.journal").read_text().splitlines()[0])
-        assert (settings["model"] is None) == (number == 1) and settings["n0"] == 100
+        assert ("<lambda>" in settings["model"]) == (number == 1) and settings["n0"] == 100
         srs.certify_many(classifier, PAIRS, out=place, **ASK)
     assert out.with_name("0.csv").read_bytes() == out.with_name("1.csv").read_bytes()
 
