@@ -54,7 +54,7 @@ class CheckedClassifier(Checked):
 
 class CheckedDEQ(Checked):
     """A DEQ (:class:`srs.deq.DEQ`) whose injection and state are one tensor each, whatever trees of tensors the model keeps
-    them in. ``starts`` are the model's amortized ones, if it has any. Its methods may overwrite what the model's are given:
+    them in. ``starts`` are the model's amortized ones, if it has any. The model's methods may overwrite what they are given:
     what is used again is kept from them."""
 
     def __init__(self, model, output_key=None, rows_checked: bool = True):
