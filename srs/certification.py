@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from srs import bounds
 from srs.casting import Casting, VoteTable
 from srs.deq import DEQ, is_deq
-from srs.interface import Checked, CheckedDEQ, device_of
+from srs.interface import Checked, device_of
 from srs.noise import NoisyCopies, audit_order
 from srs.sections import Section
 from srs.votes import MOST_ROWS, UNDECIDED, DirectSampler, Sampler, StandardSampler, Votes, require_sampler
@@ -372,7 +372,7 @@ def _certificate(top: int, n_a: int, counted: np.ndarray, p_a_lower: float, conf
 
 def default_sampler(model) -> Sampler:
     """What certifies a model where nothing is said: 30 Anderson steps for a DEQ, a forward pass for anything else."""
-    return StandardSampler() if isinstance(model, CheckedDEQ) or is_deq(model) else DirectSampler()
+    return StandardSampler() if is_deq(model) else DirectSampler()
 
 
 def looked_at(model, sampler: Sampler | None, output_key) -> tuple[Sampler, Checked]:

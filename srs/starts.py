@@ -105,9 +105,10 @@ def held_out(
     the reference's, with its paired 95 % interval over the images (``lower``, ``upper``; normal approximation). Steps and
     starts are chosen by this, before any test image is seen.
     """
+    device = device_of(model, images.images(np.array([0])))
     truth, found = np.repeat(images.labels, copies), {}
     draws = [np.arange(copies)] * len(images)
-    noisy = [NoisyCopies(images.images(np.array([i]))[0].to(_device(model)), i, sigma, _HELD_OUT) for i in range(len(images))]
+    noisy = [NoisyCopies(images.images(np.array([i]))[0].to(device), i, sigma, _HELD_OUT) for i in range(len(images))]
     for name, sampler in {"": reference, **samplers}.items():
         cast = sampler.sample_many(model, noisy, draws, _AT_ONCE)
         found[name] = np.concatenate([v.classes for v in cast]), np.concatenate([v.evaluations for v in cast])
@@ -123,7 +124,8 @@ def held_out(
 
 def _is_linear(model: CheckedDEQ, images: Images | Tensor, config: StartSettings, shapes) -> bool:
     """Whether the map is ridge regression, by the size of an injection. Raises ValueError where it cannot be convolutional."""
-    inputs = model.inject(_some(images, np.array([0])).to(_device(model)))[0].numel()
+    first = _some(images, np.array([0]))
+    inputs = model.inject(first.to(device_of(model, first)))[0].numel()
     if config.map == "ridge" or (config.map == "auto" and inputs <= config.ridge_inputs):
         return True
     if shapes is None:
@@ -141,7 +143,7 @@ def _some(images: Images | Tensor, rows: np.ndarray) -> Tensor:
 @torch.no_grad()
 def _fixed_points(model: CheckedDEQ, images: Images | Tensor, sigma: float, config: StartSettings) -> tuple[Tensor, Tensor]:
     """Injections and states of noisy training images, row by row; rows that are not finite are left out."""
-    device = _device(model)
+    device = device_of(model, _some(images, np.array([0])))
     generator = torch.Generator().manual_seed(config.seed)
     order = np.resize(np.random.default_rng(config.seed).permutation(len(images)), config.points)
     injections, states = [], []
@@ -191,7 +193,3 @@ def _fit_convolutions(injections: Tensor, states: Tensor, shapes, config: StartS
                 schedule.step()
                 bar.update()
     return start
-
-
-def _device(model) -> torch.device:
-    return device_of(model, torch.empty(0))
