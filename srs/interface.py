@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from srs.deq import METHODS, is_deq, require_evaluation_mode
 from srs.solvers import Unspoiled
 
-LOOKED_AT = 5  # rows of a certificate whose independence is looked at
+LOOKED_AT = 3  # rows of a certificate whose independence is looked at
 
 
 class Checked:
@@ -194,7 +194,7 @@ def require_independent_rows(
     """Whether the rows of a batch do not depend on one another, as far as a few of them show.
 
     ``logits`` (B, C) of a batch, and how far apart they must be for a vote, ``least`` (B,); ``again(rows)`` computes those of
-    some rows anew, from their images on, and says how many evaluations of f that took. Up to five of the rows ``usable`` are
+    some rows anew, from their images on, and says how many evaluations of f that took. Up to three of the rows ``usable`` are
     computed in another order, behind the ``company`` of further rows, if any; the same once more; and one alone. Returns the
     evaluations spent. Detection, not proof.
 
