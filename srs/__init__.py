@@ -3,21 +3,21 @@
 import importlib
 
 _HOMES = {
-    "ABSTAIN": "certification",
-    "Certificate": "certification",
-    "certify": "certification",
-    "certify_at": "sequential",
+    "ABSTAIN": "certificates.certify",
+    "Certificate": "certificates.certify",
+    "certify": "certificates.certify",
+    "certify_at": "certificates.at_radius",
     "certify_many": "many",
-    "predict": "certification",
-    "DEQ": "deq",
+    "predict": "certificates.certify",
+    "DEQ": "deq.definition",
     "fit_starts": "starts",
     "load": "checkpoints",
-    "Solver": "solvers",
-    "solve": "solvers",
-    "DirectSampler": "votes",
-    "ReleasedSampler": "votes",
-    "SerializedSampler": "votes",
-    "StandardSampler": "votes",
+    "Solver": "deq.solvers",
+    "solve": "deq.solvers",
+    "DirectSampler": "votes.samplers",
+    "ReleasedSampler": "votes.samplers",
+    "SerializedSampler": "votes.samplers",
+    "StandardSampler": "votes.samplers",
 }
 __all__ = sorted(_HOMES)
 

@@ -8,6 +8,7 @@ row for each picture, also of whole folders, and prints a summary. A run that wa
 """
 
 import argparse
+import importlib.util
 import sys
 import time
 from dataclasses import dataclass
@@ -16,18 +17,20 @@ from typing import get_args
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from pydantic import ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from srs import bounds, checkpoints, figures, machine, pictures
-from srs.certification import ABSTAIN, Certificate, Certification, noisy_copies, selected_class, standard_certificate
+from srs import checkpoints
+from srs.certificates import bounds
+from srs.certificates.at_radius import RadiusCertificate, certify_at
+from srs.certificates.certify import ABSTAIN, Certificate, CertifySettings, noisy_copies, selected_class, standard_certificate
+from srs.common import machine
+from srs.common.settings import faults
+from srs.data import pictures
 from srs.many import Format, certify_many, require_place
-from srs.noise import NoisyCopies
-from srs.sections import faults
-from srs.sequential import Settlement, certify_at
-from srs.votes import UNDECIDED, Votes, batches
+from srs.votes.noise import NoisyCopies
+from srs.votes.samplers import UNDECIDED, Votes, batches
 
 DEFAULT = "mdeq-small-cifar10-0.50"
 _COPIES = 4  # noisy copies in the figure
@@ -40,7 +43,7 @@ class Answer:
 
     card: checkpoints.Card
     copies: NoisyCopies
-    found: Certificate | Settlement
+    found: Certificate | RadiusCertificate
     named: str
     tally: dict[str, int]
 
@@ -81,10 +84,10 @@ class Answer:
 def ask(model: nn.Module, image: Tensor, radius: float | None = None, **settings) -> Answer:
     """Certify ``image`` (C, H, W) with a shipped model, votes behind a progress bar; at one ``radius`` alone, if given.
 
-    ``settings`` are fields of :class:`srs.certification.Certification`; raises as :func:`srs.certify` does.
+    ``settings`` are fields of :class:`srs.certificates.certify.CertifySettings`; raises as :func:`srs.certify` does.
     """
     card: checkpoints.Card = model.card
-    config = Certification(sigma=card.sigma, **settings)
+    config = CertifySettings(sigma=card.sigma, **settings)
     copies = noisy_copies(model, image, 0, config)
     classes = [*card.classes, "no class"]  # ABSTAIN is -1
     if radius is not None:
@@ -103,7 +106,7 @@ def ask(model: nn.Module, image: Tensor, radius: float | None = None, **settings
 
 
 def read_picture(path: Path, card: checkpoints.Card) -> Tensor:
-    """The central square of a picture at the model's size, as :func:`srs.pictures.decode` has it: (C, H, W) in [0, 1].
+    """The central square of a picture at the model's size, as :func:`srs.data.pictures.decode` has it: (C, H, W) in [0, 1].
 
     Raises ValueError that names the file for what cannot be read, and for pixels of more than 8 bits a channel.
     """
@@ -112,9 +115,10 @@ def read_picture(path: Path, card: checkpoints.Card) -> Tensor:
     return torch.from_numpy(pictures.decode(pictures.content(path, told), told, card.channels, size, size)).float() / 255
 
 
-def draw(answer: Answer) -> Figure:
-    """The picture as the model sees it, noisy copies (clipped to be shown), and the votes."""
-    figures.set_style()
+def draw(answer: Answer, path: Path) -> None:
+    """Write a figure: the picture as the model sees it, noisy copies (clipped to be shown), and the votes."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1.3])
     noisy = [answer.copies.image[None], answer.copies(np.arange(_COPIES))]
@@ -129,9 +133,10 @@ def draw(answer: Answer) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("votes")
     axes.margins(x=0.1)
-    axes.grid(False, axis="y")
+    axes.grid(axis="x", color="0.8")
+    axes.set_axisbelow(True)
     below.suptitle(answer.headline, fontsize=11)
-    return figure
+    figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
 class _Pictures:
@@ -187,7 +192,7 @@ def answer_each(given: argparse.Namespace) -> None:
         print(f"{answer}\n{time.perf_counter() - began:.0f} seconds on {machine.describe(device)['hardware']}")
         began = time.perf_counter()
         if given.figure is not None:
-            draw(answer).savefig(given.figure, dpi=150)
+            draw(answer, given.figure)
 
 
 def write_rows(given: argparse.Namespace) -> None:
@@ -230,6 +235,8 @@ def _require_figure(figure: Path, given: list[Path]) -> None:
         raise ValueError(f"{told} is for one picture: {len(given)} were given")
     if figure.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise ValueError(f"{told} must end in .png, .pdf or .svg")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(f"{told} needs matplotlib, which is not installed: pip install matplotlib")
     require_place(figure, "--figure")
     if figure.resolve() == given[0].resolve():
         raise ValueError(f"{told} is the picture itself: name another file")
@@ -245,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="PICTURE",
         help="an image file, whose central square counts, on white where it is transparent; with --out also a folder of such",
     )
-    certify.add_argument("--model", default=DEFAULT, help="a folder of checkpoints/ (default: %(default)s)")
+    certify.add_argument("--model", default=DEFAULT, help="the name of a shipped model (default: %(default)s)")
     certify.add_argument("--radius", type=float, help="ask for this l2 radius alone: takes fewer votes")
     certify.add_argument("--n", type=int, default=10_000, help="most votes that are counted (default: %(default)s)")
     certify.add_argument("--alpha", type=float, default=0.001, help="probability of a false promise (default: %(default)s)")

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from srs import bounds
-from srs.certification import ABSTAIN, Certificate, Certification, certify, default_sampler, require_image
-from srs.deq import DEQ
-from srs.journal import Journal, fingerprint
-from srs.sequential import Settlement, certify_at
-from srs.votes import Sampler, require_sampler
+from srs.certificates import bounds
+from srs.certificates.at_radius import RadiusCertificate, certify_at
+from srs.certificates.certify import ABSTAIN, Certificate, CertifySettings, certify, default_sampler, require_image
+from srs.common.resume import Journal, fingerprint
+from srs.deq.definition import DEQ
+from srs.votes.samplers import Sampler, require_sampler
 
 Format = Literal["csv", "cohen"]
 BLOCK = 16  # images that the test at one radius interleaves
@@ -41,7 +41,7 @@ class Certified:
     """What was found about images 0, 1, 2, ...: their certificates (at one radius: settlements), and their ``labels``, None
     where there is none."""
 
-    certificates: list[Certificate | Settlement]
+    certificates: list[Certificate | RadiusCertificate]
     labels: list[int | None]
 
     def accuracy(self, r: float) -> tuple[float, float, float]:
@@ -53,7 +53,7 @@ class Certified:
         if not pairs:
             raise ValueError("accuracy needs labels: no image has one")
         first = self.certificates[0]
-        if isinstance(first, Settlement) and r != first.r:
+        if isinstance(first, RadiusCertificate) and r != first.r:
             raise ValueError(f"r = {r} was not tested: ask for {first.r}")
         right = sum(found.prediction == label and _radius(found) >= r for found, label in pairs)
         return right / len(pairs), *bounds.clopper_pearson_interval(right, len(pairs), 0.05)
@@ -61,7 +61,7 @@ class Certified:
     @property
     def _radii(self) -> Iterable[float]:
         first = self.certificates[0]
-        if isinstance(first, Settlement):
+        if isinstance(first, RadiusCertificate):
             return [first.r]
         return itertools.takewhile(lambda r: r == 0 or self.accuracy(r)[0], (k * first.sigma / 2 for k in itertools.count()))
 
@@ -110,14 +110,14 @@ def certify_many(
     run that is gone on with (of a model that is no module, its name is all that is known), and, by its number, for an image
     that cannot be used; as :func:`srs.certify` does, besides.
     """
-    config = Certification(sigma=sigma, **settings)
+    config = CertifySettings(sigma=sigma, **settings)
     if format not in get_args(Format):
         raise ValueError(f"format = {format!r} is unknown: choose one of {', '.join(get_args(Format))}")
     sampler = default_sampler(model) if sampler is None else sampler
     require_sampler("sampler", sampler)
     if reference is not None:
         require_sampler("reference", reference)
-    sheet = _Sheet(Path(out), format, Certificate if r is None else Settlement, names is not None, classes)
+    sheet = _Sheet(Path(out), format, Certificate if r is None else RadiusCertificate, names is not None, classes)
     require_place(sheet.out, "out")
     work = {
         "r": r,
@@ -132,7 +132,7 @@ def certify_many(
     }
     ask = {"sigma": sigma, "sampler": sampler, "output_key": output_key, **settings}
 
-    def find(images: list[Tensor], numbers: list[int]) -> list[Certificate | Settlement]:
+    def find(images: list[Tensor], numbers: list[int]) -> list[Certificate | RadiusCertificate]:
         if r is not None:
             return certify_at(model, images, r, indices=numbers, **ask)
         return [certify(model, image, reference=reference, index=index, **ask) for image, index in zip(images, numbers)]
@@ -336,7 +336,7 @@ def _differing(there: dict, now: dict) -> str:
     return "; ".join(f"{name} = {there.get(name)!r} there, {now.get(name)!r} now" for name in names)
 
 
-def _radius(found: Certificate | Settlement) -> float:
+def _radius(found: Certificate | RadiusCertificate) -> float:
     if isinstance(found, Certificate):
         return found.radius
     return found.r if found.outcome == "certified" else 0.0
@@ -348,7 +348,7 @@ class _Sheet:
 
     out: Path
     format: Format
-    kind: type[Certificate] | type[Settlement]
+    kind: type[Certificate] | type[RadiusCertificate]
     files: bool
     classes: Sequence[str] | None
 
@@ -360,7 +360,7 @@ class _Sheet:
         named = ["named"] * (self.classes is not None)
         return ["index", *["file"] * self.files, "label", "prediction", *named, "radius", "correct", *rest]
 
-    def found(self, entry: dict) -> Certificate | Settlement:
+    def found(self, entry: dict) -> Certificate | RadiusCertificate:
         return self.kind(**entry["found"])
 
     def begin(self, entries: list[dict]) -> None:

@@ -8,20 +8,18 @@ convolutional network in the resolutions of the model.
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from srs.data import Images
-from srs.deq import DEQ
-from srs.interface import CheckedDEQ, checked, device_of
+from srs.common.settings import Section
+from srs.data.datasets import Images
+from srs.deq.definition import DEQ
+from srs.deq.interface import CheckedDEQ, checked, device_of
+from srs.deq.solvers import Solver, solve
 from srs.models.starts import WIDTH, ConvolutionalStart, MeanStart, RidgeStart
-from srs.noise import NoisyCopies
-from srs.sections import Section
-from srs.solvers import Solver, solve
-from srs.votes import StandardSampler, batches
+from srs.votes.samplers import batches
 
 _AT_ONCE = 800  # rows of a compute batch
 _HELD_OUT = (1 << 63) + (1 << 62)  # a seed apart from those of certification and of training's evaluation
@@ -48,26 +46,6 @@ class StartSettings(Section):
     seed: int = Field(0, ge=0, lt=1 << 63)
 
 
-class Starts(StartSettings):
-    """:class:`StartSettings`, and among which rows the one to deploy is chosen: the ``candidates``, on ``copies`` noisy copies
-    of each held-out image; by :func:`choose`, it may have a noisy accuracy lower than the reference's by ``loss``.
-    ``threads``: as in Training."""
-
-    candidates: dict[str, StandardSampler] = Field(min_length=1)
-    copies: int = Field(20, ge=1)
-    loss: float = Field(0.02, ge=0, lt=1)
-    threads: int | None = Field(None, ge=1)
-
-
-def choose(found: pd.DataFrame, loss: float) -> str:
-    """Of the rows of :func:`held_out`: the one with fewest evaluations of f, and of those the most accurate, whose noisy
-    accuracy is lower than the reference's by at most ``loss`` (0.02: two points); the most accurate one where all lose more."""
-    good = found[found["difference"] >= -loss]
-    if good.empty:
-        good = found.nlargest(1, "accuracy")
-    return good.sort_values(["evaluations", "accuracy"], ascending=[True, False])["row"].iloc[0]
-
-
 def fit_starts(model: DEQ, images: Images | Tensor, sigma: float, config: StartSettings | None = None) -> nn.ModuleDict:
     """The starts ``mean`` and ``learned`` of a trained model, on its device, in evaluation mode; ``model.starts`` is where
     samplers look for them. ``images``: training images, never those that will be certified; a tensor is (n, C, H, W), pixels
@@ -89,37 +67,6 @@ def fit_starts(model: DEQ, images: Images | Tensor, sigma: float, config: StartS
     else:
         learned = _fit_convolutions(injections, states, shapes, config)
     return nn.ModuleDict({"mean": mean, "learned": learned}).to(injections.device).eval()
-
-
-def held_out(
-    model: DEQ,
-    images: Images,
-    sigma: float,
-    samplers: dict[str, StandardSampler],
-    reference: StandardSampler,
-    copies: int,
-) -> pd.DataFrame:
-    """What each of ``samplers`` is worth on ``copies`` noisy copies of each held-out image, one line each.
-
-    Noisy ``accuracy``, ``agreement`` with the reference's class, mean ``evaluations`` of f; ``difference`` of its accuracy and
-    the reference's, with its paired 95 % interval over the images (``lower``, ``upper``; normal approximation). Steps and
-    starts are chosen by this, before any test image is seen.
-    """
-    device = device_of(model, images.images(np.array([0])))
-    truth, found = np.repeat(images.labels, copies), {}
-    draws = [np.arange(copies)] * len(images)
-    noisy = [NoisyCopies(images.images(np.array([i]))[0].to(device), i, sigma, _HELD_OUT) for i in range(len(images))]
-    for name, sampler in {"": reference, **samplers}.items():
-        cast = sampler.sample_many(model, noisy, draws, _AT_ONCE)
-        found[name] = np.concatenate([v.classes for v in cast]), np.concatenate([v.evaluations for v in cast])
-    known, rows = found.pop("")[0], []
-    for name, (classes, evaluations) in found.items():
-        gain = (classes == truth).astype(float) - (known == truth)
-        gain = gain.reshape(len(images), copies).mean(axis=1)  # copies of one image are no independent evidence
-        half = 1.96 * gain.std() / np.sqrt(len(gain))
-        row = {"accuracy": (classes == truth).mean(), "agreement": (classes == known).mean(), "evaluations": evaluations.mean()}
-        rows.append({"row": name, **row, "difference": gain.mean(), "lower": gain.mean() - half, "upper": gain.mean() + half})
-    return pd.DataFrame(rows)
 
 
 def _is_linear(model: CheckedDEQ, images: Images | Tensor, config: StartSettings, shapes) -> bool:

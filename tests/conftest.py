@@ -1,6 +1,7 @@
 """What tests share: a DEQ with known answers, data, and one small trained MDEQ."""
 
 import copy
+import os
 import signal
 import subprocess
 import time
@@ -8,12 +9,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from hypothesis import Phase, settings
 
 from srs import models
-from srs.data import DataConfig, Dataset, Part, prepare
+from srs.data.datasets import DataConfig, Dataset, Part, prepare
 from srs.models.starts import MeanStart, RidgeStart
-from srs.training import Training, train
-from srs.zoo import LinearDEQ
+from srs.training.train import Training, train
+from study.known_answers import LinearDEQ
 
 
 @pytest.fixture
@@ -73,9 +75,9 @@ def wait_until(condition, seconds: float = 120) -> None:
         time.sleep(0.005)
 
 
-def kill_when(condition, command: list[str]) -> None:
+def kill_when(condition, command: list[str], **given) -> None:
     """Run ``command`` and kill it with SIGKILL once ``condition`` holds."""
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **given)
     wait_until(lambda: condition() or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -84,3 +86,9 @@ def kill_when(condition, command: list[str]) -> None:
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+settings.register_profile("ci", max_examples=80, derandomize=True, deadline=None)
+settings.register_profile("long", max_examples=10_000, deadline=None)
+settings.register_profile("mutants", max_examples=25, derandomize=True, deadline=None, phases=[Phase.generate])
+settings.load_profile(os.getenv("HYPOTHESIS_PROFILE", "ci"))

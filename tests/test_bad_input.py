@@ -4,7 +4,6 @@ A case is ``(id, call, words)``: ``call`` takes a folder of its own and must rai
 with a message that has all of the words. Append cases to CASES.
 """
 
-import re
 import time
 from pathlib import Path
 from typing import Literal
@@ -14,22 +13,24 @@ import pytest
 import torch
 
 import srs
-from srs import params
-from srs.arithmetic import Arithmetic
-from srs.attacks import Attack
-from srs.bench import Bench
-from srs.casting import Casting, Group
-from srs.certification import Assurance, Certification
-from srs.coverage import Coverage
-from srs.data import DataConfig
+from srs.certificates.certify import CertifySettings, Confidence
+from srs.common.settings import Section
+from srs.data.datasets import DataConfig
+from srs.deq.solvers import Solver
 from srs.models.mdeq import MDEQConfig
 from srs.models.resnet import ResNetConfig
-from srs.sections import Section
-from srs.solvers import Solver
 from srs.starts import StartSettings
-from srs.training import Adversary, Training
-from srs.votes import ReleasedSampler, SerializedSampler, StandardSampler
-from srs.zoo import LinearDEQ
+from srs.training.train import Adversary, Training
+from srs.votes.samplers import ReleasedSampler, SerializedSampler, StandardSampler
+from study import params
+from study.arithmetic import Arithmetic
+from study.common.engine import Machine
+from study.common.runs import Run
+from study.coverage import Coverage
+from study.known_answers import LinearDEQ
+from study.robustness import Attack
+from study.speed import Bench
+from study.votes.plan import Draws, Voting
 
 SECONDS = 2
 
@@ -42,10 +43,7 @@ class Mixed(Section):
     shares: dict[str, tuple[int, float] | None] = {}
 
 
-WHOLE = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
-#: params.yaml with the smallest profile alone.
-TEXT = re.sub(r"\n  # The default: .*", "\nactive: *smoke\n", WHOLE, flags=re.S)
-ROWS = {"A": {"kind": "standard"}}
+TEXT = (Path(__file__).parent.parent / "profiles" / "smoke.yaml").read_text(encoding="utf-8")
 
 
 def _edited(*edits):
@@ -72,14 +70,6 @@ def _of(section, **values):
     return lambda folder: section(**values)
 
 
-def _casting(**values):
-    return _of(Casting, **{"sigma": 0.5, "images": 2, "groups": {"main": {"images": 2, "n": 50, "samplers": ROWS}}} | values)
-
-
-def _renamed(old, new):
-    return _edited((f"      {old}:\n", f"      {new}:\n"))
-
-
 ONE, NUMBER, WANTED = "greater than or equal to 1", "a number is wanted", "a whole number is wanted"
 
 FILE = [
@@ -97,19 +87,15 @@ FILE = [
     ("deeply nested", _holding(b"[" * 3000), ["is not valid YAML"]),
     ("deep, but closed", _holding(b"a: " + b"[" * 3000 + b"]" * 3000), ["nested too deeply"]),
     ("two documents", _holding(b"a: 1\n---\nb: 2\n"), ["is not valid YAML", "single document"]),
-    ("unknown anchor", _edited(("active: *smoke", "active: *smoky")), ["is not valid YAML: found undefined alias", "column 9"]),
+    ("unknown anchor", _edited(("alpha: 0.001", "alpha: *level")), ["is not valid YAML: found undefined alias", "column 23"]),
     ("contains itself", _holding(b"samplers: &a [*a]"), ["samplers: Input should be a valid dictionary"]),
-    ("name twice", _edited(("    name: smoke\n", "    name: smoke\n    name: again\n")), ["YAML 1.2", "duplicate key", "name"]),
-    ("wrong whole", _holding(b"samplers: {}"), ["profiles: Field required"]),
+    ("name twice", _edited(("name: smoke\n", "name: smoke\nname: again\n")), ["YAML 1.2", "duplicate key", "name"]),
+    ("wrong whole", _holding(b"samplers: {}"), ["runs: Field required"]),
 ]
 
 #: Values that YAML 1.1 and 1.2 read differently.
 READINGS = [
-    (
-        f"YAML: {value}",
-        _edited(("epochs: 2,", f"epochs: {value},")),
-        ["profiles.smoke.experiments.small-050.training.epochs", *read],
-    )
+    (f"YAML: {value}", _edited(("{epochs: 2,", f"{{epochs: {value},")), ["training.tiny.epochs", *read])
     for value, read in {
         "5e-1": ["'5e-1' in YAML 1.1", "0.5 in 1.2", "0.5 for 5e-1"],
         "1e4": ["'1e4' in YAML 1.1", "10000.0 in 1.2"],
@@ -119,26 +105,13 @@ READINGS = [
         "on": ["True in YAML 1.1", "'on' in 1.2"],
     }.items()
 ] + [
-    (
-        "YAML: 12:30:45",
-        _edited(("images: 4\n", "images: 12:30:45\n")),
-        ["votes.images is 45045 in YAML 1.1", "'12:30:45' in 1.2"],
-    ),
-    ("YAML: a name", _edited(("  small-025:\n", "  yes:\n")), ["a name in profiles.smoke.experiments is True", "'yes' in 1.2"]),
-    (
-        "YAML: text",
-        _edited(("stands_for: CIFAR-10", "stands_for: no")),
-        ["report.data.digits.stands_for is False", "'no' in 1.2"],
-    ),
+    ("YAML: 12:30:45", _edited(("n0: 100\n", "n0: 12:30:45\n")), ["votes.n0 is 45045 in YAML 1.1", "'12:30:45' in 1.2"]),
+    ("YAML: a name", _edited(("  small-025: {model", "  yes: {model")), ["a name in runs is True", "'yes' in 1.2"]),
+    ("YAML: text", _edited(("digits: CIFAR-10", "digits: no")), ["report.stands_for.digits is False", "'no' in 1.2"]),
 ]
 
 NAMES = [
-    (
-        f"name: {kind} {new}",
-        _renamed(old, new),
-        [f"profiles.smoke.{kind}.{shown}: the name {shown!r} must have letters, digits"],
-    )
-    for kind, old in {"experiments": "small-025", "variants": "small-050-tuned"}.items()
+    (f"name: run {new}", _edited(("  small-025: {model", f"  {new}: {{model")), [f"runs.{shown}: the name {shown!r} must have"])
     for new, shown in {
         "small-0.25": "small-0.25",
         "small 025": "small 025",
@@ -152,64 +125,48 @@ NAMES = [
         r'"a\n"': "a\n",
     }.items()
 ] + [
-    (
-        "name: data",
-        _edited(("      mnist: {name", "      m.nist: {name"), ("data: mnist", "data: m.nist")),
-        ["'m.nist' must have"],
-    ),
-    (
-        "name: attack",
-        _edited(("  small: {experiment", "  sm all: {experiment")),
-        ["attacks.sm all: the name 'sm all' must have"],
-    ),
+    ("name: data", _edited(("  mnist: {name", "  m.nist: {name"), ("data: mnist", "data: m.nist")), ["'m.nist' must have"]),
     ("name: past", _edited(("past: {small-050:", "past: {small;050:")), ["report.past.small;050", "'small;050' must have"]),
-    ("name: page", _edited(("- 22_record", "- 22 record")), ["pages.11: the name '22 record' must have"]),
-    ("name: a number", _edited(("      small-025:\n", "      25:\n")), ["experiments.25", "valid string"]),
-    ("name: profile", _edited(("name: smoke", "name: ../up")), ["profiles.smoke.name: the name '../up' must have"]),
-    (
-        "name: taken",
-        _edited(("name: smoke", "name: notebooks")),
-        ["profiles.smoke.name: runs/notebooks is no folder of a profile"],
-    ),
+    ("name: page", _edited(("22_record]", "22 record]")), ["pages.everything.2: the name '22 record' must have"]),
+    ("name: a number", _edited(("  small-025: {model", "  25: {model")), ["runs.25", "valid string"]),
+    ("name: profile", _edited(("name: smoke", "name: ../up")), ["name: the name '../up' must have"]),
+    ("name: taken", _edited(("name: smoke", "name: notebooks")), ["name: runs/notebooks is no folder of a profile"]),
 ]
 
 PARAMETERS = [
-    ("misspelt", _edited(("epochs: 2,", "epoch: 2,")), ["training.epoch: no such parameter; did you mean epochs"]),
+    ("misspelt", _edited(("points: 200", "point: 200")), ["starts.point: no such parameter; did you mean points"]),
+    ("misspelt schedule", _edited(("{epochs: 2,", "{epoch: 2,")), ["training.tiny.epoch: Extra inputs are not permitted"]),
     (
         "truth for a number",
-        _edited(("votes: {sigma: 0.5, images: 4,", "votes: {sigma: true, images: 4,")),
-        ["votes.sigma", NUMBER],
+        _edited(("small-025: {model: tiny, sigma: 0.25", "small-025: {model: tiny, sigma: true")),
+        ["sigma", NUMBER],
     ),
     ("text for a number", _edited(("runs: 40", 'runs: "40"')), ["coverage.runs: a whole number is wanted, not text: write 40"]),
-    (
-        "number for text",
-        _edited(("preset: mdeq-tiny}", "preset: 5}")),
-        ["model.preset: Input should be a valid string (got 5)"],
-    ),
+    ("number for text", _edited(("preset: mdeq-tiny}", "preset: 5}")), ["preset: Input should be a valid string (got 5)"]),
     ("fraction", _edited(("points: 200", "points: 200.5")), ["starts.points: a whole number is wanted (got 200.5)"]),
     ("nothing", _edited(("points: 200", "points: null")), ["starts.points", "valid integer"]),
     ("a list for a number", _edited(("points: 200", "points: [200]")), ["starts.points", "valid integer"]),
     ("NaN", _edited(("alpha: 0.001", "alpha: .nan")), ["certificates.alpha", "nan"]),
-    ("infinity", _edited(("radii: [0.25, 0.5]", "radii: [0.25, .inf]")), ["attacks.small.radii.1", "finite"]),
+    ("infinity", _edited(("radii: [0.25, 0.5]", "radii: [0.25, .inf]")), ["robustness.radii.1", "finite"]),
     (
         "truth in a list",
         _edited(("mismatch: [0, 0.02]", "mismatch: [0, true]")),
         ["coverage.mismatch.1: a number", "(got True)"],
     ),
     ("negative", _edited(("repeats: 1", "repeats: -1")), ["speed.repeats", ONE, "(got -1)"]),
-    ("unknown data", _edited(("data: mnist", "data: minst")), ["model.data = 'minst' is unknown: choose one of digits, mnist"]),
-    ("unknown experiment", _edited(("resnet: resnet-050", "resnet: vgg")), ["report.resnet = 'vgg' is unknown: choose one of"]),
+    ("unknown data", _edited(("data: mnist", "data: minst")), ["data = 'minst' is unknown: choose one of digits, mnist"]),
+    ("unknown run", _edited(("resnet: resnet-050", "resnet: vgg")), ["report.resnet = 'vgg' is unknown: choose one of"]),
     (
         "unknown method",
-        _edited(("method: anderson, steps: 30}", "method: newton, steps: 30}")),
+        _edited(("anderson, steps: 30, stop: rel", "newton, steps: 30, stop: rel")),
         ["solver.method", "'anderson'"],
     ),
-    ("override", _edited(("{depth: 8}", "{depht: 8}")), ["model: overrides.depht: Extra inputs are not permitted (got 8)"]),
     (
-        "override by text",
-        _edited(("{depth: 8}", '{depth: "8"}')),
-        ["overrides.depth: a whole number is wanted, not text: write 8"],
+        "override",
+        _edited(("{depth: 8}", "{depht: 8}")),
+        ["models.resnet.overrides.depht: Extra inputs are not permitted (got 8)"],
     ),
+    ("override by text", _edited(("{depth: 8}", '{depth: "8"}')), ["depth: a whole number is wanted, not text: write 8"]),
     (
         "override of the preset",
         _edited(("{depth: 8}", "{preset: a}")),
@@ -244,7 +201,6 @@ SECTIONS = [
     ("Training: truth", _of(Training, sigma=True), ["sigma", NUMBER]),
     ("Training: batch", _of(Training, batch_size=1), ["batch_size", "greater than or equal to 2"]),
     ("Training: nested", _of(Training, forward={"steps": "3"}), ["forward.steps", WANTED]),
-    ("Training: optional", _of(Training, threads=True), ["threads", WANTED]),
     ("Training: infinity", _of(Training, learning_rate=np.inf), ["learning_rate", "finite"]),
     ("Training: seed", _of(Training, seed=1 << 63), ["seed", "less than 9223372036854775808"]),
     ("Training: optimizer", _of(Training, optimizer="lion"), ["optimizer", "'adam' or 'sgd'"]),
@@ -255,23 +211,24 @@ SECTIONS = [
     ("DataConfig: size", _of(DataConfig, image_size="32"), ["image_size", "write 32"]),
     ("DataConfig: negative", _of(DataConfig, crop_padding=-1), ["crop_padding", "greater than or equal to 0"]),
     ("DataConfig: name", _of(DataConfig, name="letters"), ["name", "'digits', 'mnist', 'cifar10' or 'folder'"]),
-    ("Casting: truth", _casting(sigma=True), ["sigma", NUMBER]),
-    ("Casting: zero", _casting(sigma=0), ["sigma", "greater than 0"]),
-    ("Casting: group", _casting(groups={"main": {"images": "2", "n": 9, "samplers": ROWS}}), ["groups.main.images", "write 2"]),
-    ("Casting: row", _casting(reference={"kind": "direct"}), ["reference.kind", "'standard'"]),
-    ("Group: empty", _of(Group, images=1, n=1, samplers={}), ["samplers", "at least 1 item"]),
-    ("Group: kind", _of(Group, images=1, n=1, samplers={"A": {"kind": "fast"}}), ["samplers.A", "'fast'", "'serialized'"]),
-    ("Group: negative", _of(Group, images=1, n=-5, samplers=ROWS), ["n", ONE]),
+    ("Run: truth", _of(Run, model="m", sigma=True), ["sigma", NUMBER]),
+    ("Run: zero", _of(Run, model="m", sigma=0), ["sigma", "greater than 0"]),
+    ("Voting: text", _of(Voting, images={"digits": "2"}, groups={"a": ["b"]}), ["images.digits", "write 2"]),
+    ("Voting: no groups", _of(Voting, images={"digits": 2}, groups={}), ["groups", "at least 1 item"]),
+    ("Draws: text", _of(Draws, images="2", n=9), ["images", "write 2"]),
+    ("Draws: negative", _of(Draws, images=1, n=-5), ["n", ONE]),
+    ("Machine: optional", _of(Machine, threads=True), ["threads", WANTED]),
+    ("Machine: zero", _of(Machine, checkpoint_seconds=0), ["checkpoint_seconds", "greater than 0"]),
     ("StandardSampler", _of(StandardSampler, start="zero"), ["start", "'initial', 'mean' or 'learned'"]),
     ("SerializedSampler", _of(SerializedSampler, restart=1.5), ["restart", WANTED]),
     ("StartSettings: text", _of(StartSettings, points="many"), ["points", "a whole number is wanted, not text"]),
     ("StartSettings: loss", _of(StartSettings, learning_rate=0), ["learning_rate", "greater than 0"]),
     ("Attack: negative", _of(Attack, samples=-1), ["samples", "greater than or equal to 0"]),
     ("Attack: a list", _of(Attack, step_size=[0.1]), ["step_size", "valid number"]),
-    ("Assurance", _of(Assurance, alpha="1e-3"), ["alpha", "write 0.001"]),
-    ("Certification: audit draw", _of(Certification, audit_draw="last"), ["audit_draw", "'random' or 'first_batch'"]),
+    ("Confidence", _of(Confidence, alpha="1e-3"), ["alpha", "write 0.001"]),
+    ("CertifySettings: audit draw", _of(CertifySettings, audit_draw="last"), ["audit_draw", "'random' or 'first_batch'"]),
     ("Coverage: a list", _of(Coverage, alphas=[0.05, "0.001"]), ["alphas.1", "write 0.001"]),
-    ("Arithmetic", _of(Arithmetic, experiment=5), ["experiment", "valid string"]),
+    ("Arithmetic", _of(Arithmetic, run=5), ["run", "valid string"]),
     ("Bench: a tuple", _of(Bench, sizes=(10, True)), ["sizes.1", WANTED]),
     (
         "MDEQConfig: a tuple",
@@ -401,8 +358,8 @@ def test_bad_input_is_refused_at_once_by_name(call, words, tmp_path):
         (Training, "seed", torch.tensor((1 << 53) + 1), (1 << 53) + 1),
         (Training, "sigma", np.float32(0.1), float(np.float32(0.1))),
         (Training, "sigma", 1, 1.0),
-        (Training, "threads", None, None),
-        (Certification, "n", 1e4, 10_000),
+        (Machine, "threads", None, None),
+        (CertifySettings, "n", 1e4, 10_000),
         (DataConfig, "flip", np.True_, True),
         (DataConfig, "name", np.str_("mnist"), "mnist"),
         (Bench, "sizes", [np.int64(10), 20.0], (10, 20)),

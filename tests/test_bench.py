@@ -6,10 +6,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from srs import bench
-from srs.bench import ONE_STEP, STANDARD, STOPPED, Bench
-from srs.interface import LOOKED_AT
+from srs.deq.interface import LOOKED_AT
 from srs.models import starts
+from study import speed as bench
+from study.common.layout import Layout
+from study.speed import ONE_STEP, STANDARD, STOPPED, Bench
 
 TINY = dict(levels=(0.25,), n=40, audit=40, images=2, repeats=2, engine_repeats=2, chains=10, batch_size=20, draws=30)
 TINY |= dict(sizes=(10, 20), batches=(5,), together=(1, 2))
@@ -145,8 +146,14 @@ def test_settings_out_of_range_are_refused(setting, message):
         Bench(**setting)
 
 
-def test_the_command_line_refuses_and_names_what_is_missing(tmp_path, capsys, few_digits):
-    folders = [f"--{name}={tmp_path / name}" for name in ("models", "starts", "data")]
+@pytest.fixture
+def layout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("name: p\n")
+    return Layout("p")
+
+
+def test_the_command_line_refuses_and_names_what_is_missing(layout, capsys, few_digits):
     for wrong, told in [
         (("--batch-size", "0", "--sizes", "10", "0"), "batch_size: Input should be greater than or equal to 1 (got 0)"),
         (("--batch-size", "0", "--sizes", "10", "0"), "sizes.1: Input should be greater than or equal to 1 (got 0)"),
@@ -155,30 +162,29 @@ def test_the_command_line_refuses_and_names_what_is_missing(tmp_path, capsys, fe
         (("--levels", "0.25", "nan"), "levels.1: Input should be a finite number (got nan)"),
     ]:
         with pytest.raises(SystemExit):
-            bench.main([*folders, *wrong])
+            bench.main(list(wrong))
         assert told in capsys.readouterr().err
     with pytest.raises(SystemExit, match="no data at .*digits.npz"):
-        bench.main(folders)
-    (tmp_path / "data").mkdir()
-    few_digits.save(tmp_path / "data" / "digits.npz")
+        bench.main([])
+    layout.data.mkdir(parents=True)
+    few_digits.save(layout.dataset("digits"))
     with pytest.raises(SystemExit, match="no checkpoint at .*small-025"):
-        bench.main(folders)
+        bench.main([])
 
 
-def test_one_run_from_models_to_tables(trained_state, started, digits, tmp_path, capsys):
-    folders = {name: tmp_path / name for name in ("models", "starts", "data", "out")}
-    for name in ("models", "starts"):
-        (folders[name] / "small-025").mkdir(parents=True)
-    folders["data"].mkdir()
-    torch.save({"model": trained_state}, folders["models"] / "small-025" / "model.pt")
-    torch.save(starts.state(started.starts), folders["starts"] / "small-025" / "starts.pt")
-    digits.save(folders["data"] / "digits.npz")
-    options = [f"--{name}={folder}" for name, folder in folders.items()]
+def test_one_run_from_models_to_tables(trained_state, started, digits, layout, capsys):
+    folders = {name: layout.runs / name / "small-025" for name in ("models", "starts")} | {"data": layout.data}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    torch.save({"model": trained_state}, folders["models"] / "model.pt")
+    torch.save(starts.state(started.starts), folders["starts"] / "starts.pt")
+    digits.save(layout.dataset("digits"))
+    out, options = layout.runs / "out", [f"--out={layout.runs / 'out'}"]
     for name, value in (TINY | {"images": 1, "repeats": 1, "engine_repeats": 1, "threads": torch.get_num_threads()}).items():
         options += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
     bench.main(options)
     printed = capsys.readouterr().out
-    assert (folders["out"] / "tables.md").read_text() == printed
+    assert (out / "tables.md").read_text() == printed
     for row in [
         *bench.methods(1),
         f"{bench.LAYER}, 32x32",
@@ -190,9 +196,9 @@ def test_one_run_from_models_to_tables(trained_state, started, digits, tmp_path,
     ]:
         assert f"| {row} |" in printed
     assert f"torch {torch.__version__}" in printed and "N = 40 draws" in printed
-    lines = {name: len(pd.read_csv(folders["out"] / f"{name}.csv")) for name in ("methods", "engine", "scaling", "memory")}
+    lines = {name: len(pd.read_csv(out / f"{name}.csv")) for name in ("methods", "engine", "scaling", "memory")}
     assert lines == {"methods": 8, "engine": 12, "scaling": 10, "memory": 2}
-    memory = pd.read_csv(folders["out"] / "memory.csv")
+    memory = pd.read_csv(out / "memory.csv")
     if sys.platform == "linux":
         grown = (memory["peak"] - memory["before"])[1]
         assert (memory["before"] > 50).all() and grown > 20 * 12 * 14_336 * 4 / 2**20  # Anderson's memory: 12 states a row

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from srs import bounds
+from srs.certificates import bounds
 
 ESTIMATORS = ("finite_population", "theorem_3_1", "released_code")
 
@@ -96,6 +96,18 @@ def test_the_hypergeometric_bound_equals_enumeration(alpha):
                 assert bounds.hypergeometric_upper(marked, sample, population, float(alpha)) == expected
 
 
+@pytest.mark.parametrize("population, sample, marked", [(30, 11, 2), (900, 360, 9), (20_000, 400, 3), (60_000, 200, 1)])
+def test_rounding_never_takes_a_marked_one_away(population, sample, marked):
+    """At the very level that a number of marked ones has, that number is still possible."""
+    for m in np.linspace(marked, population - (sample - marked), 9).astype(int).tolist():
+        ways = sum(math.comb(m, x) * math.comb(population - m, sample - x) for x in range(marked + 1))
+        exact = Fraction(ways, math.comb(population, sample))
+        level = float(exact)
+        level = level if level <= exact else math.nextafter(level, 0)
+        if 1e-150 <= level < 1:
+            assert bounds.hypergeometric_upper(marked, sample, population, level) >= m
+
+
 def test_the_split_gives_the_audit_its_share():
     found = bounds.finite_population(900, 1_000, 190, 200, 0.001, split=0.8)
     marked = bounds.hypergeometric_upper(10, 200, 900, 0.0008)
@@ -175,6 +187,8 @@ def test_smallest_audit_is_the_smallest():
         assert bounds.largest_radius(n, 0.001, 1.0, least, split=split) > 0
         assert bounds.largest_radius(n, 0.001, 1.0, least - 1, split=split) == 0
     assert bounds.smallest_audit(10, 0.001) is None
+    assert bounds.smallest_audit(11, 0.001) and bounds.smallest_audit(11, 0.001, split=0.9) is None
+    assert bounds.smallest_audit(100, 0.9, split=0.9) == 1
 
 
 def test_plans_are_the_best_of_their_kind():

@@ -5,11 +5,11 @@ from pydantic import ValidationError
 from scipy import stats
 
 import srs
-from srs import bounds
-from srs.certification import Certification, serialized_certificate, standard_certificate
-from srs.noise import NoisyCopies, audit_order
-from srs.votes import UNDECIDED, SerializedSampler, StandardSampler, Votes
-from srs.zoo import LinearDEQ
+from srs.certificates import bounds
+from srs.certificates.certify import CertifySettings, Confidence, serialized_certificate, standard_certificate
+from srs.votes.noise import NoisyCopies, audit_order
+from srs.votes.samplers import UNDECIDED, SerializedSampler, StandardSampler, Votes
+from study.known_answers import LinearDEQ
 
 SIGMA = 0.5
 
@@ -89,7 +89,7 @@ def test_the_audit_sees_a_sampler_that_repeats_its_first_answer(linear_deq):
     x = linear_deq.at_true_radius(0.05)  # the standard vote is close to a coin toss
     settings = dict(sigma=SIGMA, n=1_000, n0=100, alpha=0.001, audit=400)
     sampler = SerializedSampler(solver=srs.Solver(method="naive", steps=1), chains=1)
-    config = Certification(**settings)
+    config = CertifySettings(**settings)
     copies = NoisyCopies(x, 0, SIGMA, 0)
     votes = sampler.sample(Stuck().eval(), copies, config.draws(), 400)
     assert (votes.classes == votes.classes[0]).all()
@@ -106,12 +106,12 @@ def _votes(classes):
 
 def _audit(votes, truth, **settings):
     """The certificate of serialized votes whose true votes are known."""
-    config = Certification(**{"sigma": SIGMA, "n0": 4, "n": len(votes) - 4, "alpha": 0.05} | settings)
+    config = CertifySettings(**{"sigma": SIGMA, "n0": 4, "n": len(votes) - 4, "alpha": 0.05} | settings)
     return serialized_certificate(_votes(votes), _votes(truth).take, config, 0)[0]
 
 
 def test_counts_selection_and_undecided_votes():
-    config = Certification(sigma=SIGMA, n0=4, n=20, alpha=0.05, audit=5)
+    config = CertifySettings(sigma=SIGMA, n0=4, n=20, alpha=0.05, audit=5)
     votes = _votes([2, 2, 1, UNDECIDED] + [2] * 17 + [1, UNDECIDED, UNDECIDED])
     certificate = standard_certificate(votes, config)
     assert (certificate.prediction, certificate.n_a, certificate.undecided, certificate.evaluations) == (2, 17, 2, 24)
@@ -145,7 +145,7 @@ def test_nothing_audited_certifies_nothing_and_no_audited_vote_for_the_class_nei
 
 def test_ties_of_the_selection_go_to_the_lowest_class():
     assert _audit([1, 0, 1, 0] + [0] * 60, [0] * 64, audit=60).prediction == 0
-    assert standard_certificate(_votes([2, 1, 2, 1] + [1] * 60), Certification(n0=4, n=60, alpha=0.05)).prediction == 1
+    assert standard_certificate(_votes([2, 1, 2, 1] + [1] * 60), CertifySettings(n0=4, n=60, alpha=0.05)).prediction == 1
 
 
 @pytest.mark.parametrize("doubt", ["margin", "residual"])
@@ -155,19 +155,31 @@ def test_a_census_counts_lost_and_recovered_votes(doubt):
     votes.margins[:], votes.residuals[:] = 1.0, 0.1
     votes.classes[10:15], votes.margins[10:15], votes.residuals[10:15] = 1, 0.1, 0.9  # lost by the chain: recovered
     truth.classes[20:23], votes.margins[20:23], votes.residuals[20:23] = 1, 0.2, 0.8  # won by the chain: lost
-    config = Certification(sigma=SIGMA, n0=4, n=100, alpha=0.05, audit=100, census=0.08, doubt=doubt)
+    config = CertifySettings(sigma=SIGMA, n0=4, n=100, alpha=0.05, audit=100, census=0.08, doubt=doubt)
     found, solved = serialized_certificate(votes, truth.take, config, 0)
     assert (found.n_a, found.census, found.known, found.k, found.n2, found.n1) == (95, 8, 5, 92, 92, 92)
     assert found.p_a_lower == bounds.clopper_pearson_lower(97, 100, 0.025)
     assert len(solved.classes) == 100
-    plain = Certification(sigma=SIGMA, n0=4, n=100, alpha=0.05, audit=100)
+    plain = CertifySettings(sigma=SIGMA, n0=4, n=100, alpha=0.05, audit=100)
     assert serialized_certificate(votes, truth.take, plain, 0)[0].p_a_lower < found.p_a_lower
+
+
+def test_a_census_takes_what_is_most_doubtful_in_the_way_that_is_asked_for():
+    """Margins and residuals disagree; what is NaN is most doubtful of all, and of equals the first come first."""
+    votes = _votes([0] * 24)
+    votes.margins[:], votes.residuals[:] = 1.0, 0.1
+    votes.margins[[20, 7]], votes.residuals[[21, 8]] = 0.5, 0.9
+    votes.margins[12] = votes.residuals[13] = np.nan
+    votes.margins[:4], votes.residuals[:4] = 0.0, 9.0  # of the selection, which no census takes
+    settings = {"n0": 4, "n": 20, "alpha": 0.05, "census": 0.25}
+    assert CertifySettings(**settings).census_draws(votes).tolist() == [12, 7, 20, 4, 5]
+    assert CertifySettings(doubt="residual", **settings).census_draws(votes).tolist() == [13, 8, 21, 4, 5]
 
 
 def test_an_audit_is_as_large_as_asked_outside_the_census():
     votes = _votes([0] * 104)
     votes.margins[:] = np.linspace(1.0, 0.1, 104)  # the last are the most doubtful
-    config = Certification(sigma=SIGMA, n0=4, n=100, alpha=0.05, audit=60, census=0.3)
+    config = CertifySettings(sigma=SIGMA, n0=4, n=100, alpha=0.05, audit=60, census=0.3)
     census = config.census_draws(votes)
     audited = config.audited_draws(0, 0, census)
     assert len(census) == 30 and len(np.unique(audited)) == 60 and not np.isin(audited, census).any()
@@ -190,7 +202,7 @@ def test_undecided_votes_are_against_whom_predict_would_name():
 def test_a_census_has_no_theorem_but_ours():
     for choice in ({"estimator": "theorem_3_1"}, {"audit_draw": "first_batch"}):
         with pytest.raises(ValidationError, match="census = 0.1 needs estimator = 'finite_population'"):
-            Certification(census=0.1, **choice)
+            CertifySettings(census=0.1, **choice)
 
 
 def test_only_the_proved_pair_is_a_guarantee():
@@ -198,11 +210,20 @@ def test_only_the_proved_pair_is_a_guarantee():
         for draw in ("random", "first_batch"):
             found = _audit([0] * 104, [0] * 104, audit=50, estimator=estimator, audit_draw=draw)
             assert found.guarantee == (estimator == "finite_population" and draw == "random")
-            assert (found.estimator, found.audit_draw) == (estimator, draw)
+            assert (found.estimator, found.audit_draw, found.split) == (estimator, draw, 0.5)
+    assert _audit([0] * 104, [0] * 104, audit=50, split=0.7).split == 0.7
+    assert CertifySettings().guarantee and Confidence().guarantee
+
+
+@pytest.mark.parametrize("solver", [srs.Solver(steps=5, stop="batch"), srs.Solver(steps=5)])
+def test_votes_that_were_solved_together_are_no_guarantee(linear_deq, solver):
+    found = srs.certify(linear_deq, torch.zeros(6), sigma=SIGMA, n=100, sampler=srs.ReleasedSampler(solver=solver))
+    assert not found.guarantee and str(found).endswith("not a guarantee") and "400 draws together" in found.classifier
+    assert srs.certify(linear_deq, torch.zeros(6), sigma=SIGMA, n=100).guarantee
 
 
 def test_audited_draws_are_a_uniform_sample_of_the_counted_ones():
-    config = Certification(sigma=SIGMA, n0=10, n=50, alpha=0.05, audit=20)
+    config = CertifySettings(sigma=SIGMA, n0=10, n=50, alpha=0.05, audit=20)
     counts = np.zeros(60)
     for index in range(2_000):
         drawn = config.audited_draws(index)
@@ -229,8 +250,18 @@ def test_a_certificate_in_words():
     assert str(_audit([0] * 24, [0] * 24, audit=20, estimator="theorem_3_1")).endswith("not a guarantee")
 
 
+def test_a_certificate_says_whether_its_votes_were_audited(linear_deq):
+    """Also where the audit had nothing to look at."""
+    x, settings = linear_deq.at_true_radius(0.8), {"sigma": SIGMA, "n": 100, "alpha": 0.05}
+    assert not srs.certify(linear_deq, x, **settings).audited
+    assert not srs.certify(linear_deq, x, sampler=srs.ReleasedSampler(batch=20), **settings).audited
+    assert srs.certify(linear_deq, x, sampler=SerializedSampler(chains=20), audit=50, **settings).audited
+    nothing = _audit([UNDECIDED] * 24, [0] * 24, audit=6)
+    assert nothing.k == 0 and nothing.audited
+
+
 def test_the_first_batch_is_the_first_after_the_warm_up():
-    config = Certification(sigma=SIGMA, n0=10, n=50, alpha=0.05, audit=20, audit_draw="first_batch")
+    config = CertifySettings(sigma=SIGMA, n0=10, n=50, alpha=0.05, audit=20, audit_draw="first_batch")
     assert config.audited_draws(0).tolist() == list(range(10, 30))
     assert config.audited_draws(0, first=25).tolist() == list(range(25, 45))
 
@@ -277,3 +308,17 @@ def test_certify_draws_the_line_at_training_mode_and_unusable_images(linear_deq)
         srs.certify(linear_deq, x, sigma=SIGMA, n=100, audit=5, sampler=SerializedSampler())
     with pytest.raises(ValueError, match="for serialized votes n must be at least 11"):
         srs.certify(linear_deq, x, sigma=SIGMA, n=10, audit=10, sampler=SerializedSampler())
+
+
+def test_an_audit_that_could_certify_nothing_is_refused_and_no_other():
+    """Whether it can depends on its share of alpha, and on the census beside it."""
+    settings = {"n": 100, "alpha": 0.001}
+    for more in ({"audit": 17}, {"audit": 5, "census": 0.8}, {"audit": 0, "census": 1.0}, {"audit": 19, "split": 0.2}):
+        CertifySettings(**settings, **more).require_audit()
+    for more in ({"audit": 16}, {"audit": 5, "census": 0.1}, {"audit": 18, "split": 0.2}):
+        with pytest.raises(ValueError, match=f"audit = {more['audit']} of n = 100 draws certify nothing"):
+            CertifySettings(**settings, **more).require_audit()
+    with pytest.raises(ValueError, match="split = 0.2: at least 19 are needed"):
+        CertifySettings(audit=17, split=0.2, **settings).require_audit()
+    with pytest.raises(ValueError, match="split = 0.99: for serialized votes n must be at least 17"):
+        CertifySettings(n=16, alpha=0.001, audit=16, split=0.99).require_audit()

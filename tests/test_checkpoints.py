@@ -1,5 +1,5 @@
-import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +12,15 @@ from conftest import kill_when
 from PIL import Image
 
 import srs
-from srs import bounds, checkpoints, models
+from srs import checkpoints, models
 from srs.__main__ import DEFAULT, Answer, ask, main, read_picture
-from srs.interface import LOOKED_AT
+from srs.certificates import bounds
+from srs.certificates.at_radius import RadiusCertificate
+from srs.deq.interface import LOOKED_AT
 from srs.models import starts
-from srs.sequential import Settlement
+from study import shipping
+from study.common.engine import _write_record
+from study.common.layout import Layout
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,21 +28,23 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def shipped(started, trained_state, digits, tmp_path, monkeypatch):
     """A model that the smoke profile could have trained, shipped to a folder of this test's."""
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("active: *embedded", "active: *smoke"))
+    shutil.copy(ROOT / "profiles" / "smoke.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoints, "FOLDER", tmp_path / "checkpoints")
+    for module in (checkpoints, shipping):
+        monkeypatch.setattr(module, "FOLDER", tmp_path / "checkpoints")
     runs = {name: tmp_path / "runs" / "smoke" / name / "small-050" for name in ("models", "starts")}
     for folder in (*runs.values(), tmp_path / "data" / "smoke"):
         folder.mkdir(parents=True)
     digits.save(tmp_path / "data" / "smoke" / "digits.npz")
     torch.save({"model": trained_state}, runs["models"] / "model.pt")
-    (runs["models"] / "seconds.json").write_text(json.dumps({"train": 75.4, "hardware": "2 cores of X"}))
+    record = {"train": 75.4, "machine": {"hardware": "2 cores of X"}, "origin": ""}
+    _write_record(Layout("smoke").record("models", "small-050"), record)
     pd.DataFrame({"validation_residual": [0.1, 1.234e-5]}).to_csv(runs["models"] / "history.csv", index=False)
     torch.save(starts.state(started.starts), runs["starts"] / "starts.pt")
     rows = [("AS-MDEQ-1N mean", 0.5, 1, -0.1), ("AS-MDEQ-1N", 0.59, 1, -0.01), ("AS-MDEQ-2A", 0.6, 2, 0.0)]
     held_out = pd.DataFrame(rows, columns=["row", "accuracy", "evaluations", "difference"])
     held_out.to_csv(runs["starts"] / "held_out.csv", index=False)
-    return checkpoints.ship("small-050", "tiny", "0123456789abcdef")
+    return shipping.ship("small-050", "tiny", "0123456789abcdef")
 
 
 @pytest.fixture
@@ -90,11 +96,11 @@ def test_a_card_says_what_is_wrong_with_it(shipped, monkeypatch, tmp_path):
 
 
 def test_what_cannot_be_shipped_leaves_nothing_behind(shipped, monkeypatch):
-    with pytest.raises(ValueError, match="experiment = 'small-05' is unknown: choose one of small-050, "):
-        checkpoints.ship("small-05", "other", "0")
-    monkeypatch.setattr(checkpoints, "LARGEST", 1_000)
+    with pytest.raises(ValueError, match="run = 'small-05' is unknown or has no starts: choose one of small-050, "):
+        shipping.ship("small-05", "other", "0")
+    monkeypatch.setattr(shipping, "LARGEST", 1_000)
     with pytest.raises(ValueError, match="bytes: at most 1,000 are shipped"):
-        checkpoints.ship("small-050", "other", "0")
+        shipping.ship("small-050", "other", "0")
     assert not (checkpoints.FOLDER / "other").exists()
 
 
@@ -126,7 +132,7 @@ def test_promises_say_what_is_promised(shipped, picture):
     assert "closer to it than 0.123 " in ball.promise
     point = Answer(model.card, answer.copies, replace(answer.found, prediction=3, radius=0.0004), "3", {})
     assert "central square at 8x8 pixels. Whether" in point.promise
-    settled = Settlement(srs.ABSTAIN, 3, "refuted", 0.1255, 2, 9, 100, 200, 0.001, 0.5, 109)
+    settled = RadiusCertificate(srs.ABSTAIN, 3, "refuted", 0.1255, 2, 9, 100, 200, 0.001, 0.5, 109)
     for outcome, told in (("refuted", "too few noisy copies are called '3'"), ("exhausted", "200 votes cannot show it")):
         answer = Answer(model.card, answer.copies, replace(settled, outcome=outcome), "3", {})
         assert answer.promise.startswith("Nothing is promised within 0.1255") and told in answer.promise

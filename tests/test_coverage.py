@@ -4,28 +4,28 @@ import pytest
 import torch
 from scipy import stats
 
-from srs.certification import Certification, standard_certificate
-from srs.coverage import Coverage, is_false, simulate_mismatch, simulate_sequential, study, tally
-from srs.deq import classify
-from srs.noise import NoisyCopies
-from srs.zoo import LinearDEQ, zoo
+from srs.certificates.certify import CertifySettings, standard_certificate
+from srs.deq.definition import classify
+from srs.votes.noise import NoisyCopies
+from study.coverage import Coverage, certify_case, is_false, simulate_mismatch, simulate_sequential, tally
+from study.known_answers import LinearDEQ, known_answers
 
 CONFIG = Coverage(runs=300, n=300, n0=20, chains=20, audit=80, alphas=[0.05], votes_for_a=[0.9], mismatch=[0.0, 0.03])
 
 
 @pytest.fixture(scope="module")
 def table():
-    return study(CONFIG)
+    return pd.concat([certify_case(CONFIG, case) for case in known_answers(1, 1)], ignore_index=True)
 
 
 def _hold(table, design):
-    """Whether no case of the zoo is significantly above alpha under a design (all cases together at 0.1 %)."""
+    """Whether no case is significantly above alpha under a design (all cases together at 0.1 %)."""
     part = table[table["design"] == design]
-    assert set(part["case"]) == set(zoo(100, 10))
+    assert set(part["case"]) == set(known_answers(100, 10))
     return bool((part["p_value"] > 0.001 / len(part)).all())
 
 
-def test_guaranteed_certificates_hold_in_the_whole_zoo(table):
+def test_guaranteed_certificates_hold_in_all_cases(table):
     """The guard: it would fail for the released code's estimator, or for an audit of the first batch."""
     assert _hold(table, "finite_population, random")
     assert not _hold(table, "released_code, random")
@@ -47,7 +47,7 @@ def test_a_census_buys_radius_where_doubt_tells_mismatches(table):
 
 
 def test_neither_standard_smoothing_nor_the_exact_audit_passes_the_true_radius_of_a_linear_deq():
-    found = study(CONFIG.model_copy(update={"runs": 1_000}), ["linear"]).set_index("design")
+    found = certify_case(CONFIG.model_copy(update={"runs": 1_000}), "linear").set_index("design")
     assert found.loc["released_code, random", "rate"] > 0.5  # the case can tell
     for design in ("standard", "finite_population, random"):
         row = found.loc[design]
@@ -55,10 +55,10 @@ def test_neither_standard_smoothing_nor_the_exact_audit_passes_the_true_radius_o
         assert row["radius"] > 0.15 * row["true_radius"]
 
 
-@pytest.mark.parametrize("name", list(zoo(100, 10)))
-def test_the_zoos_truth_is_the_standard_solvers(name):
+@pytest.mark.parametrize("name", list(known_answers(100, 10)))
+def test_the_known_answer_is_the_standard_solvers(name):
     """The share of the reference's votes for class 0 is Phi(true radius / sigma), whatever the chain makes of it."""
-    case = zoo(4_000, 40)[name]
+    case = known_answers(4_000, 40)[name]
     copies = NoisyCopies(case.image, 0, CONFIG.sigma, 7)
     votes = case.reference.sample(case.model, copies, np.arange(4_000), 4_000).classes
     p_a = stats.norm.cdf(case.true_radius / CONFIG.sigma)
@@ -68,7 +68,7 @@ def test_the_zoos_truth_is_the_standard_solvers(name):
 
 
 def test_the_linear_deq_reaches_its_fixed_point():
-    case = zoo(100, 10)["rotating"]
+    case = known_answers(100, 10)["rotating"]
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     z = case.model.initial_state(case.model.inject(x))
     for _ in range(case.reference.solver.steps):
@@ -86,7 +86,7 @@ def test_simulated_mismatches_are_subtracted_by_bounds_and_not_by_the_released_c
 
 
 def test_the_radius_of_an_amortized_classifier_is_that_of_its_own_half_space():
-    case = zoo(100, 10)["amortized"]
+    case = known_answers(100, 10)["amortized"]
     x = torch.randn(5, 6)
     logits, solution = classify(case.model, x, case.reference.solver, case.reference.start)
     assert torch.allclose(logits[:, 0], x @ case.model.gradient() + case.model.offset, atol=1e-3)
@@ -96,8 +96,8 @@ def test_the_radius_of_an_amortized_classifier_is_that_of_its_own_half_space():
 @pytest.mark.parametrize("alpha", [0.001, 0.05])
 def test_certificates_from_amortized_starts_are_about_the_deployed_classifier(alpha):
     """They hold at full alpha for k steps from the start, and not for the fixed point, whose radius is shorter here."""
-    case, runs = zoo(100, 10)["amortized"], 1_000
-    config = Certification(n0=20, n=300, alpha=alpha, sigma=CONFIG.sigma)
+    case, runs = known_answers(100, 10)["amortized"], 1_000
+    config = CertifySettings(n0=20, n=300, alpha=alpha, sigma=CONFIG.sigma)
     copies = [NoisyCopies(case.image, index, config.sigma, 5) for index in range(runs)]
     cast = case.reference.sample_many(case.model, copies, [config.draws()] * runs, 50_000)
     found = [standard_certificate(votes, config) for votes in cast]

@@ -10,9 +10,9 @@ from PIL import Image
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
-from srs.data import DataConfig, Dataset, augment, evenly_spaced, prepare
-from srs.solvers import Solver
-from srs.training import Training, train
+from srs.data.datasets import DataConfig, Dataset, augment, evenly_spaced, prepare
+from srs.deq.solvers import Solver
+from srs.training.train import Training, train
 
 
 def test_digits_are_the_real_ones_split_once_and_for_all(digits):
@@ -127,14 +127,14 @@ def test_a_folders_images_are_resized_and_cropped_as_they_are_asked_for(cifar_fo
 
 
 def test_a_folders_statistics_are_stored_and_those_of_evenly_spaced_images(cifar_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("srs.data.MEASURED", 7)
+    monkeypatch.setattr("srs.data.datasets.MEASURED", 7)
     data = prepare(_folder_config(cifar_folder))
     images = data.train.images(evenly_spaced(34, 7)).double()
     std, mean = torch.std_mean(images, dim=(0, 2, 3), correction=0)
     assert data.statistics()["mean"] == pytest.approx(mean.tolist(), abs=1e-6)
     assert data.statistics()["std"] == pytest.approx(std.tolist(), abs=1e-6)
     data.save(tmp_path / "index.npz")
-    monkeypatch.setattr("srs.data.FolderPart.decode", None)
+    monkeypatch.setattr("srs.data.datasets.FolderPart.decode", None)
     assert Dataset.load(tmp_path / "index.npz").statistics() == data.statistics()
 
 

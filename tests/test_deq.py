@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from srs import models
-from srs.deq import classify, differentiable, implicit_solve, is_deq, jacobian_penalty
+from srs.deq.definition import classify, is_deq
+from srs.deq.implicit import differentiable, implicit_solve, jacobian_penalty
+from srs.deq.solvers import Solver
 from srs.models.mdeq import VariationalDropout
-from srs.solvers import Solver
 
 TIGHT = Solver(method="broyden", steps=60, stop="relative", tolerance=1e-12)
 

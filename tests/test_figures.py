@@ -3,11 +3,12 @@ import numpy as np
 import pandas as pd
 from test_tables import rows  # noqa: F401, a fixture
 
-from srs import figures
+from study.common import plots
+from study.reports import figures
 
 
 def test_plots_are_labelled(rows, digits):  # noqa: F811
-    figures.set_style()
+    plots.set_style()
     curves = figures.plot_curves(rows, "MDEQ-30A")
     (axes,) = curves.axes
     assert (
@@ -32,7 +33,7 @@ def test_plots_are_labelled(rows, digits):  # noqa: F811
             "validation_residual": [np.nan, 0.001],
         }
     )
-    assert all(a.get_xlabel() and a.get_ylabel() for a in figures.plot_history(history).axes)
+    assert all(a.get_xlabel() and a.get_ylabel() for a in plots.plot_histories({"a": history, "b": history}).axes)
     plt.close("all")
 
 

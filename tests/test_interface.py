@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import srs
-from srs.interface import LOOKED_AT, checked
-from srs.noise import NoisyCopies
-from srs.solvers import Solver, Unspoiled
-from srs.votes import MARGIN, UNDECIDED, DirectSampler, decide
+from srs.deq.interface import LOOKED_AT, checked
+from srs.deq.solvers import Solver, Unspoiled
+from srs.votes.noise import NoisyCopies
+from srs.votes.samplers import MARGIN, UNDECIDED, DirectSampler, decide
 
 SETTINGS = {"sigma": 0.25, "n": 400, "alpha": 0.001}
 SERIALIZED = {"audit": 200, "sampler": srs.SerializedSampler(solver=Solver(steps=2), chains=50)}

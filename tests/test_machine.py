@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from srs.machine import prepare_device
+from srs.common.machine import prepare_device
 
 BACKENDS = torch.backends.cudnn, torch.backends.cuda.matmul
 

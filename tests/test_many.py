@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import srs
-from srs import bounds
+from srs.certificates import bounds
 from srs.many import Certified
 
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(1))

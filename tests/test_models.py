@@ -6,9 +6,9 @@ from torch import nn
 from srs import models
 from srs.__main__ import DEFAULT
 from srs.checkpoints import FOLDER
-from srs.deq import classify
+from srs.deq.definition import classify
+from srs.deq.solvers import Solver
 from srs.models.mdeq import MDEQConfig, VariationalDropout
-from srs.solvers import Solver
 
 
 def _count(preset, **overrides):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from srs import noise
-from srs.noise import BLOCK, NoisyCopies, gather, standard_normal
+from srs.votes import noise
+from srs.votes.noise import BLOCK, NoisyCopies, gather, standard_normal
 
 
 def test_a_draw_is_a_function_of_seed_index_and_number_alone():

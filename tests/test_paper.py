@@ -1,55 +1,29 @@
-"""The paper profile, without its data: its graph resolves, and its code paths run on small folders in the paper's layouts."""
+"""The paper profile, without its data: its code paths run on small folders in the paper's layouts."""
 
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from srs import models, params
-from srs.attacks import attack_images
-from srs.casting import Casting, cast_votes
-from srs.certification import Assurance, Certification, certificates
-from srs.data import DataConfig, Dataset, prepare
-from srs.journal import Journal
-from srs.solvers import Solver
+from srs import models
+from srs.certificates.certify import CertifySettings
+from srs.data.datasets import DataConfig, Dataset, prepare
+from srs.deq.solvers import Solver
+from srs.models.starts import state
 from srs.starts import fit_starts
-from srs.training import train
+from srs.training.train import Training, train
+from study import params
+from study.common.engine import Machine, compute
+from study.common.layout import Layout
+from study.robustness import attack_images
+from study.votes.cast import vote_jobs
+from study.votes.plan import VotePlans
+from study.votes.table import all_certificates
 
 ROOT = Path(__file__).parent.parent
-PAPER = params.load(ROOT / "params.yaml").profiles["paper"]
-DVC = Path(sys.executable).with_name("dvc")
-
-
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory):
-    """The project's graph with the paper profile active, in a repository of its own."""
-    root = tmp_path_factory.mktemp("paper")
-    for name in ("srs", "notebooks"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "data").mkdir()
-    for name in ("dvc.yaml", "data/items.yaml", "data/published.yaml"):
-        shutil.copy(ROOT / name, root / name)
-    text = (ROOT / "params.yaml").read_text()
-    assert "active: *embedded" in text
-    (root / "params.yaml").write_text(text.replace("active: *embedded", "active: *paper"))
-    for command in (["git", "init", "-q"], [str(DVC), "init", "-q"]):
-        subprocess.run(command, cwd=root, check=True)
-    return root
-
-
-def test_the_stages_of_the_paper_profile_resolve(graph):
-    listed = subprocess.run([str(DVC), "stage", "list", "--name-only"], cwd=graph, capture_output=True, text=True, check=True)
-    stages = set(listed.stdout.split())
-    assert {f"{kind}@{key}" for kind in ("train", "start", "vote") for key in PAPER.experiments} <= stages
-    assert {f"variant@{key}" for key in PAPER.variants} | {f"speed@{key}" for key in PAPER.report.past} | {"past"} <= stages
-    assert {"prepare@cifar10", "prepare@imagenet", "attack@small", "attack@large", "table2", "certify", "index"} <= stages
-    dry = subprocess.run([str(DVC), "repro", "--dry", "--force"], cwd=graph, capture_output=True, text=True, check=True)
-    assert dry.stdout.count("Running stage") == len(stages)
-    assert "runs/paper/models/large-100" in dry.stdout and "data/paper/imagenet.npz" in dry.stdout
+PAPER = params.load(ROOT / "profiles" / "paper.yaml")
+PLANS = PAPER.plans
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +47,19 @@ def _write(digits, folder, count, size, pattern, name):
 
 
 @pytest.mark.parametrize("key", ["small-050-smoothadv", "large-050", "imagenet-100", "resnet-050"])
-def test_the_paper_profiles_code_paths_run_at_tiny_scale(key, folders, tmp_path):
-    experiment = PAPER.trained[key]
-    data = PAPER.datasets[experiment.model.data]
-    small = {"name": "folder", "root": str(folders / experiment.model.data), "validation": 2}
+def test_the_paper_profiles_code_paths_run_at_tiny_scale(key, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    layout, run, machine = Layout("paper"), PLANS.runs[key], Machine(workers=1, batch_size=4)
+    spec = PLANS.models[run.model]
+    data = PAPER.data[spec.data]
+    small = {"name": "folder", "root": str(folders / spec.data), "validation": 2}
     small |= {"image_size": 32} if data.name == "cifar10" else {"image_size": 64, "resize": 72}
     data = DataConfig.model_validate(data.model_dump() | small)
-    prepare(data).save(tmp_path / "data.npz")
-    dataset = Dataset.load(tmp_path / "data.npz")
+    layout.data.mkdir(parents=True)
+    prepare(data).save(layout.dataset(spec.data))
+    dataset = Dataset.load(layout.dataset(spec.data))
 
+    schedule = Training(**run.schedule(PAPER.training))
     few = {
         "epochs": 2,
         "batch_size": 4,
@@ -90,33 +68,30 @@ def test_the_paper_profiles_code_paths_run_at_tiny_scale(key, folders, tmp_path)
         "jacobian_frequency": 1.0,
         "evaluate_every": 2,
     }
-    few["evaluation"] = experiment.training.evaluation.model_copy(update={"steps": 2})
-    training = experiment.training.model_copy(update=few)
-    spec = experiment.model
-    trained = train(spec.preset, spec.overrides, dataset, data, training, tmp_path / "run.pt")
+    few["evaluation"] = schedule.evaluation.model_copy(update={"steps": 2})
+    trained = train(spec.preset, spec.overrides, dataset, data, schedule.model_copy(update=few), tmp_path / "run.pt")
     assert len(trained["history"]) == 2 and np.isfinite(trained["history"][-1]["loss"])
     model = models.restore(trained["model"]).eval().fold()
+    for name in ("models", "starts"):
+        (layout.runs / name / key).mkdir(parents=True)
+    models.write_checkpoint({"model": trained["model"]}, layout.runs / "models" / key / "model.pt")
     if key != "resnet-050":
         few = {"points": 6, "batch_size": 3, "epochs": 1, "solver": Solver(steps=2)}
-        model.starts = fit_starts(model, dataset.train, training.sigma, PAPER.starts.model_copy(update=few))
+        model.starts = fit_starts(model, dataset.train, run.sigma, PAPER.starts.model_copy(update=few))
+        models.write_checkpoint(state(model.starts), layout.runs / "starts" / key / "starts.pt")
 
-    group = experiment.votes.groups["pair" if "pair" in experiment.votes.groups else "main"]
-    rows = dict(list(group.samplers.items())[-3:])
-    groups = {"main": {"images": 1, "n": 6, "samplers": rows}}
-    if key != "resnet-050":
-        groups["main"]["audit"] = 3
-    few = {"images": 2, "n0": 2, "chains": 4, "batch_size": 4, "groups": groups}
-    casting = Casting.model_validate(experiment.votes.model_dump() | few)
-    journal = Journal(tmp_path / "votes")
-    votes = cast_votes(model, dataset.test, casting, journal)
-    journal.close()
-    found = certificates(votes, dataset.test.labels, casting, Assurance(alpha=0.05))
+    rows = PAPER.rows[PLANS.draws[PAPER.votes.groups[key][0]].rows or PAPER.votes.groups[key][0]][-3:]
+    draws = {"few": {"images": 1, "n": 6} | ({} if key == "resnet-050" else {"audit": 3})}
+    votes = PAPER.votes.model_dump() | {"n0": 2, "chains": 4, "images": {spec.data: 2}, "groups": {key: ["few"]}}
+    given = {name: value for name, value in PAPER.model_dump().items() if name in ("runs", "models", "samplers")}
+    plans = VotePlans(**given, votes=votes, rows={"few": rows}, draws=draws)
+    compute(vote_jobs(plans, layout, machine), settings=machine)
+    found = all_certificates(plans, {"alpha": 0.05}, layout)
+    found = found[found["design"] == ""]
     assert list(found["method"]) == list(rows) and (found["evaluations"] > 0).all()
 
-    attacks = {name: a.model_copy(update={"steps": 1}) for name, a in PAPER.attacks["small"].attacks.items() if a.samples < 2}
-    settings = Certification(sigma=casting.sigma, n0=1, n=5, alpha=0.05, batch_size=4)
-    journal = Journal(tmp_path / "attacks")
-    sampler = casting.reference if key != "resnet-050" else group.samplers["ResNet-110"]
-    records = attack_images(model, dataset.test, votes.index[:1], attacks, [0.5], sampler, settings, journal)
-    journal.close()
+    attacks = {name: a.model_copy(update={"steps": 1}) for name, a in PAPER.robustness.attacks.items() if a.samples < 2}
+    settings = CertifySettings(sigma=run.sigma, n0=1, n=5, alpha=0.05, batch_size=4)
+    sampler = plans[key].reference if key != "resnet-050" else plans[key].sampler("few", "ResNet-110")
+    records = attack_images(model, dataset.test, np.array([0]), attacks, [0.5], sampler, settings)
     assert records[0]["attack"] == "none" and all(record["distance"] <= 0.5 + 1e-5 for record in records)

@@ -1,10 +1,17 @@
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from srs import checkpoints, models, params, sections
+from srs import checkpoints, models
+from srs.training.train import Training
+from study import params, switch
+from study.common import params_file
 
-TEXT = (Path(__file__).parent.parent / "params.yaml").read_text()
+ROOT = Path(__file__).parent.parent
+PROFILES = {path.stem: path for path in (ROOT / "profiles").glob("*.yaml")}
+TEXT = PROFILES["embedded"].read_text()
 
 
 def _load(tmp_path, *edits):
@@ -16,123 +23,108 @@ def _load(tmp_path, *edits):
     return params.load(tmp_path / "params.yaml")
 
 
-def test_the_file_itself_is_well_formed_and_the_default_is_embedded():
-    study = params.load(Path(__file__).parent.parent / "params.yaml")
-    assert study.active == study.profiles["embedded"]
-    assert {"smoke", "embedded", "paper", "cifar10"} == set(study.profiles)
-    assert all(name == profile.name for name, profile in study.profiles.items())
+@pytest.mark.parametrize("name", ["smoke", "embedded", "paper", "cifar10"])
+def test_profiles_are_well_formed_and_short(name):
+    assert params.load(PROFILES[name]).name == name
+    text = PROFILES[name].read_text()
+    assert len(text.splitlines()) <= 250
+    assert not [event for event in yaml.parse(text) if getattr(event, "anchor", None)]  # DVC's rewriting loses them
+
+
+def test_the_present_profile_is_the_default():
+    assert params_file.read(ROOT / "params.yaml") == params_file.read(PROFILES["embedded"])
 
 
 @pytest.mark.parametrize(
     "old, new, named",
     [
         ("alpha: 0.001, audit: 400", "alpha: 0.001, auditt: 400", "certificates.auditt: no such parameter; did you mean audit"),
-        (
-            "alpha: 0.001, audit: 400",
-            "alpha: 0.001, audit: 40000",
-            r"groups.main: audit = 40000 is out of range: at most n = 2000",
-        ),
-        ("images: 50, n: 2000", "images: 50, n: 50", "groups.main: audit = 400 is out of range: at most n = 50"),
+        ("alpha: 0.001, audit: 400", "alpha: 0.001, audit: 40000", "draws.main: audit = 40000 is out of range: at most n = 2000"),
+        ("main: {images: 50, n: 2000", "main: {images: 50, n: 50", "draws.main: audit = 400 is out of range: at most n = 50"),
         ("alpha: 0.001, audit: 400", "alpha: 0.001, audit: 3", "audit = 3 of n = 2000 draws certify nothing.*at least 13"),
-        ("estimator: finite_population", "estimator: finite", "certificates.estimator: .*'finite_population'.*'released_code'"),
+        ("estimator: finite_population,", "estimator: finite,", "certificates.estimator: .*'finite_population'.*'released_code'"),
         ("split: 0.5", "split: 0.5, census: 0.1", "census = 0.1 needs the reference's votes on all draws.*audit = 400 must go"),
-        ("audit_draw: random", "audit_draw: random, census: 0.1, estimator: theorem_3_1", "estimator"),
-        ("arithmetic: &arithmetic {experiment: small-050", "arithmetic: &arithmetic {experiment: any", "'any' is unknown"),
-        ("runs: 1000", "runs: 0", r"coverage.runs: .*greater than or equal to 1 \(got 0\)"),
-        (
-            "{images: 50, n: 2000, samplers: *direct}",
-            "{images: 50, n: 5, samplers: *direct}",
-            "n = 5 is too small for alpha = 0.001",
-        ),
+        ("audit_draw: random,", "audit_draw: random, census: 0.1,", "census"),
+        ("arithmetic: {run: small-050", "arithmetic: {run: any", "arithmetic.run = 'any' is unknown: choose one of small-050"),
+        ("{runs: 1000", "{runs: 0", r"coverage.runs: .*greater than or equal to 1 \(got 0\)"),
+        ("direct: {images: 50, n: 2000}", "direct: {images: 50, n: 5}", "draws.direct: n = 5 is too small for alpha = 0.001"),
         ("alpha: 0.001, audit: 400", "alpha: 1.5, audit: 400", r"certificates.alpha: 1.5 is out of range: .*< 1 \(got 1.5\)"),
-        ("images: 50\n", "images: 5000\n", "images = 5000 is out of range.*500 test images"),
-        (
-            "{images: 50, n: 2000, samplers: *main}",
-            "{images: 51, n: 2000, samplers: *main}",
-            "images = 51 is out of range: 1 to images = 50",
-        ),
-        ("steps: 30}}", "steps: 0}}", r"MDEQ-30A.solver.steps: .*greater than or equal to 1 \(got 0\)"),
+        ("mnist: 50}", "mnist: 5000}", "votes.images.mnist = 5000 is out of range.*500 test images"),
+        ("main: {images: 50, n", "main: {images: 101, n", "draws.main.images = 101 is out of range: 1 to 100"),
+        ("steps: 30, stop: relative", "steps: 0, stop: relative", r"solver.steps: .*greater than or equal to 1 \(got 0\)"),
         ("kind: serialized", "kind: serial", "'serial' .*'standard', 'serialized'"),
-        ("preset: mdeq-small", "preset: mdeq-smal", "'mdeq-smal' is unknown: choose one of mdeq-small"),
-        ("learning_rate: 0.001", "learning_rate: fast", r"training.learning_rate: .*number.*\(got 'fast'\)"),
-        ("reference: *mdeq-14b", "reference: *srs-1b", "reference"),
-        (
-            "model: &small {data: digits",
-            "model: &small {data: letters",
-            "model.data = 'letters' is unknown: choose one of digits",
-        ),
-        ("main: small-050\n", "main: small-051\n", "report.small = 'small-051' is unknown: choose one of small-050"),
+        ("preset: mdeq-small, overrides: {expansion: 2", "preset: mdeq-smal, overrides: {expansion: 2", "'mdeq-smal' is unknown"),
+        ("learning_rate: 0.002", "learning_rate: fast", r"training.large.learning_rate: .*number.*\(got 'fast'\)"),
+        ("{jacobian_weight: 0}}", "{jacobian_weigth: 0}}", "runs.small-050-no-jacobian.training.jacobian_weigth"),
+        ("imagenet: MDEQ-14B}", "imagenet: MDEQ-15B}", "draws.imagenet has serialized rows: list the reference among its rows"),
+        ("small: {data: digits", "small: {data: letters", "models.small.data = 'letters' is unknown: choose one of digits, mnist"),
+        ("{main: small-050,", "{main: small-051,", "report.small = 'small-051' is unknown: choose one of small-050"),
         ("resnet: resnet-050", "resnet: vgg", "report.resnet = 'vgg' is unknown"),
-        (
-            "{experiment: small-050, method: SRS-MDEQ-3A",
-            "{experiment: small-050, method: SRS-MDEQ-9A",
-            "'SRS-MDEQ-9A' is unknown: choose one of MDEQ-1A",
-        ),
-        ("attack: small", "attack: tiny", "attack = 'tiny' is unknown: choose one of small"),
+        ("{small-050: SRS-MDEQ-3A,", "{small-050: SRS-MDEQ-9A,", "'SRS-MDEQ-9A' is unknown: choose one of MDEQ-1A"),
+        ("{small-050: SRS-MDEQ-3A, large", "{small-012: SRS-MDEQ-3A, large", "robustness.runs: report.small.main = 'small-050'"),
         ("crop_padding: 1", "crop_paddin: 1", "crop_paddin: no such parameter; did you mean crop_padding"),
-        ("overrides: {expansion: 2, dropout: 0}", "overrides: {expansoin: 2, dropout: 0}", "expansoin"),
-        ("&cifar-radii [0, 0.25", "&cifar-radii [0.25", "must start at 0 and ascend"),
-        ("sigma: 0.5\n", "sigma: .inf\n", "sigma: .*finite"),
-        (
-            "tuned: small-025-tuned",
-            "tuned: small-025",
-            "report.past.tuned = 'small-025' is unknown: choose one of small-050-no-jacobian, ",
-        ),
-        ("experiment: small-025\n", "experiment: small-26\n", "variants.small-025-.*experiment = 'small-26' is unknown"),
-        ("experiment: small-025\n", "experiment: large-025\n", "model must be the model of its experiment, 'large-025'"),
-        ("sigma: 0.12, start: learned,", "sigma: 0.12,", "'AS-MDEQ-1N tuned' starts at 'learned': training.start must be"),
-        (
-            "&pairs {sigma: 0.5, images: 100",
-            "&pairs {sigma: 0.5, images: 50",
-            "votes.images = 50 must be 100, as in experiments",
-        ),
-        ("{pair: {images: 30", "{pair: {images: 20", "groups.pair.images = 20 must be 30, as .*groups.steps.images"),
-        ("starts: &starts {points: 4000", "starts: &starts {points: 1", "starts.points: .*greater than or equal to 2"),
-        ("speed: &speed {n: 10000", "speed: &speed {n: 20", "too small|certify nothing|out of range"),
-        ("    MDEQ-30A stopped: *stopped\n", "", "groups.past: the row = 'MDEQ-30A stopped' is unknown"),
-        ("stop: relative, tolerance: 0.001}}", "stop: fixed}}", "groups.past: MDEQ-30A stopped.solver.stop = 'fixed' must"),
+        ("{expansion: 2, dropout: 0}", "{expansoin: 2, dropout: 0}", "models.large.overrides.expansoin"),
+        ("radii: {digits: [0, 0.25", "radii: {digits: [0.25", "radii.digits = .* must start at 0 and ascend"),
+        ("small-050: {model: small, sigma: 0.5}", "small-050: {model: small, sigma: .inf}", "sigma: .*finite"),
+        ("tuned: small-025-tuned", "tuned: small-25", "report.past = 'small-25' is unknown: choose one of small-050, "),
+        ("base: small-025,", "base: small-26,", "runs.small-025-tuned.base = 'small-26' is unknown"),
+        ("base: small-025,", "base: large-025,", "runs.small-025-tuned.model = 'small' must be that of its base, 'large'"),
+        ("base: small-025,", "base: small-050-tuned,", "base = 'small-050-tuned' must be trained from scratch"),
+        ("base: small-025, training: {start: learned, ", "base: small-025, training: {", "start = 'initial' must be 'mean' or"),
+        ("sigma: 0.25, base: small-025,", "sigma: 0.25,", "start = 'learned' needs a base, whose starts it has"),
+        ("  pair: {images: 30", "  pair: {images: 20", "draws.pair.images = 20 must be 30, as in draws.steps"),
+        ("starts: {points: 4000", "starts: {points: 1", "starts.points: .*greater than or equal to 2"),
+        ("speed: {n: 10000", "speed: {n: 20", "too small|certify nothing|out of range"),
+        ("past: # beyond the paper: amortized starts beside honest baselines\n    [MDEQ-30A, MDEQ-30A stopped,",
+         "past:\n    [MDEQ-30A,", "rows.past: the row = 'MDEQ-30A stopped' is unknown"),
+        ("stop: relative, tolerance: 0.001}}", "stop: fixed}}", "samplers.MDEQ-30A stopped.solver.stop = 'fixed' must be another"),
         ("start: clean}", "start: clean, restart: 2}", "restart = 2 needs start = 'previous'"),
-        ("active: *embedded", "active: {name: x}", "active.datasets: Field required"),
-        ("active: *embedded", "active: *embeded", "not valid YAML"),
+        ("[main, levels,", "[mian, levels,", "votes.groups.small-050 = 'mian' is unknown: choose one of main"),
+        ("pair: [MDEQ-30A, SRS-MDEQ-1A", "pair: [MDEQ-30A, SRS-MDEQ-1C", "the row 'SRS-MDEQ-1C' does not say what it is"),
+        ("10 steps: SRS-MDEQ-3A", "10 steps: never", "samplers.10 steps = 'never' must name a row that is spelled out"),
+        ("{rows: past, images", "{rows: pats, images", "draws.past_few.rows = 'pats' is unknown"),
+        ("name: embedded", "name: work", "runs/work is no folder of a profile"),
+        ("threads: 1,", "threads: 0,", r"machine.threads: .*greater than or equal to 1 \(got 0\)"),
+        ("machine: {", "machine: [", "not valid YAML"),
     ],
-)
+)  # fmt: skip
 def test_every_fault_is_named_with_its_place_and_what_would_do(tmp_path, old, new, named):
-    with pytest.raises(sections.ParameterError, match=named):
+    with pytest.raises(params_file.ParameterError, match=named) as error:
         _load(tmp_path, (old, new))
+    assert len(str(error.value).splitlines()) <= 20
 
 
 def test_the_profile_paper_trains_as_released():
-    profile = params.load(Path(__file__).parent.parent / "params.yaml").profiles["paper"]
-    for key, trained in profile.trained.items():
-        measured = trained.model.data == "imagenet"
-        assert (trained.model.overrides.get("std") == [0.2023, 0.1994, 0.201]) != measured, key
-        if not trained.model.preset.startswith("resnet"):
-            assert trained.training.unrolled_jacobian_weight == (0.03 if measured else 0), key
-            assert trained.training.jacobian_vectors == 2, key
+    profile = params.load(PROFILES["paper"])
+    for key, run in profile.runs.items():
+        model = profile.models[run.model]
+        measured = model.data == "imagenet"
+        assert (model.overrides.get("std") == [0.2023, 0.1994, 0.201]) != measured, key
+        schedule = Training(**run.schedule(profile.training))
+        if not model.preset.startswith("resnet"):
+            assert schedule.unrolled_jacobian_weight == (0.03 if measured else 0), key
+            assert schedule.jacobian_vectors == 2, key
 
 
 def test_the_profile_cifar10_says_how_the_shipped_model_was_trained():
-    experiment = params.load(Path(__file__).parent.parent / "params.yaml").profiles["cifar10"].experiments["small-050"]
-    card, training = checkpoints.read_card("mdeq-small-cifar10-0.50"), experiment.training.model_dump(mode="json")
-    for solver in (part for settings in (training, card.training) for part in settings.values() if isinstance(part, dict)):
+    profile = params.load(PROFILES["cifar10"])
+    schedule = Training(**profile.runs["small-050"].schedule(profile.training)).model_dump(mode="json")
+    card = checkpoints.read_card("mdeq-small-cifar10-0.50")
+    for solver in (part for settings in (schedule, card.training) for part in settings.values() if isinstance(part, dict)):
         solver.pop("ridge_scale")  # of Anderson's method, which trained nothing: absolute then
-    assert {name: training[name] for name in card.training} == card.training
-    assert training["unrolled_jacobian_weight"] == training["jacobian_weight"] and training["jacobian_vectors"] == 1
-    built = models.build(experiment.model.preset, **experiment.model.overrides)
+    assert {name: schedule[name] for name in card.training.keys() & schedule.keys()} == {
+        name: value for name, value in card.training.items() if name != "checkpoint_seconds"
+    }
+    assert schedule["unrolled_jacobian_weight"] == schedule["jacobian_weight"] and schedule["jacobian_vectors"] == 1
+    built = models.build(profile.models["small"].preset, **profile.models["small"].overrides)
     assert sum(p.numel() for p in built.parameters()) == card.parameters
-
-
-def test_a_fault_of_the_active_profile_is_told_once(tmp_path):
-    with pytest.raises(sections.ParameterError) as error:
-        _load(tmp_path, ("{images: 50, n: 2000, samplers: *direct}", "{images: 50, n: 5, samplers: *direct}"))
-    assert len(str(error.value).splitlines()) == 1
 
 
 def test_sections():
     values = {"a": {"b": [1]}}
-    assert sections.section(values, "a.b") == [1]
-    with pytest.raises(sections.ParameterError, match="no 'a.c.d': 'c' is missing"):
-        sections.section(values, "a.c.d")
+    assert params_file.section(values, "a.b") == [1]
+    with pytest.raises(params_file.ParameterError, match="no 'a.c.d': 'c' is missing"):
+        params_file.section(values, "a.c.d")
 
 
 def test_an_edit_while_params_are_checked_fails_the_stage(tmp_path, monkeypatch):
@@ -153,3 +145,30 @@ def test_an_edit_while_params_are_checked_fails_the_stage(tmp_path, monkeypatch)
     monkeypatch.setattr(params, "load", load)
     params.main()
     assert Path("runs/embedded/checked").is_file()
+
+
+def test_switching_profiles_loses_no_edit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("profiles").mkdir()
+    for name, text in {"a": "name: a\nn: 1\n", "b": "name: b\n"}.items():
+        Path(f"profiles/{name}.yaml").write_text(text)
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm begin"):
+        subprocess.run(["git", *command.split()], check=True)
+    present = Path("params.yaml")
+    with pytest.raises(params_file.ParameterError, match="PROFILE = 'c' is unknown: choose one of a, b"):
+        switch.switch("c")
+    switch.switch("a")
+    assert present.read_text() == "name: a\nn: 1\n"
+    present.write_text("n: 1\nname: a\n")  # as DVC might rewrite it: a profile all the same
+    switch.switch("b")
+    assert present.read_text() == "name: b\n"
+    present.write_text("name: a\nn: 2\n")
+    with pytest.raises(
+        params_file.ParameterError, match="params.yaml has edits that neither a profile nor git's last commit has"
+    ):
+        switch.switch("b")
+    assert present.read_text() == "name: a\nn: 2\n"
+    subprocess.run(["git", "add", "params.yaml"], check=True)
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "edit"], check=True)
+    switch.switch("b")
+    assert present.read_text() == "name: b\n"

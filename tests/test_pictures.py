@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from srs import pictures
 from srs.__main__ import read_picture
-from srs.data import FolderPart
+from srs.data.datasets import FolderPart, pictures
 
 SIZE = 16
 

@@ -1,11 +1,13 @@
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 import yaml
 
-from srs import index, publish
+from study.common.layout import Layout
+from study.reports import index, items, publish
 
 
 def test_publish_copies_reports_and_their_figures(tmp_path):
@@ -26,30 +28,32 @@ def test_publish_copies_reports_and_their_figures(tmp_path):
 
 def test_provenance_tells_of_uncommitted_changes_except_the_choice_of_profile(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "votes" / "small").mkdir(parents=True)
-    (tmp_path / "votes" / "small" / "machine.json").write_text('{"hardware": "an abacus"}')
+    profile = SimpleNamespace(layout=Layout("embedded"))
+    folder = profile.layout.runs / "timings" / "certificates"
+    folder.mkdir(parents=True)
+    (folder / "machines.json").write_text('{"small": ["an abacus, torch 9.9"]}')
     knobs, code = tmp_path / "params.yaml", tmp_path / "srs" / "models.py"
     code.parent.mkdir()
     code.write_text("x = 1\n")
-    lines = "".join(f"# {i}\n" for i in range(9))
-    knobs.write_text(f"alpha: 0.001\n{lines}active: *embedded\n")
+    (tmp_path / "profiles").mkdir()
+    for path in (knobs, tmp_path / "profiles" / "embedded.yaml"):
+        path.write_text("name: embedded\nalpha: 0.001\n")
     for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm begin"):
         subprocess.run(["git", *command.split()], check=True)
-    knobs.write_text(knobs.read_text().replace("embedded", "cifar10"))
-    told = publish._provenance(tmp_path)
+    told = publish._provenance(profile)
     assert "an abacus" in told and "uncommitted" not in told
     knobs.write_text(knobs.read_text().replace("0.001", "0.01"))
-    assert "with uncommitted changes" in publish._provenance(tmp_path)
+    assert "with uncommitted changes" in publish._provenance(profile)
     subprocess.run(["git", "checkout", "-q", "params.yaml"], check=True)
     code.write_text("x = 2\n")
-    assert "with uncommitted changes" in publish._provenance(tmp_path)
+    assert "with uncommitted changes" in publish._provenance(profile)
 
 
 def test_the_published_snapshot_shows_every_item():
     """What stands under reports/ has every table and figure of the paper, with its caption."""
     root = Path(__file__).parent.parent
-    items = yaml.safe_load((root / index.ITEMS).read_text())["items"]
-    assert index.faults(root / "reports" / "embedded", items) == []
+    paper = yaml.safe_load((root / items.ITEMS).read_text())["items"]
+    assert index.faults(root / "reports" / "embedded", paper) == []
     page = (root / "reports" / "embedded" / "index.html").read_text()
-    assert all(f'#{item}"' in page for item in items)
+    assert all(f'#{item}"' in page for item in paper)
     assert max(path.stat().st_size for path in (root / "reports").rglob("*") if path.is_file()) <= publish.LARGEST

@@ -5,77 +5,94 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
-from srs import reports
-from srs.casting import cast_votes
-from srs.certification import Assurance, certificates
-from srs.journal import Journal
-from srs.params import Experiment
+from srs import models
+from srs.certificates.certify import Confidence
+from study import params
+from study.common.engine import Machine, compute
+from study.common.layout import Layout
+from study.reports import results as reports
+from study.reports.raw import RawVotes
+from study.votes.cast import vote_jobs
+from study.votes.plan import VotePlans
+from study.votes.table import all_certificates, certificate_table
 
 ROOT = Path(__file__).parent.parent
-SMOKE = yaml.safe_load((ROOT / "params.yaml").read_text())["profiles"]["smoke"]
 
 
 @pytest.fixture(scope="module")
-def results(started, digits, tmp_path_factory):
-    """One experiment of the smoke profile, with votes of a small trained model, where a report would find them."""
+def place(started, trained_state, tmp_path_factory, digits):
+    """The smoke profile's first run, with votes of a small trained model, where a report would find them."""
     root = tmp_path_factory.mktemp("study")
-    data, runs = root / "data" / "smoke", root / "runs" / "smoke"
-    (runs / "votes" / "small-050").mkdir(parents=True)
-    data.mkdir(parents=True)
-    digits.save(data / "digits.npz")
-    for name in ("items.yaml", "published.yaml"):
-        shutil.copy(ROOT / "data" / name, data.parent)
-    (runs / "votes" / "small-050" / "machine.json").write_text(json.dumps({"hardware": "2 cores of X", "torch": "9.9"}))
-    journal = Journal(root / "journal")
-    (runs / "models" / "small-050").mkdir(parents=True)
-    files = {"model": runs / "models" / "small-050" / "model.pt", "data": data / "digits.npz"}
-    files["model"].write_bytes(b"weights")
-    casting = _experiment().votes
-    cast_votes(started, digits.test, casting, journal).save(runs / "votes" / "small-050", casting, files)
-    journal.close()
-    one = {"small-050": SMOKE["experiments"]["small-050"]}
-    return reports.Results(one, SMOKE["report"], str(data), str(runs), SMOKE["certificates"], SMOKE["attacks"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        text = (ROOT / "profiles" / "smoke.yaml").read_text()
+        Path("params.yaml").write_text(text)
+        params.main()
+        layout = Layout("smoke")
+        shown = json.loads((layout.runs / "shown.json").read_text())
+        shown["votes"]["groups"] = {"small-050": shown["votes"]["groups"]["small-050"]}
+        (layout.runs / "shown.json").write_text(json.dumps(shown))
+        layout.data.mkdir(parents=True)
+        digits.save(layout.dataset("digits"))
+        for name in ("items.yaml", "published.yaml"):
+            shutil.copy(ROOT / "data" / name, "data")
+        for name in ("models", "starts"):
+            (layout.runs / name / "small-050").mkdir(parents=True)
+        models.write_checkpoint({"model": trained_state}, layout.runs / "models/small-050/model.pt")
+        models.write_checkpoint(models.starts.state(started.starts), layout.runs / "starts/small-050/starts.pt")
+        names = ("runs", "models", "votes", "rows", "draws", "samplers")
+        plans, machine = VotePlans(**{name: shown[name] for name in names}), Machine(workers=1)
+        compute(vote_jobs(plans, layout, machine), settings=machine)
+        table = all_certificates(plans, shown["certificates"], layout)
+        for folder in ("results", "timings/certificates"):
+            (layout.runs / folder).mkdir(parents=True)
+        table.drop(columns="seconds").to_csv(layout.runs / "results/certificates.csv", index=False)
+        table[["seconds"]].to_csv(layout.runs / "timings/certificates/seconds.csv", index=False)
+        machines = {"small-050": ["2 cores of X, torch 9.9"]}
+        (layout.runs / "timings/certificates/machines.json").write_text(json.dumps(machines))
+    return root
 
 
-def _experiment():
-    return Experiment(**SMOKE["experiments"]["small-050"])
+@pytest.fixture
+def results(place, monkeypatch):
+    monkeypatch.chdir(place)
+    return reports.Results("smoke")
 
 
-def test_rows_are_the_certificates_of_the_votes(results, digits):
-    votes = results.votes("small-050")
-    expected = certificates(votes, digits.test.labels, _experiment().votes, Assurance(**SMOKE["certificates"]), ["steps"])
-    pd.testing.assert_frame_equal(results.rows("small-050", "steps"), expected.drop(columns="group"))
+@pytest.mark.parametrize("design", ["", "exact", reports.THEOREM])
+def test_rows_are_the_certificates_of_the_votes(results, digits, design):
+    choices = {reports.THEOREM: {"estimator": "theorem_3_1"}}.get(design, {})
+    confidence, store = Confidence(**results.confidence.model_dump() | choices), RawVotes(results)["small-050"]
+    expected = certificate_table(store, digits.test.labels, confidence, ["steps"]).drop(columns="group")
+    pd.testing.assert_frame_equal(results.rows("small-050", "steps", design), expected)
+    pd.testing.assert_frame_equal(RawVotes(results).rows("small-050", "steps", **choices), expected)
     assert results.reference("small-050", "steps") == "MDEQ-30A"
 
 
-@pytest.mark.parametrize("what", ["model", "data"])
-def test_votes_of_another_model_or_other_data_are_refused(results, tmp_path, what):
-    data, runs = shutil.copytree(results.data.parent, tmp_path / "data"), shutil.copytree(results.runs, tmp_path / "runs")
-    other = {"model": runs / "models" / "small-050" / "model.pt", "data": data / "smoke" / "digits.npz"}[what]
-    other.write_bytes(b"others")
-    one = {"small-050": SMOKE["experiments"]["small-050"]}
-    again = reports.Results(one, SMOKE["report"], str(data / "smoke"), str(runs), SMOKE["certificates"])
-    with pytest.raises(ValueError, match=f"holds other votes: sha256 of {what} is"):
-        again.votes("small-050")
+def test_the_papers_estimators_stand_after_ours(results):
+    rows = results.with_estimators("small-050")
+    ours = results.rows("small-050")
+    assert rows["method"].unique()[: ours["method"].nunique()].tolist() == ours["method"].unique().tolist()
+    theirs = rows[rows["method"].str.contains("not a guarantee")]
+    assert set(theirs["estimator"]) == {"theorem_3_1", "released_code"} and not theirs["guarantee"].any()
 
 
 def test_the_votes_of_a_row_are_those_of_its_images(results):
-    table, casting = results.votes("small-050"), _experiment().votes
-    whole, few = results.cast("small-050", "steps", "SRS-MDEQ-3A"), results.cast("small-050", "steps", "SRS-MDEQ-3A", 30)
-    members = casting.members("steps")
+    raw, plan = RawVotes(results), results.plans["small-050"]
+    whole, few = raw.cast("small-050", "steps", "SRS-MDEQ-3A"), raw.cast("small-050", "steps", "SRS-MDEQ-3A", 30)
+    members = plan.members("steps")
     assert len(whole) == len(few) == len(members)
     for position, every, first in zip(members, whole, few):
-        expected = table.of(casting.sampler("steps", "SRS-MDEQ-3A"), int(position), slice(0, casting.n0 + 100))
+        expected = raw["small-050"].of(plan.sampler("steps", "SRS-MDEQ-3A"), int(position), np.arange(plan.n0 + 100))
         assert np.array_equal(every.classes, expected.classes)
-        assert np.array_equal(first.classes, expected.classes[: casting.n0 + 30])
+        assert np.array_equal(first.classes, expected.classes[: plan.n0 + 30])
 
 
 def test_the_published_twin_has_the_papers_rows_alone(results, monkeypatch):
     asked, captions = [], []
     monkeypatch.setattr(results, "twin", lambda item, rows, radii: asked.extend(rows))
-    monkeypatch.setattr("srs.tables.cost_table", lambda table, caption: captions.append(caption))
+    monkeypatch.setattr("study.reports.tables.cost_table", lambda table, caption: captions.append(caption))
     results.comparison("table_2", "small-050")
     assert "MDEQ-30A as released: what the paper's released code does" in captions[0]
     assert "not a guarantee. Published speed-ups are over this." in captions[0]
@@ -83,7 +100,7 @@ def test_the_published_twin_has_the_papers_rows_alone(results, monkeypatch):
 
 
 def test_captions_say_what_they_rest_on(results):
-    text = results.caption("table_2", "Accuracy.", [("small-050", "main")])
+    text = results.caption("table_2", "Accuracy.", [("small-050", None)])
     for part in (
         'id="table_2"',
         "Table 2, ours",
@@ -101,12 +118,13 @@ def test_captions_say_what_they_rest_on(results):
 
 
 def test_captions_say_once_what_models_have_in_common(results, monkeypatch):
-    twin = "small-twin"
-    monkeypatch.setitem(results.experiments, twin, _experiment())
-    monkeypatch.setitem(results._votes, twin, results.votes("small-050"))
-    shutil.copytree(results.runs / "votes" / "small-050", results.runs / "votes" / twin)
-    text = results.basis([("small-050", "main"), (twin, "main"), ("small-050", "steps")])
-    assert "small-twin (network as small-050, sigma = 0.5): 2 evenly spaced" in text
+    twin = "small-025"
+    results.plans.plans[twin] = results.plans["small-050"]
+    for (_, group, design), rows in list(results._certificates.items()):
+        results._certificates[twin, group, design] = rows
+    results._machines[twin] = results._machines["small-050"]
+    text = results.basis([("small-050", None), (twin, None), ("small-050", "steps")])
+    assert "small-025 (network as small-050, sigma = 0.25): 2 evenly spaced" in text
     assert [text.count(part) for part in ("N = 200", "N = 100", "2 cores of X")] == [1, 1, 1]
 
 

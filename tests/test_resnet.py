@@ -3,7 +3,7 @@ import torch
 from pydantic import ValidationError
 
 from srs import models
-from srs.deq import is_deq
+from srs.deq.definition import is_deq
 
 SMALL = dict(depth=8, image_size=8, mean=(0.3,), std=(0.4,))
 

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from srs import results
-from srs.journal import Journal, fingerprint, pack, remove_older, unpack, working_file
-from srs.results import average_certified_radius, certified_accuracy
+from srs.common.resume import Journal, fingerprint, remove_older
+from study.reports import statistics as results
+from study.reports.statistics import average_certified_radius, certified_accuracy
 
 ROWS = pd.DataFrame({"prediction": [1, 1, -1, 2, 0], "label": [1, 1, 1, 1, 0], "radius": [0.25, 0.2499999999, 0.0, 0.9, 0.0]})
 
@@ -46,7 +46,7 @@ def test_journal_keeps_whole_records_and_drops_a_torn_one(tmp_path):
 def test_a_second_process_waits_for_the_journal(tmp_path):
     path = tmp_path / "journal"
     journal = Journal(path)
-    script = f"from srs.journal import Journal; j = Journal({str(path)!r}); print(j.records)"
+    script = f"from srs.common.resume import Journal; j = Journal({str(path)!r}); print(j.records)"
     second = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert "waiting: another process is writing" in second.stderr.readline()
     journal.append({"late": True})
@@ -54,15 +54,12 @@ def test_a_second_process_waits_for_the_journal(tmp_path):
     assert second.communicate(timeout=60)[0].strip() == "[{'late': True}]"
 
 
-def test_older_working_files_of_the_same_output_are_removed(tmp_path):
-    """Journals of former settings and former code would pile up; those of other outputs are theirs."""
-    kept = working_file(tmp_path, "runs/smoke/votes/small", "b" * 16, ".jsonl")
-    older, locked = (working_file(tmp_path, "runs/smoke/votes/small", c * 16, ".jsonl") for c in "ac")
-    others = [working_file(tmp_path, f"runs/{out}", "a" * 16, ".jsonl") for out in ("smoke/votes/small-1", "a/votes/small")]
-    others.append(working_file(tmp_path, "runs/smoke/votes/small", "a" * 16, ".pt"))
+def test_older_working_files_of_the_same_run_are_removed(tmp_path):
+    """Those of former settings and former code would pile up; those of other runs are theirs."""
+    kept, older, locked, done = (tmp_path / f"small.{c * 16}.jsonl" for c in "bacd")
+    others = [tmp_path / name for name in (f"small-1.{'a' * 16}.jsonl", f"small.{'a' * 16}.pt")]
     for path in (kept, older, *others):
         Journal(path).close()
-    done = working_file(tmp_path, "runs/smoke/votes/small", "d" * 16, ".jsonl")
     Journal(done).close(remove=True)
     at_work = Journal(locked)
     remove_older(kept)
@@ -79,11 +76,6 @@ def test_fingerprint_sees_every_input(tmp_path):
     base = fingerprint([tmp_path / "a"], {"n": 1})
     assert base == fingerprint([tmp_path / "a"], {"n": 1})
     assert len({base, fingerprint([tmp_path / "b"], {"n": 1}), fingerprint([tmp_path / "a"], {"n": 2})}) == 3
-
-
-def test_packing_round_trip():
-    values = np.array([-1, 0, 7, 1_000_000])
-    assert unpack(pack(values)).tolist() == values.tolist()
 
 
 def test_mean_interval():

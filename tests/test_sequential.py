@@ -4,10 +4,10 @@ import torch
 from scipy import special, stats
 
 import srs
-from srs import bounds
-from srs.certification import Certification
-from srs.sequential import RadiusTest, certify_at, settle
-from srs.votes import UNDECIDED, SerializedSampler, Votes
+from srs.certificates import bounds
+from srs.certificates.at_radius import RadiusTest, certify_at, decide_at
+from srs.certificates.certify import CertifySettings
+from srs.votes.samplers import UNDECIDED, SerializedSampler, Votes
 
 SIGMA = 0.5
 
@@ -19,7 +19,7 @@ def _stream(p, n, seed):
 def _false_certificates(p_0, alpha, runs=400):
     """How many of ``runs`` tests certify at the edge of the hypothesis, with a look after every vote; and the exact binomial
     p-value of "at most alpha of all"."""
-    r, config = SIGMA * stats.norm.ppf(p_0), Certification(sigma=SIGMA, n=500, alpha=alpha)
+    r, config = SIGMA * stats.norm.ppf(p_0), CertifySettings(sigma=SIGMA, n=500, alpha=alpha)
     false = 0
     for run in range(runs):
         test = RadiusTest(r, config)
@@ -61,7 +61,7 @@ def test_images_that_share_batches_and_stop_early_are_not_certified_more_often()
 
 
 def test_clear_images_are_settled_soon_and_hopeless_ones_too():
-    config = Certification(sigma=SIGMA, n=10_000)
+    config = CertifySettings(sigma=SIGMA, n=10_000)
     drawn = {}
     for p, outcome in ((0.99, "certified"), (0.3, "refuted"), (stats.norm.cdf(0.5) + 0.002, "exhausted")):
         test, votes = RadiusTest(0.25, config), _stream(p, config.n, 1)
@@ -73,13 +73,13 @@ def test_clear_images_are_settled_soon_and_hopeless_ones_too():
 
 
 def test_what_cannot_be_certified_any_more_is_not_drawn():
-    test = RadiusTest(0.25, Certification(sigma=SIGMA, n=40, alpha=0.001))
+    test = RadiusTest(0.25, CertifySettings(sigma=SIGMA, n=40, alpha=0.001))
     test.add(np.zeros(12, bool))
     assert test.outcome in ("exhausted", "refuted") and test.drawn < 12
 
 
 def test_nothing_depends_on_how_votes_come():
-    votes, config, found = _stream(0.75, 1_000, 4), Certification(sigma=SIGMA, n=1_000), set()
+    votes, config, found = _stream(0.75, 1_000, 4), CertifySettings(sigma=SIGMA, n=1_000), set()
     for size in (1, 7, 400, 1_000):
         test = RadiusTest(0.25, config)
         for first in range(0, 1_000, size):
@@ -89,7 +89,7 @@ def test_nothing_depends_on_how_votes_come():
 
 
 def test_votes_beyond_the_last_do_not_count():
-    test = RadiusTest(0.25, Certification(sigma=SIGMA, n=40, alpha=0.05))
+    test = RadiusTest(0.25, CertifySettings(sigma=SIGMA, n=40, alpha=0.05))
     test.add(np.arange(1_000) % 10 > 1)  # 80 %: not settled before
     assert test.drawn <= 40 and test.outcome == "exhausted"
     drawn = test.drawn
@@ -141,7 +141,7 @@ def test_the_largest_radius_is_that_of_unanimous_votes(n, alpha):
     farthest = bounds.largest_radius_by_evidence(n, alpha, SIGMA)
     outcomes = []
     for r in (farthest - 1e-6, farthest + 1e-6):
-        test = RadiusTest(r, Certification(sigma=SIGMA, n=n, alpha=alpha))
+        test = RadiusTest(r, CertifySettings(sigma=SIGMA, n=n, alpha=alpha))
         test.add(np.ones(n, bool))
         outcomes.append(test.outcome)
     assert outcomes == ["certified", "exhausted"]
@@ -165,7 +165,7 @@ def test_clear_errors(linear_deq):
 
 def test_undecided_votes_are_not_for_the_class():
     """6 of 10 votes are for class 0, 4 undecided: that is far from p_A > 0.8, though nobody else was voted for."""
-    config = Certification(sigma=SIGMA, n0=10, n=2_000, alpha=0.05, batch_size=100)
+    config = CertifySettings(sigma=SIGMA, n0=10, n=2_000, alpha=0.05, batch_size=100)
 
     def cast(which, draws):
         found = []
@@ -175,6 +175,6 @@ def test_undecided_votes_are_not_for_the_class():
             found.append(votes)
         return found
 
-    (found,) = settle(cast, 1, SIGMA * stats.norm.ppf(0.8), config)
+    (found,) = decide_at(cast, 1, SIGMA * stats.norm.ppf(0.8), config)
     assert (found.outcome, found.top) == ("refuted", 0)
     assert found.n_a <= 0.65 * found.drawn

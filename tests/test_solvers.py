@@ -3,8 +3,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from srs.solvers import CLOSE, Solver, residuals, solve
-from srs.zoo import LinearDEQ
+from srs.deq.solvers import CLOSE, Solver, residuals, solve
+from study.known_answers import LinearDEQ
 
 METHODS = ["naive", "anderson", "broyden"]
 

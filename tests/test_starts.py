@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from srs import models
-from srs.data import DataConfig, Part
-from srs.deq import classify
+from srs.data.datasets import DataConfig, Part
+from srs.deq.definition import classify
+from srs.deq.solvers import Solver
 from srs.models import starts
 from srs.models.starts import ConvolutionalStart, MeanStart, RidgeStart
-from srs.noise import NoisyCopies
-from srs.solvers import Solver
-from srs.starts import StartSettings, _fixed_points, choose, fit_starts, held_out
-from srs.training import Training, evaluate, train
-from srs.votes import StandardSampler, Votes
-from srs.zoo import LinearDEQ
+from srs.starts import StartSettings, _fixed_points, fit_starts
+from srs.training.train import Training, evaluate, train
+from srs.votes.noise import NoisyCopies
+from srs.votes.samplers import StandardSampler, Votes
+from study.known_answers import LinearDEQ
+from study.starts import choose, held_out
 
 ONE = Solver(method="naive", steps=1)
 FEW = StartSettings(points=400, epochs=30, width=8)

@@ -6,9 +6,10 @@ import pytest
 import yaml
 from scipy import stats
 
-from srs import bounds, tables
-from srs.solvers import Solver
-from srs.votes import SerializedSampler, StandardSampler
+from srs.certificates import bounds
+from srs.deq.solvers import Solver
+from srs.votes.samplers import SerializedSampler, StandardSampler
+from study.reports import tables
 
 ROOT = Path(__file__).parent.parent
 RADII = [0, 0.25, 0.5, 1.0, 1.5]

@@ -9,12 +9,14 @@ from pydantic import ValidationError
 
 from srs import models
 from srs.__main__ import DEFAULT
-from srs.ascent import ascend, smoothed_loss
 from srs.checkpoints import FOLDER
-from srs.data import DataConfig
-from srs.deq import classify, differentiable, implicit_solve, jacobian_penalty
-from srs.solvers import Solver
-from srs.training import Adversary, Training, _Run, train, write_checkpoint
+from srs.data.datasets import DataConfig
+from srs.deq.definition import classify
+from srs.deq.implicit import differentiable, implicit_solve, jacobian_penalty
+from srs.deq.solvers import Solver
+from srs.models import write_checkpoint
+from srs.training.pgd import ascend, smoothed_loss
+from srs.training.train import Adversary, Training, _Run, train
 
 # 20 steps; both phases, Jacobian regularization and dropout at work
 CONFIG = dict(
@@ -31,8 +33,9 @@ OVERRIDES = {"dropout": 0.1}
 AUGMENTATION = DataConfig(crop_padding=1, flip=True)
 
 
-def _train(data, checkpoint, **changes):
-    return train("mdeq-tiny", OVERRIDES, data, AUGMENTATION, Training(**{**CONFIG, **changes}), checkpoint)
+def _train(data, checkpoint, checkpoint_seconds=20.0, **changes):
+    config = Training(**{**CONFIG, **changes})
+    return train("mdeq-tiny", OVERRIDES, data, AUGMENTATION, config, checkpoint, checkpoint_seconds=checkpoint_seconds)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def test_history_says_what_was_measured(undisturbed):
 
 
 def test_training_learns(trained, digits):
-    from srs.training import evaluate
+    from srs.training.train import evaluate
 
     measured = evaluate(trained, digits.test, Training(sigma=0.25, seed=1))
     assert measured["validation_accuracy"] > 0.4
@@ -102,8 +105,8 @@ ATTACKED = {**CONFIG, "epochs": 3, "unrolled_steps": 8, "forward": QUICK, "backw
 ATTACKED |= {"adversary": Adversary(samples=2, first_epoch=1)}
 
 
-def _fit(which, data, checkpoint, augmentation=AUGMENTATION, **config):
-    return train(*which, data, augmentation, Training(**config), checkpoint)
+def _fit(which, data, checkpoint, augmentation=AUGMENTATION, checkpoint_seconds=20.0, **config):
+    return train(*which, data, augmentation, Training(**config), checkpoint, checkpoint_seconds=checkpoint_seconds)
 
 
 @pytest.mark.parametrize("which", [MDEQ, RESNET], ids=["mdeq", "resnet"])
@@ -204,7 +207,7 @@ def test_where_a_solve_under_dropout_ends_its_gradient_is_taken(few_digits, tmp_
     config = Training(forward=solver, backward=solver, unrolled_steps=0)
     run = _Run(model, few_digits, DataConfig(), config, tmp_path / "run.pt", torch.device("cpu"))
     found = []
-    monkeypatch.setattr("srs.training.implicit_solve", lambda *given: found.append(implicit_solve(*given)) or found[-1])
+    monkeypatch.setattr("srs.training.train.implicit_solve", lambda *given: found.append(implicit_solve(*given)) or found[-1])
     smooth = torch.nn.functional.interpolate(torch.rand(24, 3, 8, 8), size=32, mode="bilinear")
     run._equilibrium(smooth + 0.5 * torch.randn(24, 3, 32, 32), 0)
     ((_, fz, z_in, solution),) = found
@@ -220,7 +223,7 @@ def test_training_asks_for_as_many_vectors_as_it_is_told(few_digits, tmp_path, m
         asked.append(vectors)
         return jacobian_penalty(fz, z_in, vectors)
 
-    monkeypatch.setattr("srs.training.jacobian_penalty", watched)
+    monkeypatch.setattr("srs.training.train.jacobian_penalty", watched)
     _train(few_digits, tmp_path / "run.pt", epochs=2, jacobian_vectors=3)
     assert set(asked) == {3} and Training().jacobian_vectors == 2  # as released
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from srs.noise import NoisyCopies
-from srs.solvers import Solver, solve
-from srs.votes import MARGIN, UNDECIDED, DirectSampler, SerializedSampler, StandardSampler, decide
+from srs.deq.solvers import Solver, solve
+from srs.votes.noise import NoisyCopies
+from srs.votes.samplers import MARGIN, UNDECIDED, DirectSampler, SerializedSampler, StandardSampler, decide
 
 FIXED = Solver(method="anderson", steps=10)
 STOPPED = Solver(method="anderson", steps=30, stop="relative", tolerance=1e-3)

@@ -1,5 +1,7 @@
 """Models by name. A checkpoint holds a model's configuration, so that it loads without guessing."""
 
+import io
+import os
 from pathlib import Path
 
 import torch
@@ -83,3 +85,12 @@ def load(path: str | Path, device: torch.device | str = "cpu", fitted: str | Pat
     model = read(path, fitted).eval()
     # on a processor with caches, pieces of a batch are faster than a batch whose activations do not fit
     return (model.fold(CACHE) if isinstance(model, MDEQ) and torch.device(device).type == "cpu" else model.fold()).to(device)
+
+
+def write_checkpoint(content: dict, path: Path) -> None:
+    """Save with torch so that ``path`` is either the old file or the whole new one; equal content, equal bytes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(buffer.getvalue())
+    os.replace(partial, path)

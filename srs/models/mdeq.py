@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval, parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from srs.sections import Section
+from srs.common.settings import Section
 
 
 class MDEQConfig(Section):
@@ -70,7 +70,7 @@ def _normed_conv(inputs: int, outputs: int, kernel: int) -> nn.Module:
     return weight_norm(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False))
 
 
-def fuse(layers: nn.Sequential) -> None:
+def merge_batch_norm(layers: nn.Sequential) -> None:
     """Merge every BatchNorm that follows a convolution into it, in place."""
     for name, (conv, norm) in zip(list(layers._modules), pairwise(list(layers))):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -158,8 +158,8 @@ class FusionPath(nn.Module):
         else:  # copies pixels
             total.view(-1, self.spread.shape[1]).addmm_(out.view(-1, len(self.spread)), self.spread)
 
-    def fold(self, side: int) -> None:
-        """Upsampling from ``side`` x ``side`` by a product with zeros and ones, exact, and fast on processors."""
+    def upsample_by_product(self, side: int) -> None:
+        """From now on upsample from ``side`` x ``side`` by a product with zeros and ones: exact, and fast on processors."""
         columns = torch.eye(side).repeat_interleave(self.upsampling, dim=1)
         self.spread = torch.kron(columns, columns) if side <= _SMALL_SIDE else columns
 
@@ -232,7 +232,7 @@ class MDEQHead(nn.Module):
 
 
 class MDEQ(nn.Module):
-    """MDEQ image classifier; implements :class:`srs.deq.DEQ` on flat states (B, D).
+    """MDEQ image classifier; implements :class:`srs.deq.definition.DEQ` on flat states (B, D).
 
     Input normalization is the first layer: noise and radii live in pixel units of [0, 1].
     """
@@ -299,28 +299,48 @@ class MDEQ(nn.Module):
 
     def fold(self, cache: int | None = None) -> "MDEQ":
         """Replace every weight-normalized weight by its value and merge every BatchNorm into its convolution, in place; for
-        evaluation. ``cache``: bytes of memory near the processor; so many rows are computed at once as have their widest
-        activation there (None: all rows of a batch). Returns itself.
+        evaluation. ``cache``: bytes of memory near the processor; the model is arranged for one with so many, and computes so
+        many rows at once as have their widest activation there (None: all rows of a batch). Returns itself.
 
         Raises ValueError in training mode, where BatchNorm is not a fixed linear map.
         """
         if self.training:
             raise ValueError("a model in training mode cannot be folded: call model.eval() first")
-        for module in self._normalized():
-            parametrize.remove_parametrizations(module, "weight")
-        for module in self.modules():
-            if isinstance(module, nn.Sequential):
-                fuse(module)
+        self._remove_weight_norm()
+        self._merge_batch_norm()
         if cache is not None:
-            for i, j in combinations(range(len(self.state_shapes)), 2):
-                self.layer.paths[f"{j}_to_{i}"].fold(self.state_shapes[j][1])
-            for block, (channels, side, _) in zip(self.layer.blocks, self.state_shapes):
-                if channels < _REGISTER and side >= _LARGE_SIDE:
-                    block.conv1.to(memory_format=torch.channels_last)
-            self.classifier.to(memory_format=torch.channels_last)  # which processors' wide 1x1 convolutions like better
-            widest = max(c * self.config.expansion * h * w for c, h, w in self.state_shapes)
-            self.rows_at_once = max(1, cache // (4 * widest))
+            self._upsample_by_products()
+            self._keep_channels_side_by_side()
+            self.rows_at_once = self._rows_within(cache)
         return self
 
     def _normalized(self) -> list[nn.Module]:
         return [module for module in self.modules() if parametrize.is_parametrized(module, "weight")]
+
+    def _remove_weight_norm(self) -> None:
+        """Every weight-normalized weight becomes a plain parameter of the same value."""
+        for module in self._normalized():
+            parametrize.remove_parametrizations(module, "weight")
+
+    def _merge_batch_norm(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Sequential):
+                merge_batch_norm(module)
+
+    def _upsample_by_products(self) -> None:
+        """Every path to a higher resolution (a branch of a lower number) upsamples by a product of matrices."""
+        for target, source in combinations(range(len(self.state_shapes)), 2):
+            self.layer.paths[f"{source}_to_{target}"].upsample_by_product(self.state_shapes[source][1])
+
+    def _keep_channels_side_by_side(self) -> None:
+        """Channels last in memory, where processors' convolutions are faster so: few channels of many pixels, and the head,
+        whose 1x1 convolutions are wide."""
+        for block, (channels, side, _) in zip(self.layer.blocks, self.state_shapes):
+            if channels < _REGISTER and side >= _LARGE_SIDE:
+                block.conv1.to(memory_format=torch.channels_last)
+        self.classifier.to(memory_format=torch.channels_last)
+
+    def _rows_within(self, cache: int) -> int:
+        """How many rows have their widest activation, that within a residual block, in ``cache`` bytes; at least one."""
+        widest = max(c * self.config.expansion * h * w for c, h, w in self.state_shapes)
+        return max(1, cache // (4 * widest))  # of float32

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from srs.sections import Section
+from srs.common.settings import Section
 
 
 class ResNetConfig(Section):

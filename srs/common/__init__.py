@@ -1,0 +1,1 @@
+"""What everything rests on: checked settings, the machine, work that is resumed."""

@@ -1,0 +1,64 @@
+"""The machine: how it is prepared so that equal inputs give equal results, and what a timing was measured on."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+def describe(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Hardware and versions, for captions beside timings."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        cores, threads = usable_cores(), torch.get_num_threads()
+        hardware = f"{f'{threads} of ' if threads < cores else ''}{cores} cores of {_processor()}"
+    return {"hardware": hardware, "python": platform.python_version(), "torch": torch.__version__}
+
+
+def prepare_device(threads: int | None = None) -> str:
+    """CUDA where there is one, else the CPU, set up so that equal inputs give equal results in full float32.
+
+    ``threads`` for this process's work on the CPU; None: torch's choice.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if not torch.cuda.is_available():
+        return "cpu"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that it has not written
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return "cuda"
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within, products and convolutions of float32 are computed in float32, whatever faster kind (TF32) is allowed outside."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""Images: named data sets, and pictures from files."""

@@ -1,0 +1,1 @@
+"""What a deep equilibrium model is, how its fixed point is solved, and differentiated through."""

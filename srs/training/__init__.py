@@ -1,0 +1,1 @@
+"""Training of classifiers for randomized smoothing."""

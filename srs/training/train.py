@@ -1,0 +1,327 @@
+"""Training of DEQs, and of other classifiers, for randomized smoothing.
+
+Gaussian augmentation (Cohen et al. 2019): noise N(0, sigma^2 I) is added to each image once, in pixel units; or SmoothAdv
+(Salman et al. 2019), which attacks the smoothed classifier at every step. For a DEQ, first f is unrolled a few times
+(pre-training), then the gradient is implicit (Bai et al. 2019, 2020), with Jacobian regularization at random steps (Bai
+et al. 2021). All randomness of a step is a function of (seed, step), so that a run that was killed and resumed ends
+with the same weights as one that was not.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from srs import models
+from srs.common.resume import lock
+from srs.common.settings import Section
+from srs.data.datasets import DataConfig, Dataset, Images, augment
+from srs.deq.definition import classify, is_deq, starting_state
+from srs.deq.implicit import differentiable, implicit_solve, jacobian_penalty
+from srs.deq.interface import device_of
+from srs.deq.solvers import Solver, residuals
+from srs.models import starts
+from srs.training.pgd import Logits, ascend
+from srs.votes.noise import standard_normal
+
+_HELD_OUT = 1 << 63  # sets the seeds of evaluation noise apart from those of certification
+
+
+class Adversary(Section):
+    """SmoothAdv training with PGD (Salman et al. 2019); defaults as far as the paper's Table 5 tells them.
+
+    From epoch ``first_epoch`` on (0: all of them) each image is moved by ``steps`` l2 steps of ``step_size`` (None:
+    2 epsilon / steps) up the loss of the mean softmax over ``samples`` noisy copies, within ``epsilon``; the same copies of
+    the moved image, ``batch_size`` x ``samples`` rows a step, are then trained on.
+    """
+
+    epsilon: float = Field(0.5, gt=0)
+    steps: int = Field(2, ge=1)
+    samples: int = Field(4, ge=1)
+    first_epoch: int = Field(0, ge=0)
+    step_size: float | None = Field(None, gt=0)
+
+
+class Training(Section):
+    """The schedule. Defaults as released for MDEQ-SMALL on CIFAR-10 (Tables 6 and 8); what else differs: docs/released.md.
+
+    ``schedule`` "cosine" falls to ``final_learning_rate``, step by step; "step" divides the rate by 10 after each third of the
+    epochs (Cohen et al. 2019). Unrolling, solvers and Jacobian regularization mean nothing to a model that is no DEQ.
+    ``jacobian_weight`` grows by ``jacobian_increase`` every 50,000 steps after the unrolled ones; while f is unrolled it is
+    ``unrolled_jacobian_weight``, where one is given (0 in the released configuration, whose others are the defaults here).
+    The regularization's estimate is the mean over ``jacobian_vectors``. ``start``: where f and the solvers start, the DEQ's
+    initial state or one of its amortized starts; while f is unrolled, that is trained, too.
+    """
+
+    sigma: float = Field(0.5, ge=0)
+    epochs: int = Field(120, ge=1)
+    batch_size: int = Field(96, ge=2)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["cosine", "step"] = "cosine"
+    final_learning_rate: float = Field(1e-6, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    unrolled_steps: int = Field(16_000, ge=0)
+    unrolled_layers: int = Field(8, ge=1)
+    forward: Solver = Solver(method="broyden", steps=8, stop="relative")
+    backward: Solver = Solver(method="broyden", steps=7, stop="relative")
+    jacobian_weight: float = Field(0.5, ge=0)
+    unrolled_jacobian_weight: float | None = Field(None, ge=0)
+    jacobian_increase: float = Field(0.0, ge=0)
+    jacobian_frequency: float = Field(0.05, ge=0, le=1)
+    jacobian_epochs: int = Field(90, ge=0)
+    jacobian_vectors: int = Field(2, ge=1)
+    adversary: Adversary | None = None
+    evaluation: Solver = Solver(method="anderson", steps=30)
+    start: Literal["initial", "mean", "learned"] = "initial"
+    evaluate_every: int = Field(10, ge=1)
+    seed: int = Field(0, ge=0, lt=1 << 63)
+
+
+def train(
+    preset: str,
+    overrides: dict,
+    data: Dataset,
+    augmentation: DataConfig,
+    config: Training,
+    checkpoint: str | Path,
+    device: torch.device | str = "cpu",
+    base: nn.Module | None = None,
+    checkpoint_seconds: float = 20.0,
+) -> dict:
+    """Train a model, or go on with ``base``, which was one; returns ``{"model": models.state(...), "history": [...],
+    "seconds": float}``, and with amortized starts ``"starts"``, their state.
+
+    The run state is kept in ``checkpoint`` (replaced atomically, every ``checkpoint_seconds``) and resumed from it where it
+    exists. ``history`` has a
+    row for each epoch: mean loss and noisy accuracy on the training batches, solver residual, lost (non-finite) rows,
+    and every ``evaluate_every`` epochs noisy accuracy and residual of the ``evaluation`` solver on held-out images. A model
+    that is no DEQ has residuals NaN.
+
+    Raises FloatingPointError when no row of a batch has a finite state.
+    """
+    checkpoint = Path(checkpoint)
+    with lock(checkpoint), torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = (base or models.build(preset, **{**data.model_fields(), **overrides})).to(device)
+        run = _Run(model, data, augmentation, config, checkpoint, torch.device(device), checkpoint_seconds)
+        run.resume()
+        run.finish()
+    trained = {"model": models.state(model), "history": run.history, "seconds": run.seconds}
+    return trained | ({"starts": starts.state(model.starts)} if hasattr(model, "starts") else {})
+
+
+class _Run:
+    """A training run: what a checkpoint holds, and the loop over its steps."""
+
+    def __init__(self, model, data, augmentation, config, checkpoint, device, checkpoint_seconds=20.0):
+        self.model, self.data, self.augmentation = model, data, augmentation
+        self.config, self.checkpoint, self.device = config, checkpoint, device
+        self.checkpoint_seconds = checkpoint_seconds
+        self.steps_per_epoch = max(1, len(data.train) // config.batch_size)
+        self.total = config.epochs * self.steps_per_epoch
+        self.optimizer = _optimizer(model, config)
+        self.schedule = _schedule(self.optimizer, config, self.steps_per_epoch)
+        self.step, self.seconds = 0, 0.0
+        self.history: list[dict] = []
+        self.sums: dict[str, float] = {}
+
+    def resume(self) -> None:
+        if not self.checkpoint.is_file():
+            return
+        saved = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        for name in ("model", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(saved[name])
+        for name in ("step", "seconds", "history", "sums"):
+            setattr(self, name, saved[name])
+
+    def save(self) -> None:
+        state = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule")}
+        models.write_checkpoint(
+            {**state, "step": self.step, "seconds": self.seconds, "history": self.history, "sums": self.sums},
+            self.checkpoint,
+        )
+
+    def finish(self) -> None:
+        began = saved = time.monotonic()
+        before = self.seconds
+        with tqdm(total=self.total, initial=self.step, desc="train", unit="step", mininterval=2) as bar:
+            while self.step < self.total:
+                self._one_step()
+                bar.update()
+                self.seconds = before + time.monotonic() - began
+                if time.monotonic() - saved > self.checkpoint_seconds or self.step == self.total:
+                    self.save()
+                    saved = time.monotonic()
+                if self.history:
+                    bar.set_postfix(loss=self.history[-1]["loss"], accuracy=self.history[-1]["accuracy"], refresh=False)
+
+    def _one_step(self) -> None:
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        size = self.config.batch_size
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data.train))
+        indices = order[position * size : (position + 1) * size]
+        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.step]).generate_state(1, np.uint64)[0]))
+        x = augment(self.data.train.images(indices).to(self.device), self.augmentation.crop_padding, self.augmentation.flip)
+        labels = torch.from_numpy(self.data.train.labels[indices]).to(self.device)
+        x, labels = self._noisy(x, labels, epoch)
+
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, measured = self._loss(x, labels, epoch)
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        for name, value in measured.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if position == self.steps_per_epoch - 1:
+            self._end_epoch(epoch)
+
+    def _noisy(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """What is trained on: one noisy copy of each image, or several copies of each attacked image."""
+        config, adversary = self.config, self.config.adversary
+        if adversary is None or epoch < adversary.first_epoch:
+            return x + config.sigma * torch.randn_like(x), labels
+        noise = config.sigma * torch.randn(len(x), adversary.samples, *x.shape[1:], device=x.device)
+        step_size = adversary.step_size or 2 * adversary.epsilon / adversary.steps
+        # evaluation mode: the classifier that will be certified is attacked, and its running statistics stay those of
+        # batches that were trained on
+        self.model.eval()
+        epsilon = x.new_full((len(x),), adversary.epsilon)
+        x = ascend(self._logits(), x, labels, noise, epsilon, adversary.steps, step_size)
+        return (x[:, None] + noise).flatten(0, 1), labels.repeat_interleave(adversary.samples)
+
+    def _logits(self) -> Logits:
+        """The map from images to logits, differentiated as this step's loss is."""
+        model, config = self.model, self.config
+        if not is_deq(model):
+            return model
+        if not self._unrolls():
+            return differentiable(model, config.forward, config.backward, config.start)
+
+        def unrolled(x: Tensor) -> Tensor:
+            injection = model.inject(x)
+            return model.head(self._unroll(starting_state(model, injection, config.start), injection)[0])
+
+        return unrolled
+
+    def _unrolls(self) -> bool:
+        return is_deq(self.model) and self.step < self.config.unrolled_steps
+
+    def _unroll(self, z: Tensor, injection: Tensor) -> tuple[Tensor, Tensor]:
+        """The state after the unrolled layers, and the state before the last."""
+        for _ in range(self.config.unrolled_layers):
+            z_in, z = z, self.model.f(z, injection)
+        return z, z_in
+
+    def _loss(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, dict[str, float]]:
+        if is_deq(self.model):
+            with self.model.weights_once():
+                logits, finite, residual, penalty = self._equilibrium(x, epoch)
+        else:
+            logits = self.model(x)
+            finite, residual, penalty = logits.isfinite().all(dim=1), x.new_tensor(math.nan), x.new_zeros(())
+        if not finite.any():
+            raise FloatingPointError(
+                f"no finite state in the batch of step {self.step}: lower learning_rate = {self.config.learning_rate} "
+                f"or, for a DEQ, raise jacobian_weight = {self.config.jacobian_weight}"
+            )
+        loss = F.cross_entropy(logits[finite], labels[finite])
+        measured = {
+            "loss": loss.item(),
+            "accuracy": (logits.argmax(dim=1) == labels)[finite].float().mean().item(),
+            "residual": residual.item(),
+            "lost": (~finite).sum().item(),
+        }
+        return loss + self._jacobian_weight() * penalty, measured
+
+    def _jacobian_weight(self) -> float:
+        config = self.config
+        if self._unrolls() and config.unrolled_jacobian_weight is not None:
+            return config.unrolled_jacobian_weight
+        return config.jacobian_weight + config.jacobian_increase * max(0, (self.step - config.unrolled_steps) // 50_000)
+
+    def _equilibrium(self, x: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A DEQ's logits (B, classes), which rows are finite (B,), mean residual, Jacobian penalty."""
+        model, config = self.model, self.config
+        model.draw_dropout()
+        injection = model.inject(x)
+        z0 = starting_state(model, injection, config.start)
+        penalty = injection.new_zeros(())
+        regularize = epoch < config.jacobian_epochs and torch.rand(()).item() < config.jacobian_frequency
+        if self._unrolls():
+            z, z_in = self._unroll(z0, injection)
+            finite = z.detach().isfinite().all(dim=1)
+            residual = ((z - z_in).detach().norm(dim=1) / z.detach().norm(dim=1)).nanmean()
+            z = torch.where(finite[:, None], z, z0)  # a lost row must not reach the head's batch statistics
+            if regularize:
+                z_in = z.detach().requires_grad_()
+                penalty = jacobian_penalty(model.f(z_in, injection), z_in, config.jacobian_vectors)
+        else:
+            compact = model.config.dropout == 0  # a mask is of the whole batch
+            z, fz, z_in, solution = implicit_solve(model.f, z0, injection, config.forward, config.backward, compact)
+            finite, residual = solution.finite, solution.residual.nanmean()
+            if regularize:
+                penalty = jacobian_penalty(fz, z_in, config.jacobian_vectors)
+        return model.head(z), finite, residual, penalty
+
+    def _end_epoch(self, epoch: int) -> None:
+        unrolled = is_deq(self.model) and self.step <= self.config.unrolled_steps
+        row = {"epoch": epoch + 1, "step": self.step, "unrolled": unrolled}
+        row |= {name: value / self.steps_per_epoch for name, value in self.sums.items()}
+        if (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == self.config.epochs:
+            row |= evaluate(self.model, self.data.validation, self.config)
+        self.history.append(row)
+        self.sums = {}
+
+
+def evaluate(model: nn.Module, part: Images, config: Training) -> dict[str, float]:
+    """Noisy accuracy (one copy of each image) and mean relative residual of the evaluation solver on ``part``.
+
+    The residual of a model that is no DEQ is NaN.
+    """
+    model.eval()
+    correct, residual = 0.0, 0.0
+    with torch.no_grad():
+        for rows in np.array_split(np.arange(len(part)), max(1, len(part) // 250)):
+            x = part.images(rows)
+            noise = np.concatenate([standard_normal(_HELD_OUT + config.seed, int(i), [0], x[0].numel()) for i in rows])
+            x = x + config.sigma * torch.from_numpy(noise).view_as(x)
+            x = x.to(device_of(model, x))
+            if is_deq(model):
+                logits, solution = classify(model, x, config.evaluation, config.start)
+                residual += residuals(model.f, solution.z, model.inject(x)).sum().item()
+            else:
+                logits, residual = model(x), math.nan
+            correct += (logits.argmax(dim=1).cpu().numpy() == part.labels[rows]).sum()
+    return {"validation_accuracy": float(correct / len(part)), "validation_residual": residual / len(part)}
+
+
+def _optimizer(model: nn.Module, config: Training) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+    )
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: Training, steps_per_epoch: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate, step by step."""
+    if config.schedule == "cosine":
+        total = config.epochs * steps_per_epoch
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total, config.final_learning_rate)
+    thirds = [math.ceil(config.epochs * k / 3) * steps_per_epoch for k in (1, 2)]
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, thirds, gamma=0.1)

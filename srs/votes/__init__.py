@@ -1,0 +1,1 @@
+"""Noise, and how a base classifier votes on noisy copies."""

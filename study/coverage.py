@@ -1,0 +1,204 @@
+"""The coverage study: how often certificates are false where the truth is known."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+from scipy import stats
+
+from srs.certificates import bounds
+from srs.certificates.at_radius import RadiusTest
+from srs.certificates.certify import ABSTAIN, Certificate, CertifySettings, serialized_certificate, standard_certificate
+from srs.common.resume import fingerprint
+from srs.common.settings import Section
+from srs.votes.noise import NoisyCopies
+from study.common import code
+from study.common.engine import Task
+from study.common.layout import Layout
+from study.known_answers import Case, known_answers
+
+#: Ways to certify serialized votes, by name: the three estimators with both draws, and two more exact audits.
+DESIGNS = {
+    f"{estimator}, {draw}": {"estimator": estimator, "audit_draw": draw}
+    for estimator in bounds.ESTIMATORS
+    for draw in bounds.AUDIT_DRAWS
+} | {
+    "finite_population, random, split 0.8": {"split": 0.8},
+    "finite_population, random, census 0.1": {"census": 0.1},
+}
+_KEPT_RUNS = 500  # images whose votes are held in memory at once
+
+
+class Coverage(Section):
+    """Settings of the study: for each case ``runs`` certificates at each of ``alphas``, from ``n0`` + ``n`` draws in ``chains``
+    chains, ``audit`` of them audited; and for each of the ``mismatch`` rates and shares of ``votes_for_a`` as many simulated
+    chains of ``large_n`` draws, ``large_audit`` of them audited, and sequential tests of ``n`` votes.
+    """
+
+    runs: int = Field(2_000, ge=1)
+    sigma: float = Field(0.5, gt=0)
+    n0: int = Field(50, ge=1)
+    n: int = Field(1_000, ge=1)
+    chains: int = Field(50, ge=1)
+    audit: int = Field(200, ge=1)
+    alphas: list[float] = [0.001, 0.05]
+    seed: int = Field(0, ge=0, lt=1 << 63)
+    mismatch: list[float] = [0.0, 0.005, 0.01, 0.02, 0.05]
+    votes_for_a: list[Annotated[float, Field(gt=0.5, lt=1)]] = [0.6, 0.9, 0.99]
+    large_n: int = Field(10_000, ge=1)
+    large_audit: int = Field(400, ge=1)
+
+
+def is_false(certificate: Certificate, true_radius: float) -> bool:
+    """Whether it names the wrong class (class 0 is right in all cases), or reaches past the true radius."""
+    return certificate.prediction != ABSTAIN and (certificate.prediction != 0 or certificate.radius > true_radius)
+
+
+def coverage_jobs(coverage: dict, layout: Layout) -> list[list[Task]]:
+    """A job for each case with a known answer, and for each of the two simulations."""
+    config, rests_on, jobs = Coverage(**coverage), list(code.of_modules("study.coverage")), []
+    work = {f"case-{number}": (certify_case, [case]) for number, case in enumerate(known_answers(1, 1))}
+    work |= {"mismatch": (simulate_mismatch, []), "sequential": (simulate_sequential, [])}
+    for name, (compute, given) in work.items():
+        origin = fingerprint([], [name, config.model_dump(), given], rests_on)
+        out, record = layout.runs / "coverage" / f"{name}.csv", layout.record("coverage", name)
+        jobs.append([Task(out, record, origin, write_part, {"compute": compute, "config": config, "given": given})])
+    return jobs
+
+
+def write_part(out: Path, *, compute: Callable[..., pd.DataFrame], config: Coverage, given: list) -> dict:
+    """What ``compute`` finds, as CSV."""
+    compute(config, *given).to_csv(out, index=False)
+    return {}
+
+
+def certify_case(config: Coverage, case: str) -> pd.DataFrame:
+    """False certificates of every design, and of standard smoothing, in one case: see :func:`tally`."""
+    cases, found = known_answers(config.n0 + config.n, config.chains), []
+    own = config.model_copy(update={"seed": config.seed + list(cases).index(case)})  # cases must not share their noise
+    for first in range(0, config.runs, _KEPT_RUNS):
+        runs = range(first, min(first + _KEPT_RUNS, config.runs))
+        found += [{"case": case} | row for row in _certify(cases[case], runs, own)]
+    return tally(pd.DataFrame(found))
+
+
+def gathered(folder: Path) -> pd.DataFrame:
+    """What was found in all cases."""
+    return pd.concat([pd.read_csv(path) for path in sorted(folder.glob("case-*.csv"))], ignore_index=True)
+
+
+def tally(found: pd.DataFrame) -> pd.DataFrame:
+    """One line a case, design and alpha: how many of the ``runs`` are ``false``, the rate's 95 % interval (``lower``,
+    ``upper``), ``p_value`` of "the rate is at most alpha" (exact binomial), share that ``abstained``, mean ``radius``."""
+    lines = []
+    for (case, design, alpha), part in found.groupby(["case", "design", "alpha"], sort=False):
+        count, runs = int(part["false"].sum()), len(part)
+        lower, upper = bounds.clopper_pearson_interval(count, runs, 0.05)
+        lines.append(
+            {"case": case, "design": design, "alpha": alpha, "guarantee": bool(part["guarantee"].iloc[0])}
+            | {"runs": runs, "false": count, "rate": count / runs, "lower": lower, "upper": upper}
+            | {"p_value": float(stats.binomtest(count, runs, alpha, "greater").pvalue)}
+            | {"abstained": float(part["abstained"].mean()), "radius": float(part["radius"].mean())}
+            | {"true_radius": float(part["true_radius"].iloc[0])}
+        )
+    return pd.DataFrame(lines)
+
+
+def _certify(case: Case, runs: range, config: Coverage) -> list[dict]:
+    settings = config.model_dump(include={"sigma", "n0", "n", "audit", "seed"})
+    draws = np.arange(config.n0 + config.n)
+    copies = [NoisyCopies(case.image, index, config.sigma, config.seed) for index in runs]
+    every = [draws] * len(copies)
+    serialized = case.serialized.sample_many(case.model, copies, every, 50_000)
+    standard = case.reference.sample_many(case.model, copies, every, 50_000)
+    rows = []
+    for alpha in config.alphas:
+        designs = {name: CertifySettings(**settings, alpha=alpha, **choices) for name, choices in DESIGNS.items()}
+        plain = CertifySettings(**settings, alpha=alpha)
+        for index, chain, truth in zip(runs, serialized, standard):
+            rows.append(_row("standard", standard_certificate(truth, plain), case))
+            for name, design in designs.items():
+                certificate, _ = serialized_certificate(chain, truth.take, design, index, case.serialized.warm_draws)
+                rows.append(_row(name, certificate, case))
+    return rows
+
+
+def _row(design: str, certificate: Certificate, case: Case) -> dict:
+    return {
+        "design": design,
+        "alpha": certificate.alpha,
+        "guarantee": certificate.guarantee,
+        "false": is_false(certificate, case.true_radius),
+        "abstained": certificate.prediction == ABSTAIN,
+        "radius": certificate.radius,
+        "true_radius": case.true_radius,
+    }
+
+
+def simulate_mismatch(config: Coverage) -> pd.DataFrame:
+    """False certificates against the rate of one-sided mismatches, by simulated counts alone (no solver).
+
+    The serialized chain votes for A with probability ``votes_for_a``, the standard DEQ with (1 - mismatch) times that; every
+    vote for A of the standard DEQ is one of the chain, too. A random audit. The true radius is sigma Phi^-1 of the
+    standard DEQ's probability. Columns as in :func:`tally`, with ``mismatch``, ``votes_for_a``, ``n`` and ``audit``.
+    """
+    generator = np.random.default_rng(config.seed)
+    runs, n, audit = config.runs, config.large_n, config.large_audit
+    bound = lru_cache(None)(bounds.serialized_bound)
+    found = []
+    for share in config.votes_for_a:
+        for mismatch in config.mismatch:
+            p_a = share * (1 - mismatch)
+            true_radius = bounds.radius(p_a, config.sigma)
+            confirmed, wrong, other = generator.multinomial(n, [p_a, share - p_a, 1 - share], runs).T
+            seen = np.array([generator.multivariate_hypergeometric(c, audit) for c in zip(confirmed, wrong, other)])
+            for estimator in bounds.ESTIMATORS:
+                for alpha in config.alphas:
+                    for n_a, n1, n2 in zip(confirmed + wrong, seen[:, 0], seen[:, :2].sum(axis=1)):
+                        lower = bound(estimator, int(n_a), n, int(n1), int(n2), alpha).p_a_lower
+                        r = bounds.radius(lower, config.sigma)
+                        found.append(
+                            {"case": (share, mismatch), "design": estimator, "alpha": alpha, "true_radius": true_radius}
+                            | {"guarantee": bounds.guaranteed(estimator, "random"), "false": r > true_radius}
+                            | {"abstained": r == 0, "radius": r}
+                        )
+    table = tally(pd.DataFrame(found))
+    table[["votes_for_a", "mismatch"]] = table.pop("case").to_list()
+    return table.assign(n=n, audit=audit)
+
+
+def simulate_sequential(config: Coverage) -> pd.DataFrame:
+    """False certificates of the sequential test where it is hardest, by simulated votes alone (no solver).
+
+    p_A is one of ``votes_for_a`` and the test's r is sigma Phi^-1(p_A), the true radius: whatever is certified is false.
+    "sequential": :class:`srs.certificates.at_radius.RadiusTest`, of at most ``n`` votes. "peeking", not a guarantee: Clopper
+    and Pearson's bound at level alpha, made for a number of votes fixed in advance, but looked at after every vote.
+    Columns as in :func:`tally`, with ``votes_for_a`` for the case, and ``n``.
+    """
+    generator, drawn = np.random.default_rng(config.seed), np.arange(1, config.n + 1)
+    found = []
+    for share, alpha in product(config.votes_for_a, config.alphas):
+        r = config.sigma * stats.norm.ppf(share)
+        settings = CertifySettings(alpha=alpha, **config.model_dump(include={"sigma", "n"}))
+        for_a = generator.random((config.runs, config.n)) < share
+        certified = {
+            "sequential": [_settled(votes, r, settings) == "certified" for votes in for_a],
+            "peeking": (for_a.cumsum(axis=1) > stats.binom.isf(alpha, drawn, share)).any(axis=1),
+        }
+        for design, runs in certified.items():
+            known = {"case": share, "design": design, "alpha": alpha, "guarantee": design == "sequential", "true_radius": r}
+            found += [known | {"false": bool(run), "abstained": not run, "radius": r * run} for run in runs]
+    return tally(pd.DataFrame(found)).rename(columns={"case": "votes_for_a"}).assign(n=config.n)
+
+
+def _settled(votes: np.ndarray, r: float, settings: CertifySettings) -> str | None:
+    """The outcome of a sequential test, which takes its votes a hundred at a time as long as it is not settled."""
+    test = RadiusTest(r, settings)
+    while test.outcome is None and test.drawn < len(votes):
+        test.add(votes[test.drawn : test.drawn + 100])
+    return test.outcome

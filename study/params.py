@@ -1,0 +1,233 @@
+"""The shape of params.yaml, checked as a whole before any work is spent."""
+
+import difflib
+import json
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError, field_validator, model_validator
+
+from srs.certificates.certify import Confidence
+from srs.common.settings import Section, faults, reason
+from srs.data.datasets import DataConfig
+from srs.models import configure
+from srs.training.train import Training
+from study.arithmetic import Arithmetic
+from study.common.engine import Machine
+from study.common.params_file import ParameterError, read, text
+from study.common.runs import Model, Name, Run
+from study.coverage import Coverage
+from study.reports.sections import Report, Requirements
+from study.robustness import Robustness
+from study.speed import Speed
+from study.starts import Starts
+from study.votes.plan import Draws, Spelling, VotePlans, Voting, known
+from study.votes.table import settings
+
+#: Sections that the reports read, and on which they depend by a file of their own.
+SHOWN = ("data", "models", "training", "runs", "samplers", "rows", "draws", "votes", "starts", "certificates", "report")
+SHOWN += ("robustness",)
+
+#: Folders beside those of the profiles.
+_TAKEN = ("bench", "notebooks", "scratch", "work")
+
+
+class Study(Section):
+    """params.yaml: one size of the whole study, as section by section its classes have it. ``training`` holds a schedule for
+    each model (:class:`srs.training.train.Training`), ``samplers`` the rows whose name does not say what they are, ``rows``
+    lists of rows, ``machine`` what no result depends on."""
+
+    name: Name
+    data: dict[Name, DataConfig]
+    models: dict[str, Model]
+    training: dict[str, dict[str, Any]]
+    runs: dict[Name, Run]
+    starts: Starts
+    samplers: dict[str, Spelling] = {}
+    rows: dict[str, list[str]]
+    draws: dict[str, Draws]
+    votes: Voting
+    certificates: Confidence
+    robustness: Robustness
+    coverage: Coverage
+    arithmetic: Arithmetic
+    speed: Speed
+    report: Report
+    machine: Machine = Machine()
+
+    @property
+    def plans(self) -> VotePlans:
+        names = ("runs", "models", "votes", "rows", "draws", "samplers")
+        return VotePlans(**self.model_dump(include=set(names)))
+
+    @field_validator("name")
+    @classmethod
+    def _has_its_own_folder(cls, name: str) -> str:
+        if name in _TAKEN:
+            raise ValueError(f"runs/{name} is no folder of a profile: choose a name beside {', '.join(_TAKEN)}")
+        return name
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> "Study":
+        self._models_can_be_built()
+        self._runs_can_be_trained()
+        plans = self.plans
+        for key, plan in plans.plans.items():
+            data = self.data[plans.data(key)]
+            if data.name in ("digits", "mnist") and plan.images > data.test:
+                place = f"votes.images.{plans.data(key)} = {plan.images}"
+                raise ValueError(f"{place} is out of range: the data set has {data.test} test images")
+            for group in plan.groups:
+                self._certifiable(plan, group)
+        for key, row in self.robustness.runs.items():
+            main = plans.plans[known("robustness.runs", key, plans.plans)].groups[plans[key].main]
+            known(f"robustness.runs.{key}", row, main.samplers)
+            if self.robustness.images > main.images:
+                raise ValueError(f"robustness.images = {self.robustness.images} is out of range: 1 to {main.images}")
+        known("arithmetic.run", self.arithmetic.run, self.runs)
+        Requirements(self.report, plans, self.starts.candidates, self.robustness.runs).check()
+        return self
+
+    def _models_can_be_built(self) -> None:
+        for key, model in self.models.items():
+            known(f"models.{key}.data", model.data, self.data)
+            for name in {"family", "preset"} & model.overrides.keys():
+                raise ValueError(f"models.{key}.overrides.{name} = {model.overrides[name]!r} must go: choose another preset")
+            try:
+                configure(model.preset, **model.overrides)
+            except ValidationError as error:
+                told = (f"models.{key}.overrides.{fault}" for fault in faults(error, "as a whole"))
+                raise ValueError("; ".join(told)) from None
+            except ValueError as error:
+                raise ValueError(f"models.{key}: {error}") from None
+
+    def _runs_can_be_trained(self) -> None:
+        for key in self.training:
+            known("training", key, self.models)
+        for key, run in self.runs.items():
+            known(f"runs.{key}.model", run.model, self.models)
+            try:
+                schedule = Training(**run.schedule(self.training))
+            except ValidationError as error:
+                first = error.errors()[0]["loc"]
+                place = f"runs.{key}.training" if first and first[0] in run.training else f"training.{run.model}"
+                raise ValueError("; ".join(f"{place}.{fault}" for fault in faults(error, "as a whole"))) from None
+            if run.base is None:
+                if schedule.start != "initial":
+                    raise ValueError(f"runs.{key}.training.start = {schedule.start!r} needs a base, whose starts it has")
+                continue
+            base = self.runs[known(f"runs.{key}.base", run.base, self.runs)]
+            if base.base is not None:
+                raise ValueError(f"runs.{key}.base = {run.base!r} must be trained from scratch")
+            if base.model != run.model:
+                raise ValueError(f"runs.{key}.model = {run.model!r} must be that of its base, {base.model!r}")
+            if schedule.start == "initial":
+                raise ValueError(f"runs.{key}.training.start = 'initial' must be 'mean' or 'learned': it goes on from a base")
+
+    def _certifiable(self, plan, group: str) -> None:
+        chosen = plan.groups[group]
+        if chosen.serialized and chosen.audit is not None and self.certificates.census:
+            raise ValueError(
+                f"certificates.census = {self.certificates.census} needs the reference's votes on all draws: "
+                f"draws.{group}.audit = {chosen.audit} must go, and the reference be a row"
+            )
+        try:
+            config = settings(plan, group, self.certificates)
+            if chosen.serialized:
+                config.require_audit()
+        except ValidationError as error:
+            told = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"draws.{group}: {told}") from None
+        except ValueError as error:
+            raise ValueError(f"draws.{group}: {error}") from None
+
+
+def load(path: str | Path = "params.yaml") -> Study:
+    """Read and check params.yaml. Raises ParameterError."""
+    values = read(path)
+    try:
+        _require_one_reading(values, path)
+        return Study.model_validate(values)
+    except ValidationError as error:
+        raise ParameterError("\n".join(_explain(error, str(path)))) from None
+    except RecursionError:
+        raise ParameterError(f"{path} is nested too deeply") from None
+
+
+def _require_one_reading(values: dict, path: str | Path) -> None:
+    """DVC reads YAML 1.2, the study 1.1: what is checked must be what DVC tracks. Here alone, before anything is spent: read
+    twice at every start of a notebook, the file would cost each of them twice the time."""
+    from ruamel.yaml import YAML, YAMLError  # which notebooks that import this module need not wait for
+
+    try:
+        theirs = YAML(typ="safe").load(text(path))
+    except (YAMLError, ValueError) as error:
+        raise ParameterError(f"{path} is not valid YAML 1.2, which DVC reads: {error}") from None
+    found = [
+        f"{path}: {place} is {ours} in YAML 1.1, which the study reads, and {other} in 1.2, which DVC reads: "
+        "write numbers plainly (0.5 for 5e-1), true or false, and other text in quotes"
+        for place, ours, other in _differences(values, theirs, "", set())
+    ]
+    if found:
+        raise ParameterError("\n".join(found))
+
+
+def _differences(ours: Any, theirs: Any, place: str, seen: set[int]) -> Iterator[tuple[str, str, str]]:
+    """Where two readings differ, and what they are there; of what stands in several places by an anchor, at the first."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        names = [sorted(map(repr, one.keys() - other.keys())) for one, other in ((ours, theirs), (theirs, ours))]
+        if any(names):
+            yield f"a name in {place or 'the file'}", *map(", ".join, names)
+        parts = [(name, ours[name], theirs[name]) for name in ours if name in theirs]
+    elif isinstance(ours, list) and isinstance(theirs, list):
+        parts = [(i, *pair) for i, pair in enumerate(zip(ours, theirs))]
+    else:
+        parts = []
+        if type(ours) is not type(theirs) or repr(ours) != repr(theirs):
+            yield place, repr(ours), repr(theirs)
+    if id(ours) not in seen:
+        seen |= {id(ours)} if parts else set()
+        for name, mine, other in parts:
+            yield from _differences(mine, other, f"{place}.{name}".lstrip("."), seen)
+
+
+#: Of unions in places of faults: what pydantic calls their members.
+_TAGS = {"row", "sampler", "standard", "serialized", "direct", "released", "[key]"}
+
+
+def _explain(error: ValidationError, path: str) -> Iterator[str]:
+    """A line for each fault."""
+    for fault in error.errors():
+        place = [str(part) for part in fault["loc"] if part not in _TAGS]
+        what = ""
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(place[-1], _field_names(Study), n=3)
+            what = "no such parameter" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        yield ": ".join(part for part in (path, ".".join(place), reason(fault, what)) if part)
+
+
+@cache
+def _field_names(model: type[BaseModel]) -> set[str]:
+    """The names of all parameters in ``model`` and in the models that its annotations mention, at any depth."""
+    whole = model.model_json_schema()
+    return {name for schema in [whole, *whole["$defs"].values()] for name in schema.get("properties", {})}
+
+
+def main() -> None:
+    try:
+        values, study = read(), load()
+        if read() != values:  # DVC reads it when the stage ends, and would take what it finds for what was checked
+            raise ParameterError("params.yaml was edited while it was checked: run the stage again")
+    except ParameterError as error:
+        sys.exit(str(error))
+    folder = Path("runs") / study.name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "checked").write_text("params.yaml is well formed\n", encoding="utf-8")
+    (folder / "shown.json").write_text(json.dumps({name: values.get(name) for name in SHOWN}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The section ``report``: which run stands where the paper has which, and what every page needs of it."""
+
+from collections.abc import Iterable
+
+from pydantic import field_validator
+
+from srs.common.settings import Section
+from study.common.runs import Name
+from study.votes.plan import VotePlans, known
+from study.votes.rows import stopped
+
+#: A page that needs the size ``small`` alone; the others show what the paper shows, and need all that it has.
+ALONE = "24_cifar10"
+
+_CONSISTENCY = tuple(f"{kind}-{steps}A" for kind in ("MDEQ", "SRS-MDEQ") for steps in (1, 3))
+_START = tuple(f"SRS-MDEQ-{steps}A {start} start" for steps in (1, 3) for start in ("clean", "previous"))
+
+#: What pages show of the main run of each size: lists of rows, and of those the rows that pages name beside the reference.
+SHOWN_ROWS = {
+    "small": {
+        "main": ("MDEQ-1A", "SRS-MDEQ-1A", "SRS-MDEQ-3A"),
+        "consistency": _CONSISTENCY,
+        "steps": ("SRS-MDEQ-3A", "SRS-MDEQ-5A"),
+        "solvers": ("MDEQ-30N", "MDEQ-30A"),
+        "warmup_steps": (),
+        "warmup_solvers": (),
+        "restart": (),
+        "serialized_starts": (),
+    },
+    "large": {
+        "main": ("MDEQ-1A", "SRS-MDEQ-1A", "SRS-MDEQ-3A"),
+        "consistency": _CONSISTENCY,
+        "steps": ("SRS-MDEQ-3A", "SRS-MDEQ-5A"),
+        "solvers": ("MDEQ-30N", "MDEQ-30A"),
+        "warmup_steps": (),
+        "start": _START,
+    },
+    "imagenet": {"imagenet": ("MDEQ-1B", "SRS-MDEQ-1B", "SRS-MDEQ-3B"), "imagenet_steps": ()},
+}
+
+
+class Size(Section):
+    """The runs of one model size: the ``main`` one, all noise ``levels``, and the main one's ``repeats`` under other seeds."""
+
+    main: str
+    levels: list[str] = []
+    repeats: list[str] = []
+
+    def runs(self) -> list[str]:
+        return list(dict.fromkeys([self.main, *self.levels, *self.repeats]))
+
+
+class Past(Section):
+    """Beside a run with amortized rows: what was ``tuned`` from it, and the same layer trained ``unrolled``."""
+
+    tuned: str | None = None
+    unrolled: str | None = None
+
+    def models(self) -> list[str]:
+        return [key for key in (self.tuned, self.unrolled) if key is not None]
+
+
+class Pages(Section):
+    """The pages to make besides Table 2 and what goes past the paper, by what they read: ``certificates`` and trained networks
+    alone, ``votes`` besides, or ``everything``: attacks, coverage and arithmetic, too."""
+
+    certificates: list[Name] = []
+    votes: list[Name] = []
+    everything: list[Name] = []
+
+    def names(self) -> list[str]:
+        return sorted([*self.certificates, *self.votes, *self.everything])
+
+
+class Report(Section):
+    """What the reports show: which run stands where the paper has which; ``others`` are shown though it has none.
+    ``stands_for`` and ``radii``: by data set, what it stands for and the radii of its tables. ``past``: the runs of the report
+    that goes past the paper, one a noise level. Pages of the paper's items need all of ``large``, ``imagenet``, ``resnet``,
+    ``smoothadv`` and ``no_jacobian``."""
+
+    stands_for: dict[str, str]
+    radii: dict[str, list[float]]
+    small: Size
+    large: Size | None = None
+    imagenet: Size | None = None
+    resnet: str | None = None
+    smoothadv: str | None = None
+    no_jacobian: str | None = None
+    past: dict[Name, Past]
+    others: list[str] = []
+    pages: Pages
+
+    @field_validator("radii")
+    @classmethod
+    def _radii_ascend_from_zero(cls, radii: dict) -> dict:
+        for data, values in radii.items():
+            if values[:1] != [0] or sorted(set(values)) != values:
+                raise ValueError(f"radii.{data} = {values} must start at 0 and ascend")
+        return radii
+
+    def sizes(self) -> dict[str, Size]:
+        """The sizes that there are."""
+        every = {"small": self.small, "large": self.large, "imagenet": self.imagenet}
+        return {name: size for name, size in every.items() if size is not None}
+
+
+class Requirements:
+    """Whether the runs that a report names have the rows that its pages show. Raises ValueError that names what is missing."""
+
+    def __init__(self, report: Report, plans: VotePlans, candidates: Iterable[str], attacked: Iterable[str]):
+        self.report, self.plans, self.candidates, self.attacked = report, plans, list(candidates), list(attacked)
+
+    def check(self) -> None:
+        report = self.report
+        for data in dict.fromkeys(map(self.plans.data, self.plans.plans)):
+            known(f"report.stands_for: {data}", data, report.stands_for)
+            known(f"report.radii: {data}", data, report.radii)
+        if set(report.pages.names()) - {ALONE}:
+            self._papers_items()
+        else:
+            for kind in ("main", "consistency"):
+                self._has("report.small", report.small.main, kind, SHOWN_ROWS["small"][kind])
+        for key in report.others:
+            self._has("report.others", key)
+        for key, past in report.past.items():
+            self._past(key, past)
+
+    def _papers_items(self) -> None:
+        report = self.report
+        for name in ("large", "imagenet", "resnet", "smoothadv", "no_jacobian"):
+            if getattr(report, name) is None:
+                raise ValueError(f"report.{name} is missing: of the pages only {ALONE!r} does without it")
+        self._has("report.resnet", report.resnet, reference=False)
+        self._same_images((report.resnet, None), (report.large.main, None))
+        for name, size in report.sizes().items():
+            for key in size.runs():
+                self._has(f"report.{name}", key)
+            for kind, rows in SHOWN_ROWS[name].items():
+                self._has(f"report.{name}", size.main, kind, rows)
+            if name != "imagenet":
+                known(f"robustness.runs: report.{name}.main", size.main, self.attacked)
+                self._has(f"report.{name}", size.main, "samples", reference=False)
+        for name in ("smoothadv", "no_jacobian"):
+            self._has(f"report.{name}", getattr(report, name), "pair", ("SRS-MDEQ-1A", "SRS-MDEQ-3A"))
+            self._same_images((getattr(report, name), "pair"), (report.small.main, "steps"))
+        run = self.plans.runs[report.smoothadv]
+        if not run.training.get("adversary"):
+            raise ValueError(f"report.smoothadv = {report.smoothadv!r} is not trained by SmoothAdv: give it an adversary")
+
+    def _past(self, key: str, past: Past) -> None:
+        self._has("report.past", key, "past", self.candidates)
+        plan = self.plans[key]
+        group = plan.group("past")
+        honest = stopped(plan.reference_row(group))
+        self._has("report.past", key, "past", [honest])
+        if plan.groups[group].samplers[honest].solver.stop == "fixed":
+            raise ValueError(f"samplers.{honest}.solver.stop = 'fixed' must be another: it is the baseline that stops")
+        self._has("report.past", key, "sequential", reference=False)
+        for other in past.models():
+            known("report.past", other, self.plans.runs)
+            self._has("report.past", other, reference=False)
+            self._same_images((other, None), (key, "past"))
+
+    def _has(self, path: str, key: str, kind: str | None = None, rows: Iterable[str] = (), reference: bool = True) -> None:
+        """Whether a run has a list of rows (None: its main one), with some rows by name and as a rule the reference."""
+        plan = self.plans.plans[known(path, key, self.plans.plans)]
+        kinds = {name: group.kind for name, group in plan.groups.items()}
+        if kind is not None and kind not in (*kinds, *kinds.values()):
+            raise ValueError(f"votes.groups.{key} = {list(kinds)} needs a group with the rows {kind!r}, for {path}")
+        group = plan.group(kind)
+        samplers = plan.groups[group].samplers
+        for row in rows:
+            known(f"rows.{kinds[group]}: the row", row, samplers)
+        if reference and plan.reference not in samplers.values():
+            raise ValueError(f"rows.{kinds[group]} needs the reference of {key} among its rows")
+
+    def _same_images(self, *groups: tuple[str, str | None]) -> None:
+        """Whether two groups that are compared image by image are of one size."""
+        plans = [(key, self.plans[key].group(kind), self.plans[key]) for key, kind in groups]
+        (_, name, plan), (_, other, agreed) = plans
+        images, wanted = plan.groups[name].images, agreed.groups[other].images
+        if images != wanted:
+            raise ValueError(
+                f"draws.{name}.images = {images} must be {wanted}, as in draws.{other}: they are compared image by image"
+            )

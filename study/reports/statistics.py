@@ -1,0 +1,56 @@
+"""The numbers that tables are made of."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from srs.certificates.bounds import clopper_pearson_interval
+
+
+def certified(rows: pd.DataFrame, r: float) -> pd.Series:
+    """Which rows count at radius ``r``: correct, not abstained, and with a certified radius of at least r."""
+    return (rows["prediction"] == rows["label"]) & (rows["radius"] >= r)
+
+
+def certified_accuracy(rows: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
+    """Certified accuracy at each radius with its exact 95 % interval: columns accuracy, lower, upper, images."""
+    table = []
+    for r in radii:
+        count, images = int(certified(rows, r).sum()), len(rows)
+        table.append((count / images, *clopper_pearson_interval(count, images, 0.05), images))
+    return pd.DataFrame(table, columns=["accuracy", "lower", "upper", "images"], index=pd.Index(radii, name="r"))
+
+
+def average_certified_radius(rows: pd.DataFrame, released: bool = False) -> float:
+    """ACR: mean over all images of the radius, 0 where the prediction is wrong or abstained.
+
+    ``released``: the paper's released code averages every radius, those of wrong predictions included.
+    """
+    correct = rows["prediction"] == rows["label"]
+    return float(rows["radius"].mean() if released else rows["radius"].where(correct, 0.0).mean())
+
+
+def mean_interval(values: Sequence[float], alpha: float = 0.05, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap interval (percentile) of a mean at level 1 - alpha; NaN where the values say nothing of their spread."""
+    values = np.asarray(values, float)
+    if len(values) < 2 or np.ptp(values) == 0:
+        return np.nan, np.nan
+    return _bootstrap((values,), np.mean, alpha, seed)
+
+
+def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """Ratio of two paired sums, with its 95 % bootstrap interval (percentile) over the pairs; NaN for fewer than two."""
+    above, below = np.asarray(above, float), np.asarray(below, float)
+    ratio = float(above.sum() / below.sum())
+    if len(above) < 2:
+        return ratio, np.nan, np.nan
+    return ratio, *_bootstrap((above, below), lambda a, b, axis: a.sum(axis) / b.sum(axis), 0.05, seed)
+
+
+def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Callable, alpha: float, seed: int) -> tuple[float, float]:
+    """The percentile interval of a statistic of one sample, or of several whose members belong together."""
+    settings = {"confidence_level": 1 - alpha, "method": "percentile", "n_resamples": 2_000, "paired": True}
+    found = stats.bootstrap(samples, statistic, rng=np.random.default_rng(seed), **settings).confidence_interval
+    return float(found.low), float(found.high)

@@ -1,0 +1,251 @@
+"""Tables of the reports, and sentences that are computed from them.
+
+``rows`` is a table of certificates: one line an image and method, the columns of :func:`srs.certificates.certify.certificates`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from srs.certificates import bounds
+from srs.votes.samplers import Sampler
+from study.reports.statistics import average_certified_radius, certified, certified_accuracy
+from study.votes.rows import released, stopped
+
+BEYOND = "–"
+NOT_KNOWN = "not known"
+NO_GUARANTEE = "not a guarantee"
+_GREY = "color: #888; font-style: italic"
+_BOLD = "font-weight: bold"
+_WRAPPED = "white-space: normal !important; min-width: 14em;"  # a rule for all cells of a table outranks that for one
+_TABLE_STYLES = [
+    {"selector": "", "props": "border-collapse: collapse; font-size: 10pt; margin: 0.5em 0"},
+    {"selector": "caption", "props": "caption-side: bottom; text-align: left; font-size: 9pt; padding-top: 0.6em"},
+    {"selector": "th, td", "props": "padding: 0.25em 0.5em; text-align: right; white-space: nowrap"},
+    {"selector": "thead th", "props": "border-bottom: 1.5px solid #444; vertical-align: bottom; white-space: normal"},
+    {"selector": "tbody th", "props": "text-align: left"},
+]
+
+
+def reachable(rows: pd.DataFrame) -> pd.Series:
+    """The largest radius that each method's n, alpha, sigma and audit allow, by method, in table order."""
+    settings = rows.groupby("method", sort=False).agg(
+        {"n": "first", "alpha": "first", "sigma": "first", "estimator": "first", "split": "first", "k": "max", "census": "max"}
+    )  # an image without a selected class has no audit
+    return pd.Series({method: _largest(row) for method, row in settings.iterrows()})
+
+
+def _largest(row: pd.Series) -> float:
+    if not row["estimator"]:
+        return bounds.largest_radius(int(row["n"]), row["alpha"], row["sigma"])
+    audit = int(row["k"]), row["estimator"], row["split"], int(row["census"])
+    return bounds.largest_radius(int(row["n"]), row["alpha"], row["sigma"], *audit)
+
+
+def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.DataFrame:
+    """One line a method: (r, accuracy | lower | upper) for each radius (NaN beyond reach), largest radius, ACR by both
+    definitions, evaluations and seconds an image, and the speed-up in both against ``reference``; where there are rows
+    of the reference :func:`stopped` or as :func:`released`, the speed-ups against those, too."""
+    limits = reachable(rows)
+    table = {}
+    for method, part in rows.groupby("method", sort=False):
+        accuracy = certified_accuracy(part, radii).drop(columns="images")
+        accuracy[accuracy.index > limits[method]] = np.nan
+        line = {(f"r = {r:.3g}", name): value for r, cells in accuracy.iterrows() for name, value in cells.items()}
+        line["", "largest r"] = limits[method]
+        line["ACR", "ours"] = average_certified_radius(part)
+        line["ACR", "as released"] = average_certified_radius(part, released=True)
+        line["per image", "evaluations"] = part["evaluations"].mean()
+        line["per image", "seconds"] = part["seconds"].mean()
+        table[method] = line
+    table = pd.DataFrame.from_dict(table, orient="index")
+    for unit in ("evaluations", "seconds"):
+        table["speed-up", unit] = table.loc[reference, ("per image", unit)] / table["per image", unit]
+    for name, row in {"seconds over stopped": stopped(reference), "seconds over released": released(reference)}.items():
+        if row in table.index:
+            table["speed-up", name] = table.loc[row, ("per image", "seconds")] / table["per image", "seconds"]
+    if (theirs := released(reference)) in table.index:
+        spent = table["per image", "evaluations"]
+        table["speed-up", "evaluations over released"] = spent[theirs] / spent
+    return table
+
+
+def certified_table(table: pd.DataFrame, caption: str, best_of: Sequence[str] | None = None) -> Styler:
+    """The accuracies of a :func:`summary` in percent with their 95 % intervals, the largest radius and both ACRs.
+
+    The best of the rows ``best_of`` (all, if not given) are bold; other rows are grey.
+    """
+    rows = table.index if best_of is None else list(best_of)
+    shown, best = pd.DataFrame(index=table.index), pd.DataFrame(index=rows)
+    for column in [c for c in dict.fromkeys(table.columns.get_level_values(0)) if c.startswith("r = ")]:
+        cells = table[column]
+        shown[column] = [
+            BEYOND if np.isnan(c.accuracy) else with_interval(c.accuracy, c.lower, c.upper) for c in cells.itertuples()
+        ]
+        best[column] = bold(cells.loc[rows, "accuracy"])
+    shown["largest r"] = table["", "largest r"].map(lambda r: bounds.shown(r, 2))
+    shown["ACR"] = table["ACR", "ours"].map("{:.3f}".format)
+    shown["ACR as released"] = table["ACR", "as released"].map("{:.3f}".format)
+    best["ACR"] = bold(table.loc[rows, ("ACR", "ours")])
+    css = best.reindex(columns=shown.columns, fill_value="").reindex(index=shown.index, fill_value=_GREY)
+    return styled(shown, caption, css)
+
+
+def cost_table(table: pd.DataFrame, caption: str) -> Styler:
+    """The cost columns of a :func:`summary`: evaluations of f and seconds an image, and the speed-ups."""
+    shown = pd.DataFrame(
+        {
+            "evaluations of f": table["per image", "evaluations"].map("{:,.0f}".format),
+            "speed-up in evaluations": table["speed-up", "evaluations"].map("{:.1f}×".format),
+            "seconds": table["per image", "seconds"].map("{:.2f}".format),
+            "speed-up in seconds": table["speed-up", "seconds"].map("{:.1f}×".format),
+        }
+    )
+    for name, title in _BASELINES.items():
+        if ("speed-up", name) in table:
+            shown[title] = table["speed-up", name].map("{:.1f}×".format)
+    return styled(shown, caption)
+
+
+_BASELINES = {
+    "seconds over stopped": "seconds, against the solver stopped",
+    "evaluations over released": "evaluations, against the baseline as released",
+    "seconds over released": "seconds, against the baseline as released",
+}
+
+
+def published_table(entries: dict, at: Sequence[float], rows: Sequence[str], radii: Sequence[float], caption: str) -> Styler:
+    """Published accuracies (percent, at the radii ``at``) and seconds of ``rows``; what is not known to us is said to be so."""
+    table = {}
+    for row in rows:
+        entry = entries.get(row, {})
+        cells = dict(zip(at, entry.get("accuracy", [])))
+        table[row] = {f"r = {r:.3g}": f"{cells[r]:g}" if r in cells else NOT_KNOWN for r in radii}
+        table[row]["seconds"] = f"{entry['seconds']:.2f}" if "seconds" in entry else NOT_KNOWN
+    return styled_known(pd.DataFrame.from_dict(table, orient="index"), caption)
+
+
+def styled(shown: pd.DataFrame, caption: str, css: pd.DataFrame | None = None) -> Styler:
+    """A table of texts with its caption; ``css`` has a style for each cell of some columns. Long texts are wrapped."""
+    wrapped = shown.map(lambda text: _WRAPPED if len(str(text)) > 40 else "")
+    css = wrapped if css is None else wrapped + css.reindex(columns=shown.columns, fill_value="")
+    css, shown = css.rename(columns=_unbroken), shown.rename(columns=_unbroken)
+    styler = (
+        shown.style.set_caption(caption)
+        .set_table_styles(_TABLE_STYLES)
+        .set_uuid(hashlib.sha1(caption.encode()).hexdigest()[:8])
+    )
+    return styler.apply(lambda _: css, axis=None) if css.any(axis=None) else styler
+
+
+def _unbroken(head: str) -> str:
+    """A column's head in which 'r = 0.25' stays on one line."""
+    return head.replace(" = ", "\u00a0=\u00a0").replace("largest r", "largest\u00a0r") if isinstance(head, str) else head
+
+
+def styled_known(shown: pd.DataFrame, caption: str) -> Styler:
+    """:func:`styled`, with what is not known in grey."""
+    return styled(shown, caption, shown.map(lambda text: _GREY if text == NOT_KNOWN else ""))
+
+
+def bold(values: pd.Series, least: bool = False) -> list[str]:
+    """A style for each of ``values``: bold for the best, the greatest above 0 (or the ``least``)."""
+    best = values.min() if least else values.max()
+    return [_BOLD if v == best and (least or best > 0) else "" for v in values]
+
+
+def audited_by(row: pd.Series) -> str:
+    """How the serialized certificates of a row are made, and whether that is a guarantee."""
+    draw = {"random": "a random audit", "first_batch": "an audit of the first batch"}[row["audit_draw"]]
+    told = f"estimator {row['estimator']} with {draw}" + (f" and a census of {row['census']}" if row["census"] else "")
+    return told if row["guarantee"] else f"{told}, {NO_GUARANTEE}"
+
+
+def with_interval(share: float, lower: float, upper: float) -> str:
+    """A share and its interval in percent."""
+    return f"{100 * share:.0f} [{100 * lower:.0f}, {100 * upper:.0f}]"
+
+
+def share(count: int, total: int) -> str:
+    """``count`` of ``total`` in percent with its exact 95 % interval; a dash where ``total`` is 0."""
+    return with_interval(count / total, *bounds.clopper_pearson_interval(count, total, 0.05)) if total else BEYOND
+
+
+def paired_difference(
+    rows: pd.DataFrame, method: str, other: str, r: float = 0.0, alpha: float = 0.05
+) -> tuple[float, float, float]:
+    """Certified accuracy at ``r`` of ``method`` minus that of ``other``, on the same images, with its 1 - alpha interval.
+
+    The interval is exact and conservative: from Clopper-Pearson intervals, each at level 1 - alpha / 2, for the shares of
+    images gained and lost (Bonferroni). Raises ValueError where the two rows are on different images.
+    """
+    counts = certified(rows, r).groupby([rows["index"], rows["method"]]).first().unstack()[[method, other]].dropna(how="all")
+    if counts.isna().any(axis=None):
+        images = " and ".join(f"{name}'s are {counts[name].dropna().index.tolist()}" for name in (method, other))
+        raise ValueError(f"rows are compared image by image: {images}")
+    both = counts.astype(bool)
+    gained, lost = int((both[method] & ~both[other]).sum()), int((both[other] & ~both[method]).sum())
+    gains, losses = (bounds.clopper_pearson_interval(count, len(both), alpha / 2) for count in (gained, lost))
+    return (gained - lost) / len(both), gains[0] - losses[1], gains[1] - losses[0]
+
+
+def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str, samplers: dict[str, Sampler]) -> str:
+    """What the :func:`summary` says, in sentences (Markdown) that hold for whatever came out."""
+    at_zero, images = table["r = 0"], rows["index"].nunique()
+    ours = at_zero.loc[reference]
+    lines = [
+        f"**{reference}** certifies {ours['accuracy']:.0%} of {images} images at r = 0 "
+        f"(95 % interval {ours['lower']:.0%} to {ours['upper']:.0%}), with an ACR of "
+        f"{table.loc[reference, ('ACR', 'ours')]:.3f}."
+    ]
+    for method, part in rows.groupby("method", sort=False):
+        if method != reference:
+            audit = _read_audit(table, part, reference, samplers[method]) if part["estimator"].iloc[0] else ""
+            lines.append(_read_row(table, rows, method, reference) + audit)
+    lines += [
+        f"**{a}** and **{b}** gave the same certificates on every image. One step of any solver from one start is f of that "
+        "start. Why published rows of such a pair differ is not explained."
+        for a, b in combinations(rows["method"].unique(), 2)
+        if a in samplers and b in samplers and samplers[a].canonical() == samplers[b].canonical()
+    ]
+    if (theirs := released(reference)) in table.index:
+        fast = table["speed-up"].loc[[method for method in rows.loc[rows["estimator"] != "", "method"].unique()]]
+        told = [
+            f"{method} {row['evaluations over released']:.1f} and {row['seconds over released']:.1f} times"
+            for method, row in fast.iterrows()
+        ]
+        if told:
+            lines.append(
+                f"Against **{theirs}**, which is what the released code times, serialization saves less: in evaluations of f "
+                f"and in seconds {'; '.join(told)}, audits by {reference} included."
+            )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _read_row(table: pd.DataFrame, rows: pd.DataFrame, method: str, reference: str) -> str:
+    difference, lower, upper = paired_difference(rows, method, reference)
+    fast = table["speed-up"].loc[method]
+    return (
+        f"**{method}** certifies {table.loc[method, ('r = 0', 'accuracy')]:.0%} at r = 0 "
+        f"({100 * difference:+.0f} points against {reference}, paired 95 % interval {100 * lower:+.0f} to {100 * upper:+.0f}), "
+        f"with an ACR of {table.loc[method, ('ACR', 'ours')]:.3f}, for {1 / fast['evaluations']:.0%} of {reference}'s "
+        f"evaluations of f and {1 / fast['seconds']:.0%} of its time."
+    )
+
+
+def _read_audit(table: pd.DataFrame, part: pd.DataFrame, reference: str, sampler: Sampler) -> str:
+    method = part["method"].iloc[0]
+    wrong = 1 - part["n1"].sum() / max(1, part["n2"].sum())
+    total = int((part["n0"] + part["n"]).iloc[0])
+    audit = (part["n2"] + part["census"]).mean() / total * table.loc[reference, ("per image", "evaluations")]
+    return (
+        f" The audit is {audit / table.loc[method, ('per image', 'evaluations')]:.0%} of its evaluations, and "
+        f"{sampler.warm_share(total):.0%} of its votes are warm-up votes: both shares shrink as N grows. "
+        f"{reference} did not confirm {wrong:.1%} of its audited votes for the selected class. Its certificates "
+        f"cannot pass r = {bounds.shown(table.loc[method, ('', 'largest r')], 2)}, whatever the votes; those from independent "
+        f"votes end at r = {bounds.shown(table.loc[reference, ('', 'largest r')], 2)}."
+    )

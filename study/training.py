@@ -1,0 +1,65 @@
+"""Training the networks of a profile: the tasks, and what a worker does for one."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from srs import models
+from srs.common import machine
+from srs.common.resume import fingerprint, remove_older
+from srs.data.datasets import DataConfig, Dataset
+from srs.training.train import Training, train
+from study.common import code, engine
+from study.common.engine import Machine, Task
+from study.common.layout import Layout
+from study.common.runs import Model, Run
+
+
+def training_jobs(
+    keys: Iterable[str], runs: dict, networks: dict, training: dict, data: dict, layout: Layout, settings: Machine
+) -> list[list[Task]]:
+    """A job for each of the runs ``keys``, the longest first; ``runs``, ``networks`` (models), ``training`` and ``data`` are
+    sections of params.yaml. A run with a base waits in the folder ``tuned`` for its base's network and starts."""
+    jobs, rests_on = [], list(code.of_modules("srs.training.train"))
+    for key in keys:
+        run = Run(**runs[key])
+        spec, config = Model(**networks[run.model]), Training(**run.schedule(training))
+        stage = "models" if run.base is None else "tuned"
+        base = [] if run.base is None else [layout.model(run.base), layout.starts(run.base)]
+        augmentation = DataConfig(**data[spec.data])
+        parameters = [spec.model_dump(), config.model_dump(), augmentation.model_dump()]
+        origin = fingerprint([layout.dataset(spec.data), *base], parameters, rests_on)
+        arguments = {"spec": spec, "config": config, "augmentation": augmentation, "base": base, "settings": settings}
+        arguments |= {"data": layout.dataset(spec.data), "resumed": layout.work / f"{key}.{origin}.pt"}
+        jobs.append([Task(layout.runs / stage / key, layout.record(stage, key), origin, train_run, arguments)])
+    return sorted(jobs, key=lambda job: -job[0].arguments["config"].epochs)
+
+
+def train_run(
+    out: Path,
+    *,
+    spec: Model,
+    config: Training,
+    augmentation: DataConfig,
+    data: Path,
+    base: list[Path],
+    resumed: Path,
+    settings: Machine,
+) -> dict:
+    """Train one network, or go on from a killed run's ``resumed`` state; writes the folder ``out``: model.pt, history.csv, and
+    starts.pt of a run that goes on from the network and starts ``base``."""
+    device = engine.device(settings)
+    result = train(
+        *(spec.preset, spec.overrides, Dataset.load(data), augmentation, config, resumed, device),
+        base=models.read(*base) if base else None,
+        checkpoint_seconds=settings.checkpoint_seconds,
+    )
+    out.mkdir(parents=True)
+    models.write_checkpoint({"model": result["model"]}, out / "model.pt")
+    if "starts" in result:
+        models.write_checkpoint(result["starts"], out / "starts.pt")
+    pd.DataFrame(result["history"]).to_csv(out / "history.csv", index=False)
+    resumed.unlink(missing_ok=True)
+    remove_older(resumed)
+    return {"train": result["seconds"], "machine": machine.describe(device)}

@@ -1,0 +1,113 @@
+"""Certificates once more, slowly and plainly: what docs/certificates.md says, in whole numbers, sharing no code with srs.
+
+Votes are lists of classes, UNDECIDED where there is none. What is returned has the names of a certificate's fields.
+"""
+
+from fractions import Fraction
+from functools import cache
+from math import comb, erfc, sqrt
+
+UNDECIDED = ABSTAIN = -1
+STEPS = 1 << 60  # of a probability
+
+
+def named(selection):
+    """The class with most votes, the lowest of a tie; ABSTAIN where there are none."""
+    decided = [vote for vote in selection if vote != UNDECIDED]
+    return min(decided, key=lambda c: (-decided.count(c), c)) if decided else ABSTAIN
+
+
+@cache
+def clopper_pearson(k, n, alpha):
+    """The largest p, by bisection, at which k or more of n successes have probability at most alpha."""
+    low, high, most = 0, STEPS, Fraction(alpha) * STEPS**n
+    while high - low > 1 and k:
+        p = (low + high) // 2
+        tail, power = 0, p**k
+        for i in range(k, n + 1):  # Horner's scheme: the sum of C(n, i) p^i (1 - p)^(n - i), times STEPS^n
+            tail, power = tail * (STEPS - p) + comb(n, i) * power, power * p
+        low, high = (p, high) if tail <= most else (low, p)
+    return Fraction(low, STEPS)
+
+
+@cache
+def most_marked(seen, sample, population, alpha):
+    """The largest M, counted down, with P(X <= seen) >= alpha for X marked ones in a sample, M of the population marked."""
+    for m in range(population, -1, -1):
+        ways = sum(comb(m, x) * comb(population - m, sample - x) for x in range(min(seen, sample) + 1))
+        if ways >= Fraction(alpha) * comb(population, sample):
+            return m
+    raise AssertionError("no number of marked ones is possible")
+
+
+def normal_quantile(p):
+    """Phi^-1(p) of a p > 1/2, by bisection on erfc."""
+    low, high = 0.0, 40.0
+    for _ in range(100):
+        z = (low + high) / 2
+        low, high = (z, high) if erfc(z / sqrt(2)) / 2 > float(1 - p) else (low, z)
+    return low
+
+
+def _at_level(top, p, sigma):
+    sure = p > Fraction(1, 2)
+    return {"prediction": top if sure else ABSTAIN, "radius": sigma * normal_quantile(p) if sure else 0.0, "p_a_lower": p}
+
+
+def standard(votes, n0, alpha, sigma):
+    """CERTIFY from independent votes."""
+    top, counted = named(votes[:n0]), votes[n0:]
+    n_a = counted.count(top) if top != ABSTAIN else 0
+    found = _at_level(top, clopper_pearson(n_a, len(counted), alpha), sigma)
+    return found | {"n_a": n_a, "undecided": counted.count(UNDECIDED)}
+
+
+def serialized(votes, truth, n0, order, audit, alpha, sigma, split=0.5, census=()):
+    """CERTIFY from serialized votes: Theorems 1 and 2. ``truth``: the reference's votes, looked at on audited draws and on the
+    ``census`` alone; the audit takes the first ``audit`` draws of the ``order`` outside of the census."""
+    top, counted = named(votes[:n0]), range(n0, len(votes))
+    census = set(census) if top != ABSTAIN else set()
+    sample = [draw for draw in order if draw not in census][: audit if top != ABSTAIN else 0]
+    for_a = [draw for draw in counted if votes[draw] == top != ABSTAIN]
+    suspects = [draw for draw in sample if draw in for_a]
+    n1, n2 = sum(truth[draw] == top for draw in suspects), len(suspects)
+    known, outside = sum(truth[draw] == top for draw in census), len(set(for_a) - census)
+    marked = most_marked(n2 - n1, n2, outside, split * alpha)
+    found = _at_level(top, clopper_pearson(known + outside - marked, len(counted), (1 - split) * alpha), sigma)
+    found |= {"n_a": len(for_a), "undecided": sum(votes[draw] == UNDECIDED for draw in counted)}
+    return found | {"k": len(sample), "n1": n1, "n2": n2, "census": len(census), "known": known}
+
+
+def predicted(votes, alpha):
+    """PREDICT from independent votes: the two-sided binomial test of the first class against the second and the undecided."""
+    decided = [vote for vote in votes if vote != UNDECIDED]
+    counts = [*sorted((decided.count(c) for c in set(decided)), reverse=True), 0, 0]
+    first, rest = counts[0], counts[1] + len(votes) - len(decided)
+    tail = 2 * sum(comb(first + rest, i) for i in range(first, first + rest + 1))
+    return named(votes) if first > rest and tail <= Fraction(alpha) * 2 ** (first + rest) else ABSTAIN
+
+
+def evidence(k, t, p_0):
+    """E_t: the integral of (q / p_0)^k ((1 - q) / (1 - p_0))^(t - k) over q > p_0, divided by 1 - p_0, by parts k times:
+    E(k, m) = (1 + k (1 - p_0) / p_0 E(k - 1, m + 1)) / (m + 1) of k votes for and m against. All terms are positive."""
+    found = 1 / (t + 1)
+    for j in range(1, k + 1):
+        found = (1 + j * (1 - p_0) / p_0 * found) / (t - j + 1)
+    return found
+
+
+def sequential(votes, n0, n, r, alpha, sigma):
+    """The sequential test at radius r, vote by vote, on the counted votes after the first n0."""
+    top, p_0 = named(votes[:n0]), erfc(-r / sigma / sqrt(2)) / 2
+    found = {"top": top, "prediction": ABSTAIN, "outcome": "exhausted", "n_a": 0, "drawn": 0}
+    for vote in votes[n0 : n0 + n] if top != ABSTAIN else ():
+        found["n_a"] += vote == top
+        found["drawn"] += 1
+        against = found["drawn"] - found["n_a"]
+        if evidence(found["n_a"], found["drawn"], p_0) >= 1 / alpha:
+            return found | {"prediction": top, "outcome": "certified"}
+        if evidence(against, found["drawn"], 1 - p_0) >= 1 / alpha:
+            return found | {"outcome": "refuted"}
+        if evidence(n - against, n, p_0) < 1 / alpha:
+            break
+    return found

@@ -1,0 +1,161 @@
+"""The engine: what is missing is computed, once; whatever dies meanwhile, the next run ends with the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import kill_when
+
+from study.common import engine
+from study.common.engine import Machine, Task, compute, read_record, tidy, write_arrays
+from study.common.layout import Layout
+
+HERE = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), str(Path(__file__).parent)])}
+
+
+def square(out: Path, *, n: int, log: Path, seconds: float = 0.0) -> dict:
+    """A task: the square of ``n``, after so many ``seconds``; what is computed is told to ``log``."""
+    time.sleep(seconds)
+    write_arrays(out, {"square": np.array(n * n)})
+    with open(log, "a") as file:
+        file.write(f"{n}\n")
+    return {"worker": os.getpid(), "seconds": np.zeros(2)}
+
+
+def fail(out: Path) -> dict:
+    out.write_text("half a result")
+    raise ValueError("a task that fails")
+
+
+def _tasks(root: Path, count: int = 6, seconds: float = 0.0) -> list[list[Task]]:
+    layout = Layout("p")
+    given = {"log": root / "log", "seconds": seconds}
+    return [
+        [
+            Task(
+                root / layout.runs / f"squares/{n}.npz",
+                root / layout.record("squares", str(n)),
+                f"of {n}",
+                square,
+                given | {"n": n},
+            )
+        ]
+        for n in range(count)
+    ]
+
+
+def _results(root: Path) -> dict:
+    return {path.name: path.read_bytes() for path in sorted((root / "runs/p/squares").glob("*"))}
+
+
+def _computed(root: Path) -> list[int]:
+    return [int(line) for line in (root / "log").read_text().split()]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_missing_is_computed_once(tmp_path, workers):
+    jobs, machine = _tasks(tmp_path), Machine(workers=workers)
+    compute(jobs[:2], settings=machine)
+    compute(jobs, settings=machine)
+    assert sorted(_computed(tmp_path)) == list(range(6))
+    assert [int(np.load(job[0].out)["square"]) for job in jobs] == [n * n for n in range(6)]
+    assert all(job[0].done for job in jobs)
+    if workers == 2:
+        assert read_record(jobs[5][0].record)["worker"] != os.getpid()
+    jobs[3] = [Task(*(getattr(jobs[3][0], name) for name in ("out", "record")), "changed", square, jobs[3][0].arguments)]
+    jobs[4][0].record.write_bytes(b"torn")
+    compute(jobs, settings=machine)
+    assert sorted(_computed(tmp_path)) == [0, 1, 2, 3, 3, 4, 4, 5]
+
+
+def test_a_failing_task_is_told_and_leaves_no_result(tmp_path):
+    bad = Task(tmp_path / "bad", tmp_path / "record.npz", "x", fail, {})
+    for workers in (1, 2):
+        with pytest.raises(ValueError, match="a task that fails"):
+            compute([*_tasks(tmp_path, 1), [bad]], settings=Machine(workers=workers))
+        assert not bad.out.exists() and not bad.done
+
+
+def test_equal_results_have_equal_bytes_whoever_computes_them(tmp_path):
+    for workers in (1, 2):
+        compute(_tasks(tmp_path / str(workers)), settings=Machine(workers=workers))
+    assert _results(tmp_path / "1") == _results(tmp_path / "2")
+
+
+def test_what_is_no_result_any_more_is_removed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = _tasks(Path())
+    compute(jobs, settings=Machine(workers=1))
+    Path("runs/p/squares/old/deep").mkdir(parents=True)
+    Path("runs/p/squares/old/deep/a.npz").touch()
+    tidy(Layout("p"), "squares", jobs[:2])
+    assert sorted(path.name for path in Path("runs/p").rglob("*.npz")) == ["0.npz", "0.npz", "1.npz", "1.npz"]
+    assert not Path("runs/p/squares/old").exists()
+
+
+_RUN = "import test_engine as t; t.compute(t._tasks(t.Path({root!r}), 8, 0.3), settings=t.Machine(workers=2))"
+
+
+def _workers(root: Path) -> list[int]:
+    """Processes that work on what lies in ``root``: their parent said so in its command."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"multiprocessing" in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks Linux who is at work")
+@pytest.mark.parametrize("who", ["client", "worker"])
+def test_killed_at_work_the_next_run_ends_alike(tmp_path, who):
+    undisturbed, root = tmp_path / "a", tmp_path / "b"
+    compute(_tasks(undisturbed, 8), settings=Machine(workers=1))
+    before, command = set(_workers(root)), [sys.executable, "-c", _RUN.format(root=str(root))]
+    some_are_done = lambda: (root / "log").is_file() and len(_computed(root)) >= 2  # noqa: E731
+    if who == "client":
+        kill_when(some_are_done, command, env=HERE)
+        deadline = time.monotonic() + 60
+        while set(_workers(root)) - before and time.monotonic() < deadline:  # whoever is left ends by himself
+            time.sleep(0.2)
+        assert not set(_workers(root)) - before
+    else:
+        process = subprocess.Popen(command, env=HERE, stderr=subprocess.DEVNULL)
+        while not some_are_done():
+            time.sleep(0.02)
+        for victim in sorted(set(_workers(root)) - before)[-1:]:
+            os.kill(victim, signal.SIGKILL)
+        process.wait(120)
+    compute(_tasks(root, 8), settings=Machine(workers=2))
+    assert _results(root) == _results(undisturbed)
+    computed = _computed(root)
+    assert set(computed) == set(range(8)) and len(computed) <= 8 + 2  # twice at most what was under way
+
+
+def test_a_cluster_works_from_its_address(tmp_path, monkeypatch):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster:
+        monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
+        compute(_tasks(tmp_path, 3), settings=Machine())
+        monkeypatch.setattr(engine, "CODE", "of an edit after the workers were started")
+        with pytest.raises(RuntimeError, match="a worker runs other code"):
+            compute(_tasks(tmp_path / "other", 3), settings=Machine())
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS")
+    jobs = _tasks(tmp_path, 3)
+    assert all(job[0].done for job in jobs) and read_record(jobs[0][0].record)["worker"] != os.getpid()
+
+
+def test_the_machine_is_a_section_of_params_yaml(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text("machine: {workers: 3, batch_size: 5}\n")
+    assert Machine.of_params() == Machine(workers=3, batch_size=5)
+    Path("params.yaml").write_text("name: x\n")
+    assert Machine.of_params() == Machine() and engine.device(Machine()) == "cpu"

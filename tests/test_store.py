@@ -1,0 +1,205 @@
+"""Votes of a profile: cast in tasks, stored, read again, certified; and refused where they are others."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import srs
+from srs.certificates.certify import Confidence
+from srs.deq.interface import LOOKED_AT
+from srs.deq.solvers import Solver
+from srs.models import write_checkpoint
+from srs.votes.noise import NoisyCopies
+from srs.votes.samplers import SerializedSampler, StandardSampler
+from study.common.engine import Machine, compute
+from study.common.layout import Layout
+from study.votes.cast import vote_jobs
+from study.votes.plan import VotePlans
+from study.votes.store import VoteStore, open_store
+from study.votes.table import all_certificates, certificate_table, settings
+
+ALONE = Machine(workers=1)
+CONFIDENCE = Confidence(audit=50)
+SPELLED = {
+    "STD-5A": {"kind": "standard", "solver": {"steps": 5}},
+    "STD-1A": {"kind": "standard", "solver": {"steps": 1}},
+    "SRS-2A": {"kind": "serialized", "solver": {"steps": 2}},
+}
+
+
+def _plans(votes=(), runs=(), **draws):
+    draws = {"main": {"images": 4, "n": 150}, "long": {"images": 2, "n": 300, "audit": 40}} | draws
+    votes = {"n0": 20, "chains": 20, "images": {"digits": 4}, "references": {"tiny": "STD-5A"}} | dict(votes)
+    votes = {"groups": {"one": ["main", "long"]}} | votes
+    rows = {"main": ["STD-5A", "STD-1A", "SRS-2A"], "long": ["SRS-2A"]}
+    runs = {"one": {"model": "tiny", "sigma": 0.25} | dict(runs)}
+    return VotePlans(runs, {"tiny": {"data": "digits", "preset": "mdeq-tiny"}}, votes, rows, draws, SPELLED)
+
+
+@pytest.fixture(scope="module")
+def place(trained_state, digits, tmp_path_factory):
+    """A profile with a trained network, in a folder of its own."""
+    root = tmp_path_factory.mktemp("profile")
+    (root / "data/tiny").mkdir(parents=True)
+    digits.save(root / "data/tiny/digits.npz")
+    (root / "runs/tiny/models/one").mkdir(parents=True)
+    write_checkpoint({"model": trained_state}, root / "runs/tiny/models/one/model.pt")
+    return root
+
+
+@pytest.fixture
+def layout(place, monkeypatch):
+    monkeypatch.chdir(place)
+    return Layout("tiny")
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """All votes, cast in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        layout, plans = Layout("tiny"), _plans()
+        compute(vote_jobs(plans, layout, ALONE), settings=ALONE)
+        yield open_store(plans, layout, "one")
+
+
+def _classes(store):
+    """All classes, by sampler and image."""
+    return {
+        (repr(sampler), position): store.of(sampler, position, numbers).classes.tolist()
+        for sampler, draws in store.draws.items()
+        for position, numbers in enumerate(draws)
+        if len(numbers)
+    }
+
+
+def test_votes_are_those_of_the_samplers(whole, layout, trained, digits):
+    assert whole.index.tolist() == [0, 125, 250, 375]
+    for sampler, draws in whole.draws.items():
+        votes = whole.of(sampler, 2, draws[2])
+        copies = NoisyCopies(digits.test.images(np.array([250]))[0], 250, 0.25, 0)
+        alone = sampler.sample(trained, copies, draws[2], 100)
+        assert np.array_equal(votes.classes, alone.classes) and np.array_equal(votes.evaluations, alone.evaluations)
+        assert (votes.seconds > 0).all()
+    with pytest.raises(ValueError, match="some of these draws are none of those"):
+        whole.of(whole.plan.reference, 0, np.arange(320))
+
+
+def test_certificates_are_those_of_certify(whole, layout, trained, digits):
+    rows = certificate_table(whole, digits.test.labels, CONFIDENCE)
+    assert len(rows) == 4 * 3 + 2
+    names = {"STD-5A": StandardSampler(solver=Solver(steps=5)), "STD-1A": StandardSampler(solver=Solver(steps=1))}
+    names["SRS-2A"] = SerializedSampler(solver=Solver(steps=2), chains=20)
+    for row in rows[rows["index"].isin([0, 125])].to_dict("records"):
+        alone = srs.certify(
+            trained,
+            digits.test.images(np.array([row["index"]]))[0],
+            sampler=names[row["method"]].canonical(),
+            reference=names["STD-5A"],
+            index=row["index"],
+            **settings(whole.plan, row["group"], CONFIDENCE).model_dump(),
+        )
+        looked_at = (2 * LOOKED_AT + 1) * (10 if row["method"] == "SRS-2A" else names[row["method"]].solver.steps)
+        alone = dataclasses.asdict(alone) | {"evaluations": alone.evaluations - looked_at}
+        assert alone == {name: row[name] for name in alone}
+        assert row["label"] == digits.test.labels[row["index"]] and row["seconds"] > 0
+    serialized = rows[(rows["method"] == "SRS-2A") & (rows["group"] == "main")]
+    assert (serialized["mismatched"] >= serialized["n2"] - serialized["n1"]).all()
+    assert rows.loc[rows["group"] == "long", "mismatched"].isna().all()
+
+
+def test_another_estimator_or_audit_needs_no_new_votes(whole, layout, digits):
+    table = all_certificates(_plans(), {"audit": 50}, layout)
+    assert list(table["design"].unique()) == ["", "exact", "Theorem 3.1 as printed", "released code"]
+    assert (table.loc[table["estimator"] == "", "guarantee"]).all()
+    shown = {design: part[part["method"] == "SRS-2A"] for design, part in table.groupby("design")}
+    assert shown["exact"]["guarantee"].all() and not shown["released code"]["guarantee"].any()
+    assert (shown["exact"]["radius"].to_numpy() == shown[""]["radius"].to_numpy()).all()
+    assert (shown["Theorem 3.1 as printed"]["radius"].to_numpy() <= shown["exact"]["radius"].to_numpy()).all()
+    assert (shown["Theorem 3.1 as printed"]["n1"].to_numpy() == shown["exact"]["n1"].to_numpy()).all()
+    census = certificate_table(whole, digits.test.labels, Confidence(audit=50, census=0.2), ["main"])
+    assert (census.loc[census["estimator"] != "", "census"] == 30).all()
+    with pytest.raises(ValueError, match="none of those of"):
+        certificate_table(whole, digits.test.labels, Confidence(census=0.9), ["long"])
+
+
+def test_mismatches_are_counted_on_all_draws(whole, layout, digits):
+    rows = certificate_table(whole, digits.test.labels, CONFIDENCE)
+    row = rows[(rows["method"] == "SRS-2A") & (rows["group"] == "main")].iloc[1]
+    every = np.arange(170)
+    reference, serialized = (whole.of(whole.plan.sampler("main", name), 1, every).classes for name in ("STD-5A", "SRS-2A"))
+    top = np.bincount(serialized[:20]).argmax()
+    assert row["mismatched"] == sum(a == top != b for a, b in zip(serialized[20:170], reference[20:170]))
+
+
+def test_votes_do_not_depend_on_batch_or_neighbours(whole, place, tmp_path, monkeypatch):
+    before = _classes(whole)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data", "runs/tiny/models"):
+        (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder).symlink_to(place / folder)
+    layout, plans = (
+        Layout("tiny"),
+        _plans(votes={"images": {"digits": 1}}, main={"images": 1, "n": 150}, long={"images": 1, "n": 300, "audit": 40}),
+    )
+    machine = Machine(workers=1, batch_size=7)
+    compute(vote_jobs(plans, layout, machine), settings=machine)
+    for (sampler, position), classes in _classes(open_store(plans, layout, "one")).items():
+        assert classes == before[sampler, position]
+
+
+OTHERS = {
+    "sigma": (_plans(runs={"sigma": 1.0}), "sigma is 0.25 there, asked for is 1.0"),
+    "seed": (_plans(votes={"seed": 1}), "seed is 0 there, asked for is 1"),
+    "n": (_plans(main={"images": 4, "n": 160}, long={"images": 2, "n": 300, "audit": 40}), "draws is"),
+    "images": (_plans(votes={"images": {"digits": 5}}), "images is|has no votes of"),
+    "chains": (_plans(votes={"chains": 10}), "has no votes of SerializedSampler"),
+    "reference": (
+        _plans(votes={"references": {"tiny": "MDEQ-30A"}}, main={"images": 4, "n": 150, "audit": 50}),
+        "has no votes of StandardSampler",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_votes_of_other_settings_are_not_taken(whole, layout, change):
+    """At another sigma they would certify other radii."""
+    plans, told = OTHERS[change]
+    store = open_store(plans, layout, "one")
+    with pytest.raises(ValueError, match=told):
+        for sampler, draws in store.draws.items():
+            for position, numbers in enumerate(draws):
+                store.of(sampler, position, numbers)
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_votes_of_other_files_are_not_taken(whole, layout, tmp_path, what):
+    other = tmp_path / "other"
+    other.write_bytes(b"others")
+    files = {"model": layout.model("one"), "data": layout.dataset("digits")} | {what: other}
+    store = VoteStore(whole.folder, whole.timings, whole.plan, 500, files)
+    with pytest.raises(
+        ValueError, match=f"holds other votes: sha256 of {what} is [0-9a-f]{{64}} there, asked for is [0-9a-f]{{64}}"
+    ):
+        store.of(store.plan.reference, 0, np.arange(10))
+
+
+def test_files_are_the_same_from_run_to_run_and_hold_no_seconds(whole, layout, tmp_path):
+    kept = {path.name: path.read_bytes() for path in whole.folder.glob("*.npz")}
+    for path in whole.folder.glob("*.npz"):
+        path.unlink()
+    compute(vote_jobs(_plans(), layout, ALONE), settings=ALONE)
+    assert {path.name: path.read_bytes() for path in whole.folder.glob("*.npz")} == kept
+
+
+def test_stopping_solvers_vote_alike_in_any_batch(place, tmp_path, monkeypatch, trained, digits):
+    """By solvers that stop at their tolerance, too, whose rows leave the batch."""
+    copies = [NoisyCopies(digits.test.images(np.array([i]))[0], i, 0.25, 0) for i in (0, 250)]
+    solver, every = Solver(steps=12, stop="relative", tolerance=1e-2), [np.arange(70)] * 2
+    for sampler in (
+        StandardSampler(solver=solver),
+        SerializedSampler(solver=solver.model_copy(update={"steps": 3}), chains=10),
+    ):
+        found = [[v.classes.tolist() for v in sampler.sample_many(trained, copies, every, size)] for size in (400, 7, 1)]
+        assert found[0] == found[1] == found[2]
