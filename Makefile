@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PROFILE ?= # one of profiles/; params.yaml as it is, unless given
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)# study/, which is not installed, for notebooks that run elsewhere
 INSTALLED := .venv/.installed
 
 .PHONY: repro test bench publish lint strip lock clean
