@@ -157,7 +157,10 @@ def test_clear_errors(linear_deq):
         certify_at(linear_deq, [torch.zeros(6)], 0.1, sigma=SIGMA, indices=[1, 2])
     with pytest.raises(ValueError, match="r = -1"):
         certify_at(linear_deq, [torch.zeros(6)], -1, sigma=SIGMA)
-    with pytest.raises(ValueError, match="needs independent votes, which a sampler of kind 'serialized' has not"):
+    for r in (True, "0.1", None, float("nan"), [0.1]):
+        with pytest.raises(ValueError, match=r"r = .* is out of range: n = 10000 draws can certify 0 to 6\.2"):
+            certify_at(linear_deq, [torch.zeros(6)], r, sigma=2.0)
+    with pytest.raises(ValueError, match="a sequential test needs independent votes, which a sampler of kind 'serialized'"):
         certify_at(linear_deq, [torch.zeros(6)], 0.5, sigma=SIGMA, sampler=SerializedSampler())
     with pytest.raises(ValueError, match="training mode"):
         certify_at(linear_deq.train(), [torch.zeros(6)], 0.5, sigma=SIGMA)
@@ -166,15 +169,18 @@ def test_clear_errors(linear_deq):
 def test_undecided_votes_are_not_for_the_class():
     """6 of 10 votes are for class 0, 4 undecided: that is far from p_A > 0.8, though nobody else was voted for."""
     config = CertifySettings(sigma=SIGMA, n0=10, n=2_000, alpha=0.05, batch_size=100)
+    spent = []
 
     def cast(which, draws):
         found = []
         for numbers in draws:
             votes = Votes.blank(len(numbers))
-            votes.classes[:] = np.where(numbers % 10 < 6, 0, UNDECIDED)
+            votes.classes[:], votes.evaluations[:] = np.where(numbers % 10 < 6, 0, UNDECIDED), 1 + numbers % 3
             found.append(votes)
+            spent.append(int(votes.evaluations.sum()))
         return found
 
     (found,) = decide_at(cast, 1, SIGMA * stats.norm.ppf(0.8), config)
     assert (found.outcome, found.top) == ("refuted", 0)
     assert found.n_a <= 0.65 * found.drawn
+    assert found.evaluations == sum(spent)
