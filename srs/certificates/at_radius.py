@@ -113,15 +113,25 @@ def certify_at(
         raise ValueError(f"r = {r!r} is out of range: n = {config.n} draws can certify {most} in a sequential test")
     sampler, model = looked_at(model, sampler, output_key)
     require_independent("a sequential test", sampler)
-    indices = range(len(images)) if indices is None else indices
+    images = _listed("images", images)
+    indices = range(len(images)) if indices is None else _listed("indices", indices)
     if len(indices) != len(images):
         raise ValueError(f"indices number {len(indices)} images, but there are {len(images)}")
     copies = [noisy_copies(model, image, index, config) for image, index in zip(images, indices)]
+    if len(kinds := {f"{tuple(image.shape)}, {image.dtype}" for image in images}) > 1:
+        raise ValueError(f"images are of several kinds, {'; '.join(sorted(kinds))}: they share batches, make them alike")
 
     def cast(which: list[int], draws: list[np.ndarray]) -> list[Votes]:
         return sampler.sample_many(model, [copies[i] for i in which], draws, config.batch_size)
 
     return [replace(found, classifier=sampler.described()) for found in decide_at(cast, len(copies), r, config, progress)]
+
+
+def _listed(name: str, values: object) -> list:
+    try:
+        return list(values)
+    except TypeError:
+        raise ValueError(f"{name} = {values!r}: expected a sequence, one entry an image") from None
 
 
 def decide_at(

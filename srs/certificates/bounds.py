@@ -189,7 +189,12 @@ def largest_radius(
 def largest_radius_by_evidence(n: int, alpha: float, sigma: float) -> float:
     """The largest radius at which ``n`` votes, all of them for A, are evidence enough (:func:`log_evidence`); negative where
     they show not even p_A > 1/2."""
-    p = optimize.brentq(lambda p: log_evidence(n, n, p) - math.log(1 / alpha), 1e-9, 1 - 1e-12, xtol=1e-15)
+
+    def surplus(p: float) -> float:
+        return log_evidence(n, n, p) - math.log(1 / alpha)
+
+    low, high = 1e-9, 1 - 1e-12
+    p = high if surplus(high) >= 0 else optimize.brentq(surplus, low, high, xtol=1e-15)
     return sigma * float(special.ndtri(p))
 
 

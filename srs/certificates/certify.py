@@ -23,6 +23,7 @@ from srs.votes.noise import NoisyCopies, audit_order
 from srs.votes.samplers import MOST_ROWS, UNDECIDED, DirectSampler, Sampler, StandardSampler, Votes, require_sampler
 
 ABSTAIN = -1
+MOST_SIGMA = 1e30  # of noise that stays finite in single precision
 MOST_DRAWS = 100_000_000  # of one image: two gigabytes of votes
 
 
@@ -72,7 +73,7 @@ class CertifySettings(Confidence):
     :class:`Confidence`. At most ``batch_size`` copies are computed at once; it changes no vote.
     """
 
-    sigma: float = Field(0.5, gt=0)
+    sigma: float = Field(0.5, gt=0, le=MOST_SIGMA)
     n0: int = Field(100, ge=1, le=MOST_DRAWS)
     n: int = Field(10_000, ge=1, le=MOST_DRAWS)
     seed: int = Field(0, ge=0, lt=1 << 63)
@@ -364,6 +365,9 @@ def require_image(image: object, told: str = "image") -> None:
     """Raises ValueError, with the name ``told``, for what is no tensor of finite floats."""
     if not isinstance(image, Tensor) or not image.is_floating_point():
         raise ValueError(f"{told} must be a tensor of floats, pixels in [0, 1]; got {getattr(image, 'dtype', type(image))}")
+    if str(image.layout) != "torch.strided" or image.is_nested or image.is_meta:
+        kind = "nested" if image.is_nested else "without data" if image.is_meta else str(image.layout)
+        raise ValueError(f"{told} must be a dense tensor; got one that is {kind}")
     if not image.numel():
         raise ValueError(f"{told} has the shape {tuple(image.shape)}: there is nothing to certify")
     if not image.isfinite().all():

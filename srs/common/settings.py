@@ -1,6 +1,7 @@
 """What all checked settings have in common, the library's own and the sections of params.yaml."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -35,7 +36,8 @@ class Section(BaseModel):
 def _exact(value: Any, wanted: Any, place: tuple, wrong: list[InitErrorDetails]) -> Any:
     """What is to be checked in place of the ``value`` of a field with the annotation ``wanted``; enters what is ``wrong``."""
     if hasattr(value, "tolist"):  # a scalar or an array of numpy or torch
-        value = value.tolist()
+        with suppress(RuntimeError):  # a tensor without data stays what it is, and is refused
+            value = value.tolist()
     kinds = list(_kinds(wanted))
     for kind in kinds:
         container, parts = get_origin(kind), [part for part in get_args(kind) if part is not ...]

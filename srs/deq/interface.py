@@ -274,7 +274,7 @@ def _named(value: object) -> str:
 def _under(out: object, key, what: str) -> object:
     try:
         return getattr(out, key) if isinstance(key, str) and not isinstance(out, Mapping) else out[key]
-    except (AttributeError, KeyError, IndexError, TypeError):
+    except Exception:  # whatever the output's own lookup raises
         raise ValueError(
             f"output_key = {key!r}: the model's {what} is {_named(out)} without it; {_how_to_name_it(out)}"
         ) from None
