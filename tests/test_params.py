@@ -31,8 +31,13 @@ def test_profiles_are_well_formed_and_short(name):
     assert not [event for event in yaml.parse(text) if getattr(event, "anchor", None)]  # DVC's rewriting loses them
 
 
-def test_the_present_profile_is_the_default():
-    assert params_file.read(ROOT / "params.yaml") == params_file.read(PROFILES["embedded"])
+def test_the_committed_profile_is_the_default():
+    """That of this folder may have been edited."""
+    names = "params.yaml", "profiles/embedded.yaml"
+    shown = [subprocess.run(["git", "show", f"HEAD:{name}"], cwd=ROOT, capture_output=True) for name in names]
+    if any(done.returncode for done in shown):
+        pytest.skip("not a git repository")
+    assert shown[0].stdout == shown[1].stdout
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from study.reports.items import label, read, stands_in
 from study.reports.profile import Profile
 
 #: Stages of the reports that every profile has.
-_ALWAYS = {"00_method": "method", "10_table2": "table2", "23_past_the_paper": "past"}
+_ALWAYS = {"00_method": "method", "10_table2": "table2", "21_claims": "claims", "23_past_the_paper": "past"}
 _PICTURES = {"image/png": 10_000, "image/svg+xml": 2_000}  # characters (of a PNG in base64): one without content has fewer
 _STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }

@@ -61,8 +61,8 @@ class Past(Section):
 
 
 class Pages(Section):
-    """The pages to make besides Table 2 and what goes past the paper, by what they read: ``certificates`` and trained networks
-    alone, ``votes`` besides, or ``everything``: attacks, coverage and arithmetic, too."""
+    """The pages to make besides those of every profile, by what they read: ``certificates`` and trained networks alone,
+    ``votes`` besides, or ``everything``: attacks, coverage and arithmetic, too."""
 
     certificates: list[Name] = []
     votes: list[Name] = []

@@ -40,6 +40,13 @@ def mean_interval(values: Sequence[float], alpha: float = 0.05, seed: int = 0) -
     return _bootstrap((values,), np.mean, alpha, seed)
 
 
+def paired_interval(gained: int, lost: int, images: int, alpha: float = 0.05) -> tuple[float, float]:
+    """An interval of (gained - lost) / images that is exact and conservative: from Clopper-Pearson intervals, each at level
+    1 - alpha / 2, for the shares of images gained and lost (Bonferroni)."""
+    gains, losses = (clopper_pearson_interval(count, images, alpha / 2) for count in (gained, lost))
+    return gains[0] - losses[1], gains[1] - losses[0]
+
+
 def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """Ratio of two paired sums, with its 95 % bootstrap interval (percentile) over the pairs; NaN for fewer than two."""
     above, below = np.asarray(above, float), np.asarray(below, float)

@@ -13,7 +13,7 @@ from pandas.io.formats.style import Styler
 
 from srs.certificates import bounds
 from srs.votes.samplers import Sampler
-from study.reports.statistics import average_certified_radius, certified, certified_accuracy
+from study.reports.statistics import average_certified_radius, certified, certified_accuracy, paired_interval
 from study.votes.rows import released, stopped
 
 BEYOND = "–"
@@ -180,8 +180,7 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Certified accuracy at ``r`` of ``method`` minus that of ``other``, on the same images, with its 1 - alpha interval.
 
-    The interval is exact and conservative: from Clopper-Pearson intervals, each at level 1 - alpha / 2, for the shares of
-    images gained and lost (Bonferroni). Raises ValueError where the two rows are on different images.
+    The interval: :func:`study.reports.statistics.paired_interval`. Raises ValueError where the rows are on different images.
     """
     counts = certified(rows, r).groupby([rows["index"], rows["method"]]).first().unstack()[[method, other]].dropna(how="all")
     if counts.isna().any(axis=None):
@@ -189,8 +188,7 @@ def paired_difference(
         raise ValueError(f"rows are compared image by image: {images}")
     both = counts.astype(bool)
     gained, lost = int((both[method] & ~both[other]).sum()), int((both[other] & ~both[method]).sum())
-    gains, losses = (bounds.clopper_pearson_interval(count, len(both), alpha / 2) for count in (gained, lost))
-    return (gained - lost) / len(both), gains[0] - losses[1], gains[1] - losses[0]
+    return (gained - lost) / len(both), *paired_interval(gained, lost, len(both), alpha)
 
 
 def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str, samplers: dict[str, Sampler]) -> str:

@@ -1,0 +1,385 @@
+"""The claims of data/claims.yaml, and what a profile's results say of them.
+
+*Confirmed*: the whole 95 % interval lies where the claim says. *Contradicted*: the whole interval lies elsewhere. Otherwise
+*not decided at this size*. A claim of "always" or "never" is contradicted by one counterexample. Thresholds stand in the
+file, tests here: one function a quantity, which says what it measures and how its interval is made.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import Field, field_validator
+
+from srs.certificates import bounds
+from srs.common.settings import Section
+from srs.training.train import Training
+from study.common import params_file
+from study.reports import tables
+from study.reports.items import stands_in
+from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, mismatch
+from study.reports.statistics import certified, mean_interval, paired_interval, ratio_interval
+from study.votes.plan import known
+
+FILE = Path("data/claims.yaml")
+CONFIRMED, CONTRADICTED, UNDECIDED, ABSENT = "confirmed", "contradicted", "not decided at this size", "not in this profile"
+LEVEL = 0.05  # of every interval
+MOST_IMAGES = 10_000  # that are looked at to find how many could decide a claim
+
+Interval = tuple[float, float]
+
+
+class Place(Section):
+    """A row of the list ``draws`` (None: the main one) of what the section ``report`` names ``of``."""
+
+    of: str
+    draws: str | None = None
+    row: str = "reference"
+
+
+class Claim(Section):
+    """An entry of data/claims.yaml, which says what its fields mean."""
+
+    claim: str
+    source: str
+    quantity: str
+    whose: Literal["the paper", "ours"] = "the paper"
+    models: list[Literal["small", "large", "imagenet"]] = []
+    draws: str | None = None
+    row: Place | str = "reference"
+    against: Place | str = "reference"
+    r: float | Literal["reach", "sigma"] = Field(0.0)
+    least: float | None = None
+    most: float | None = None
+
+    @field_validator("quantity")
+    def _there_is_a_test(cls, quantity: str) -> str:
+        return known("quantity", quantity, QUANTITIES)
+
+    def limits(self) -> Interval:
+        return (-math.inf if self.least is None else self.least, math.inf if self.most is None else self.most)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was measured, in words, its verdict, on how many ``images`` (or runs), and how many at least could confirm it
+    (None: not known before the spread is)."""
+
+    told: str
+    verdict: str
+    images: int | None = None
+    needed: int | None = None
+
+
+class Absent(Exception):
+    """A profile that has not what a claim is about."""
+
+
+def read() -> list[Claim]:
+    """All claims. Raises ValueError for an entry that is none."""
+    return [Claim(**entry) for entry in yaml.safe_load(params_file.text(FILE))["claims"]]
+
+
+def judge(claim: Claim, results: Results) -> Iterator[dict]:
+    """A claim judged: a line for each of its models."""
+    for model in claim.models or [None]:
+        names = {"model": SIZE_NAMES.get(model, ""), "solver": ""}
+        try:
+            case = _Case(claim, results, model)
+            names["solver"] = case.reference[-1] if model else ""
+            found, data = QUANTITIES[claim.quantity](case), case.data()
+        except Absent as absent:
+            found, data = Finding(str(absent), ABSENT), ""
+        yield {
+            "claim": claim.claim.format(**names),
+            "whose": claim.whose,
+            "source": claim.source,
+            "found": found.told,
+            "verdict": found.verdict,
+            "data": data,
+            "images": found.images,
+            "needed": found.needed,
+        }
+
+
+def table(results: Results, claims: Iterable[Claim] | None = None) -> pd.DataFrame:
+    """All claims judged: claim, whose, source, found, verdict, data (where it is a stand-in), images, needed."""
+    lines = pd.DataFrame([line for claim in (read() if claims is None else claims) for line in judge(claim, results)])
+    lines.index = range(1, len(lines) + 1)
+    return lines.astype({"images": "Int64", "needed": "Int64"})
+
+
+def decided(lines: pd.DataFrame) -> dict[str, int]:
+    """The tally of a :func:`table`: the paper's claims by verdict."""
+    counts = lines.loc[lines["whose"] == "the paper", "verdict"].value_counts()
+    return {name: int(counts.get(name, 0)) for name in (CONFIRMED, CONTRADICTED, UNDECIDED, ABSENT)}
+
+
+def verdict(intervals: Iterable[Interval], least: float = -math.inf, most: float = math.inf) -> str:
+    """Where intervals lie: all within [least, most], one wholly outside, or neither."""
+    intervals = list(intervals)
+    if np.isnan(intervals).any():
+        return UNDECIDED
+    if any(high < least or low > most for low, high in intervals):
+        return CONTRADICTED
+    return CONFIRMED if all(low >= least and high <= most for low, high in intervals) else UNDECIDED
+
+
+def never(events: int, images: int, most: float) -> Finding:
+    """A claim that something never happens, from the images where it might have: contradicted by one, confirmed where a
+    rate above ``most`` is ruled out."""
+    if images == 0:
+        return Finding("no image to judge by", UNDECIDED, 0, _least_without(most))
+    low, high = bounds.clopper_pearson_interval(events, images, LEVEL)
+    found = CONTRADICTED if events else CONFIRMED if high <= most else UNDECIDED
+    told = f"{events} of {images} images (rate {low:.3f} to {high:.3f})"
+    return Finding(told, found, images, _least_without(most))
+
+
+def least_images(least: float, most: float, level: float = LEVEL) -> int | None:
+    """How many images could confirm a difference within [least, most]: were the two rows alike on all of them or, where that
+    is no such difference, apart on all. None where not even MOST_IMAGES could."""
+    for images in range(2, MOST_IMAGES):
+        gained, lost = images * (least >= 0), images * (most <= 0)
+        if verdict([paired_interval(gained, lost, images, level)], least, most) == CONFIRMED:
+            return images
+    return None
+
+
+def _least_without(most: float) -> int:
+    """How many images without an event rule out a rate above ``most``."""
+    return math.ceil(math.log(LEVEL / 2) / math.log1p(-most))
+
+
+class _Case:
+    """One claim about one model, and where its rows are. Raises Absent where the profile has them not."""
+
+    def __init__(self, claim: Claim, results: Results, model: str | None):
+        self.claim, self.results, self.model = claim, results, model
+        self.sizes, self.keys = results.report.sizes(), []
+        self.key = self.run(model) if model else None
+
+    def run(self, of: str) -> str:
+        """The run that the section report names so."""
+        key = self.sizes[of].main if of in self.sizes else getattr(self.results.report, of, None)
+        if key not in self.results.plans.plans:
+            raise Absent(f"no run for report.{of}")
+        self.keys.append(key)
+        return key
+
+    @property
+    def reference(self) -> str:
+        return self.results.reference(self.key, self.list_of(self.key, self.claim.draws))
+
+    def list_of(self, key: str, draws: str | None) -> str | None:
+        """The list of rows by that name, if the run has it."""
+        plan = self.results.plans[key]
+        if draws is not None and not any(draws in (name, group.kind) for name, group in plan.groups.items()):
+            raise Absent(f"no draws {draws} of {key}")
+        return draws
+
+    def place(self, place: Place | str) -> tuple[str, str | None, str]:
+        """Run, list of rows and row."""
+        if isinstance(place, str):
+            place = Place(of=self.model, draws=self.claim.draws, row=place)
+        key = self.run(place.of)
+        draws = self.list_of(key, place.draws)
+        row = place.row
+        if row == "reference" or "{solver}" in row:
+            reference = self.results.reference(key, draws)
+            row = reference if row == "reference" else row.format(solver=reference[-1])
+        if row not in self.results.samplers(key, draws):
+            raise Absent(f"no row {row} of {key}")
+        return key, draws, row
+
+    def pair(self) -> tuple[str, str, pd.DataFrame]:
+        """The two rows' names and their certificates, in one table."""
+        one, other = self.place(self.claim.row), self.place(self.claim.against)
+        names = [where[2] if one[2] != other[2] else f"{where[0]}'s {where[2]}" for where in (one, other)]
+        return *names, self.results.combined(dict(zip(names, (one, other))))
+
+    def radius(self, rows: pd.DataFrame, row: str) -> float:
+        """Where accuracies are compared."""
+        radii, r = self.results.radii(self.keys[0]), self.claim.r
+        if r == "sigma":
+            return min(self.results.sigma(self.keys[0]), radii[-1])
+        return max(q for q in radii if q <= tables.reachable(rows)[row]) if r == "reach" else r
+
+    def data(self) -> str:
+        """Which stand-ins the runs that were looked at were trained on."""
+        names = dict.fromkeys(self.results.dataset(key).name for key in self.keys)
+        return ", ".join(name for name in names if stands_in(name))
+
+
+def _speed_up(case: _Case) -> Finding:
+    """The ratio of the summed seconds of ``against`` and ``row``; bootstrap over the images."""
+    row, other, rows = case.pair()
+    spent = {unit: rows.pivot(index="index", columns="method", values=unit) for unit in ("seconds", "evaluations")}
+    ratio, low, high = ratio_interval(spent["seconds"][other], spent["seconds"][row])
+    in_evaluations = spent["evaluations"][other].sum() / spent["evaluations"][row].sum()
+    table = {"large": "table1", "small": "table2", "imagenet": "table3"}[case.model]
+    published = [case.results.published[table].get(name, {}).get("seconds") for name in (other, row)]
+    told = f"{row}: {ratio:.1f} times in time ({low:.1f} to {high:.1f}), {in_evaluations:.1f} times in evaluations of f, "
+    told += "warm-up and audit included"
+    if all(published):
+        told += f"; published, at another N: {published[0] / published[1]:.1f} times"
+    return Finding(told, verdict([(low, high)], *case.claim.limits()), len(spent["seconds"]))
+
+
+def _certified_accuracy(case: _Case) -> Finding:
+    """``row`` minus ``against`` at r, paired by image: an exact, conservative interval."""
+    row, other, rows = case.pair()
+    r = case.radius(rows, row)
+    return _difference(case, row, other, rows, r, _said_beside(case, rows, row))
+
+
+def _difference(case: _Case, row: str, other: str, rows: pd.DataFrame, r: float, more: str = "") -> Finding:
+    found = tables.paired_difference(rows, row, other, r)
+    told = f"r = {r:g}: {row} against {other}: {points(*found)}{more}"
+    limits = case.claim.limits()
+    return Finding(told, verdict([found[1:]], *limits), rows["index"].nunique(), least_images(*limits))
+
+
+def _said_beside(case: _Case, rows: pd.DataFrame, row: str) -> str:
+    if case.claim.r == "reach":
+        return f"; radii above {bounds.shown(tables.reachable(rows)[row], 2)} are out of its audit's reach"
+    if case.claim.r != "sigma":
+        return ""
+    training = Training(**case.results.schedule(case.keys[0]))
+    if training.adversary is None:
+        return ""
+    return f"; attacked in training from epoch {training.adversary.first_epoch + 1} of {training.epochs} on"
+
+
+def _all_pairs(case: _Case) -> Finding:
+    """All pairs of a list's serialized rows at r = 0, those apart that differ in their solver, too, where the list varies
+    what warms up: intervals that hold together (Bonferroni)."""
+    key, draws = case.key, case.list_of(case.key, case.claim.draws)
+    samplers = {name: s for name, s in case.results.samplers(key, draws).items() if s.audited}
+    pairs = [(a, b) for a, b in combinations(samplers, 2) if samplers[a].solver == samplers[b].solver]
+    rows, level = case.results.rows(key, draws), LEVEL / len(pairs)
+    found = {pair: tables.paired_difference(rows, *pair, alpha=level) for pair in pairs}
+    a, b = max(found, key=lambda pair: abs(found[pair][0]))
+    told = f"r = 0: largest difference of {len(pairs)} pairs, {a} against {b}: {points(*found[a, b])}, simultaneous intervals"
+    limits = case.claim.limits()
+    judged = verdict([f[1:] for f in found.values()], *limits)
+    return Finding(told, judged, rows["index"].nunique(), least_images(*limits, level))
+
+
+def _samples(case: _Case) -> Finding:
+    """The row with most draws minus that with fewest at r = 0, paired by image: an exact, conservative interval."""
+    key = case.key
+    case.list_of(key, case.claim.draws)
+    groups = case.results.sample_groups(key)
+    names = {f"N = {case.results.plans[key].groups[group].n:,}": (key, group, case.claim.row) for group in groups}
+    rows, (least, *_, most) = case.results.combined(names), list(names)
+    reach = tables.reachable(rows)
+    more = f"; the largest reachable radius grows from {bounds.shown(reach[least], 2)} to {bounds.shown(reach[most], 2)}"
+    return _difference(case, most, least, rows, 0.0, more)
+
+
+def _negative_gaps(case: _Case) -> Finding:
+    """Images where Theorem 3.1's p_m, as printed, is below the mismatch rate among the votes counted."""
+    key, draws, row = case.place(case.claim.row)
+    gaps = mismatch(case.results.rows(key, draws, THEOREM), row)[1]
+    found = never(int((gaps < 0).sum()), len(gaps), case.claim.most)
+    return Finding(f"negative for {found.told}", found.verdict, found.images, found.needed)
+
+
+def _radius_difference(case: _Case) -> Finding:
+    """Mean over the images of RRD(row) - RRD(against), both to the reference; bootstrap."""
+    key, draws, row = case.place(case.claim.row)
+    other, rows = case.place(case.claim.against)[2], case.results.rows(key, draws)
+    closer = differences(rows, row, case.reference) - differences(rows, other, case.reference)
+    low, high = mean_interval(closer, LEVEL)
+    shown = "no interval from so few" if np.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+    told = f"mean RRD of {row} and {other} differs by {closer.mean():+.3f} ({shown})"
+    return Finding(told, verdict([(low, high)], *case.claim.limits()), len(closer))
+
+
+def _change_of_loss(case: _Case) -> Finding:
+    """Certified by ``row`` minus certified by its reference at r = 0, less the same of ``against``: mean over the images that
+    both have; bootstrap."""
+    losses = []
+    for place in (case.claim.row, case.claim.against):
+        key, draws, row = case.place(place)
+        rows = case.results.rows(key, draws)
+        held = certified(rows, 0.0).groupby([rows["index"], rows["method"]]).first().unstack().astype(int)
+        losses.append(held[row] - held[case.results.reference(key, draws)])
+    change = (losses[0] - losses[1]).dropna()
+    low, high = mean_interval(change, LEVEL)
+    told = f"r = 0: the loss changes by {points(change.mean(), low, high)}"
+    return Finding(told, verdict([(low, high)], *case.claim.limits()), len(change))
+
+
+def _attacks(case: _Case) -> Finding:
+    """Images with a certified radius of at least the smallest budget, on which an attack within it fooled the classifier."""
+    results, key = case.results, case.key
+    if key not in results.robustness["runs"]:
+        raise Absent(f"no attacks on {key}")
+    rows = results.rows(key)
+    rows = rows[(rows["method"] == results.robustness["runs"][key]) & (rows["prediction"] == rows["label"])]
+    found = pd.read_csv(results.layout.runs / "attacks" / f"{key}.csv")
+    radius = found["index"].map(rows.set_index("index")["radius"]).fillna(-1)
+    within = found[(found["radius"] > 0) & (found["radius"] <= radius)]
+    judged = never(within[within["fooled"]]["index"].nunique(), within["index"].nunique(), case.claim.most)
+    told = f"one did for {judged.told} that have a certified radius of at least the smallest budget ({len(within)} attacks)"
+    return Finding(told, judged.verdict, judged.images, judged.needed)
+
+
+def _false_certificates(case: _Case) -> Finding:
+    """The design's case with most false certificates, at the largest alpha, where the number of runs can tell: an exact
+    interval for all cases together."""
+    coverage = pd.read_csv(case.results.layout.runs / "coverage" / "coverage.csv")
+    part = coverage[(coverage["alpha"] == coverage["alpha"].max()) & (coverage["design"] == case.claim.row)]
+    worst, level = part.loc[part["rate"].idxmax()], LEVEL / len(part)
+    low, high = bounds.clopper_pearson_interval(int(worst["false"]), int(worst["runs"]), level)
+    told = (
+        f"worst case '{worst['case']}': {worst['false']} of {worst['runs']:,} false at alpha = {worst['alpha']:g} "
+        f"({low:.4f} to {high:.4f}, all {len(part)} cases together)"
+    )
+    return Finding(told, verdict([(low, high)], most=worst["alpha"]), int(worst["runs"]))
+
+
+def _published_radius(case: _Case) -> Finding:
+    """The largest radius at which the published row certifies images, against what a perfect run of its N and K reaches."""
+    n, k = 10_000, 1_000
+    published = case.results.published
+    reach = bounds.largest_radius(n, 0.001, 0.5, k, "theorem_3_1")
+    accuracy = published["table2"][case.claim.row]["accuracy"]
+    farthest = max(r for r, share in zip(published["cifar10_radii"], accuracy) if share > 0)
+    told = f"with N = {n:,} and K = {k:,} a perfect run ends at r = {bounds.shown(reach)}; the table goes to r = {farthest:g}"
+    return Finding(told, CONTRADICTED if farthest > reach else CONFIRMED)
+
+
+def _not_known(case: _Case) -> Finding:
+    """A claim that rests on figures that are not known to us."""
+    return Finding("the figures that it rests on are not known to us", UNDECIDED)
+
+
+def points(difference: float, low: float, high: float) -> str:
+    """A difference of shares in points, with its interval."""
+    shown = "no interval from so few" if np.isnan(low) else f"{100 * low:+.0f} to {100 * high:+.0f}"
+    return f"{100 * difference:+.0f} points ({shown})"
+
+
+#: How each quantity is measured.
+QUANTITIES: dict[str, Callable[[_Case], Finding]] = {
+    "speed-up": _speed_up,
+    "certified accuracy": _certified_accuracy,
+    "all pairs of serialized rows": _all_pairs,
+    "most against fewest samples": _samples,
+    "negative gaps": _negative_gaps,
+    "relative radius difference": _radius_difference,
+    "change of a loss": _change_of_loss,
+    "successful attacks": _attacks,
+    "false certificates": _false_certificates,
+    "published radius": _published_radius,
+    "not known to us": _not_known,
+}

@@ -1,0 +1,161 @@
+"""Verdicts, and the claims of data/claims.yaml judged on made-up certificates whose answers are known."""
+
+import math
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from study.reports import claims
+from study.reports.claims import ABSENT, CONFIRMED, CONTRADICTED, UNDECIDED
+from study.reports.statistics import paired_interval
+
+
+@pytest.mark.parametrize(
+    "intervals, least, most, expected",
+    [
+        ([(0.1, 0.2)], 0.1, math.inf, CONFIRMED),
+        ([(0.09, 0.2)], 0.1, math.inf, UNDECIDED),
+        ([(0.0, 0.09)], 0.1, math.inf, CONTRADICTED),
+        ([(-0.02, 0.03)], -0.03, 0.03, CONFIRMED),
+        ([(0.04, 0.3)], -0.03, 0.03, CONTRADICTED),  # too good is not alike
+        ([(0.0, 0.01), (-0.2, 0.2)], -0.03, 0.03, UNDECIDED),
+        ([(0.0, 0.01), (0.1, 0.2)], -0.03, 0.03, CONTRADICTED),
+        ([(math.nan, math.nan)], -0.03, 0.03, UNDECIDED),
+    ],
+)
+def test_a_verdict_is_where_the_whole_interval_lies(intervals, least, most, expected):
+    assert claims.verdict(intervals, least, most) == expected
+
+
+def test_one_counterexample_contradicts_never_and_only_many_images_confirm_it():
+    assert claims.never(1, 1000, 0.1).verdict == CONTRADICTED
+    needed = claims.never(0, 30, 0.1).needed
+    assert [claims.never(0, n, 0.1).verdict for n in (0, needed - 1, needed)] == [UNDECIDED, UNDECIDED, CONFIRMED]
+
+
+@pytest.mark.parametrize("least, most", [(-0.03, math.inf), (-0.03, 0.03), (0.1, math.inf), (0.0, math.inf), (-math.inf, 0.0)])
+def test_the_least_number_of_images_is_the_first_that_could_confirm(least, most):
+    def confirmed(images):
+        ends = ((0, 0), (images, 0), (0, images))
+        found = [claims.verdict([paired_interval(*end, images)], least, most) for end in ends]
+        return found[0 if least < 0 < most else 1 if least >= 0 else 2] == CONFIRMED
+
+    needed = claims.least_images(least, most)
+    assert confirmed(needed) and not any(confirmed(images) for images in range(2, needed))
+
+
+# judged on certificates that are made up
+
+
+def _rows(**radii):
+    """Certificates of all images by row, correct where the radius is not None."""
+    lines = [
+        {"index": i, "label": 1, "method": row, "prediction": -1 if r is None else 1, "radius": r or 0.0}
+        for row, found in radii.items()
+        for i, r in enumerate(found)
+    ]
+    more = {"n": 1000, "alpha": 0.001, "sigma": 0.5, "estimator": "", "split": 0.0, "k": 0, "census": 0, "seconds": 1.0}
+    return pd.DataFrame(lines).assign(**more, evaluations=1)
+
+
+class Made:
+    """Results of one run, "s", that stands for the size small."""
+
+    def __init__(self, rows, tmp_path):
+        self.found = rows
+        group = SimpleNamespace(kind="main", n=1000)
+        plan = SimpleNamespace(groups={"main": group})
+        self.plans = type("Plans", (dict,), {"plans": {"s": plan}})(s=plan)
+        self.report = SimpleNamespace(sizes=lambda: {"small": SimpleNamespace(main="s")}, large=None, resnet=None)
+        self.layout = SimpleNamespace(runs=tmp_path)
+        self.robustness = {"runs": {"s": "MDEQ-30A"}}
+        self.published = {"table2": {}}
+
+    def reference(self, key, draws=None):
+        return "MDEQ-30A"
+
+    def samplers(self, key, draws=None):
+        return dict.fromkeys(self.found["method"].unique())
+
+    def rows(self, key, draws=None, design=""):
+        return self.found
+
+    def combined(self, parts):
+        return pd.concat([self.found[self.found["method"] == row].assign(method=name) for name, (*_, row) in parts.items()])
+
+    def radii(self, key):
+        return [0, 0.25, 0.5]
+
+    def dataset(self, key):
+        return SimpleNamespace(name="digits")
+
+
+def _judged(results, **claim):
+    given = {"claim": "{model}: a claim", "source": "Table 0", "models": ["small"]} | claim
+    (line,) = claims.judge(claims.Claim(**given), results)
+    return line
+
+
+def test_accuracies_are_compared_at_the_radius_that_is_told(tmp_path):
+    ours, theirs = [0.3] * 150, [0.3] * 100 + [0.1] * 50
+    results = Made(_rows(**{"MDEQ-30A": ours, "SRS-MDEQ-3A": theirs}), tmp_path)
+    told = {"quantity": "certified accuracy", "row": "SRS-MDEQ-3{solver}", "least": -0.03}
+    near, far = _judged(results, **told), _judged(results, **told, r=0.25)
+    assert (near["verdict"], near["images"], near["data"]) == (CONFIRMED, 150, "digits")
+    assert far["verdict"] == CONTRADICTED and "r = 0.25: SRS-MDEQ-3A against MDEQ-30A: -33 points" in far["found"]
+    assert near["claim"] == "MDEQ-SMALL: a claim"
+
+
+def test_seconds_are_compared_image_by_image(tmp_path):
+    rows = _rows(**{"MDEQ-30A": [0.3] * 10, "SRS-MDEQ-3A": [0.3] * 10})
+    rows["seconds"] = [4.0 + i / 100 for i in range(10)] + [1.0 + i / 100 for i in range(10)]
+    told = {"quantity": "speed-up", "row": "SRS-MDEQ-3{solver}"}
+    results = Made(rows, tmp_path)
+    assert [_judged(results, **told, least=least)["verdict"] for least in (2, 3.9, 5)] == [CONFIRMED, UNDECIDED, CONTRADICTED]
+
+
+def test_an_attack_counts_within_the_certified_radius_of_a_right_prediction(tmp_path):
+    results = Made(_rows(**{"MDEQ-30A": [0.5, 0.2, None]}), tmp_path)
+    attacks = pd.DataFrame(
+        {"index": [0, 0, 1, 2, 0], "radius": [0.25, 0.75, 0.25, 0.25, 0.0], "fooled": [False, True, True, True, True]}
+    )
+    (tmp_path / "attacks").mkdir()
+    attacks.to_csv(tmp_path / "attacks/s.csv", index=False)
+    told = {"quantity": "successful attacks", "most": 0.1}
+    assert _judged(results, **told)["found"].startswith("one did for 0 of 1 images")
+    attacks.assign(fooled=True).to_csv(tmp_path / "attacks/s.csv", index=False)
+    assert _judged(results, **told)["verdict"] == CONTRADICTED
+
+
+@pytest.mark.parametrize("false, expected", [(0, CONFIRMED), (50, UNDECIDED), (90, CONTRADICTED)])
+def test_false_certificates_are_judged_at_the_worst_case_of_the_design(tmp_path, false, expected):
+    (tmp_path / "coverage").mkdir()
+    lines = [("a", "d", 0.05, 3), ("b", "d", 0.05, false), ("b", "other", 0.05, 999), ("b", "d", 0.001, 999)]
+    table = pd.DataFrame(lines, columns=["case", "design", "alpha", "false"]).assign(runs=1000)
+    table.assign(rate=table["false"] / 1000).to_csv(tmp_path / "coverage/coverage.csv", index=False)
+    found = _judged(Made(_rows(**{"MDEQ-30A": [0.1]}), tmp_path), models=[], quantity="false certificates", row="d")
+    assert found["verdict"] == expected and found["images"] == 1000
+
+
+def test_what_a_profile_has_not_is_said_and_not_judged(tmp_path):
+    results = Made(_rows(**{"MDEQ-30A": [0.1]}), tmp_path)
+    accuracy = {"quantity": "certified accuracy", "least": 0}
+    for given, named in (
+        ({"models": ["large"]}, "report.large"),
+        ({"draws": "steps"}, "no draws steps of s"),
+        ({"row": "MDEQ-9A"}, "no row MDEQ-9A of s"),
+        ({"models": [], "row": {"of": "resnet"}}, "report.resnet"),
+    ):
+        found = _judged(results, **accuracy, **given)
+        assert found["verdict"] == ABSENT and named in found["found"]
+
+
+def test_only_the_papers_claims_are_counted():
+    lines = pd.DataFrame({"whose": ["the paper", "ours", "the paper"], "verdict": [CONFIRMED, CONFIRMED, UNDECIDED]})
+    assert claims.decided(lines) == {CONFIRMED: 1, CONTRADICTED: 0, UNDECIDED: 1, ABSENT: 0}
+
+
+def test_a_claim_without_a_test_is_refused():
+    with pytest.raises(ValueError, match="quantity.*speed-up"):
+        claims.Claim(claim="x", source="y", quantity="speedup")
