@@ -1,3 +1,5 @@
+import contextlib
+import io
 import sys
 
 import numpy as np
@@ -12,7 +14,7 @@ from study import speed as bench
 from study.common.layout import Layout
 from study.speed import ONE_STEP, STANDARD, STOPPED, Bench
 
-TINY = dict(levels=(0.25,), n=40, audit=40, images=2, repeats=2, engine_repeats=2, chains=10, batch_size=20, draws=30)
+TINY = dict(levels=(0.25,), n=40, audit=40, images=2, repeats=1, engine_repeats=1, chains=10, batch_size=20, draws=30)
 TINY |= dict(sizes=(10, 20), batches=(5,), together=(1, 2))
 
 
@@ -81,36 +83,6 @@ def test_scaling_is_in_seconds_for_a_thousand_draws(clock):
     assert list(table[ONE_STEP]) == [2.0, 0.5]
 
 
-def test_methods_make_the_evaluations_that_they_should(started, digits):
-    config = Bench(**TINY | {"repeats": 1})
-    runs = bench.time_methods({0.25: started}, digits.test, bench.methods(config.chains), STANDARD, config)
-    assert set(runs["method"]) == set(bench.methods(10)) and len(runs) == 8 * config.images * config.repeats
-    found = {name: set(part["evaluations"]) for name, part in runs.groupby("method")}
-    draws, looked_at = 100 + config.n, 2 * LOOKED_AT + 1
-    fixed = {STANDARD: 30, "AS-MDEQ-1N mean": 1, ONE_STEP: 1, "AS-MDEQ-2A": 2}
-    assert {name: found[name] for name in fixed} == {name: {steps * (draws + looked_at)} for name, steps in fixed.items()}
-    assert max(found[STOPPED]) < 30 * draws and max(found[f"{STANDARD} as released"]) <= 30 * draws
-    for name, steps in {"SRS-MDEQ-1A": 1, "SRS-MDEQ-3A": 3}.items():
-        audited = {e - steps * draws - (10 - steps) * config.chains - 10 * looked_at for e in found[name]}
-        assert all(e % 30 == 0 and 0 <= e <= 30 * config.audit for e in audited) and max(audited) > 0
-
-
-def test_engine_is_compared_with_as_many_evaluations_of_f(started, digits):
-    runs = bench.time_engine(started, digits.test, 0.25, Bench(**TINY))
-    counted = runs.groupby(["measured", "side"])["evaluations"].first().unstack()
-    assert (counted["whole"] == counted["bare"]).all()
-    assert counted["bare"].to_dict() == {
-        f"{STANDARD}, 8x8": 900,
-        f"{ONE_STEP}, 8x8": 30,
-        f"{STANDARD}, 32x32": 600,
-        f"{ONE_STEP}, 32x32": 20,
-        f"{bench.LAYER}, 32x32": 20,
-        f"{bench.KEPT}, 32x32": 20,
-    }
-    assert list(runs["side"]) == ["whole", "bare"] * 12
-    assert (bench.engine_table(runs)["ratio"] > 0).all()
-
-
 def test_bare_passes_are_naive_steps_from_the_initial_state(started, digits):
     calls = []
 
@@ -172,33 +144,64 @@ def test_the_command_line_refuses_and_names_what_is_missing(layout, capsys, few_
         bench.main([])
 
 
-def test_one_run_from_models_to_tables(trained_state, started, digits, layout, capsys):
-    folders = {name: layout.runs / name / "small-025" for name in ("models", "starts")} | {"data": layout.data}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    torch.save({"model": trained_state}, folders["models"] / "model.pt")
-    torch.save(starts.state(started.starts), folders["starts"] / "starts.pt")
-    digits.save(layout.dataset("digits"))
-    out, options = layout.runs / "out", [f"--out={layout.runs / 'out'}"]
-    for name, value in (TINY | {"images": 1, "repeats": 1, "engine_repeats": 1, "threads": torch.get_num_threads()}).items():
-        options += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
-    bench.main(options)
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def run(trained_state, started, digits, tmp_path_factory):
+    """Where `make bench` was run, on a tiny model, and what it printed."""
+    root = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.chdir(root)
+        layout = Layout("p")
+        (root / "params.yaml").write_text("name: p\n")
+        folders = {name: layout.runs / name / "small-025" for name in ("models", "starts")} | {"data": layout.data}
+        for folder in folders.values():
+            folder.mkdir(parents=True)
+        torch.save({"model": trained_state}, folders["models"] / "model.pt")
+        torch.save(starts.state(started.starts), folders["starts"] / "starts.pt")
+        digits.save(layout.dataset("digits"))
+        options = ["--out=out"]
+        for name, value in (TINY | {"threads": torch.get_num_threads()}).items():
+            options += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
+        bench.main(options)
+    return root / "out", printed.getvalue()
+
+
+def test_one_run_from_models_to_tables(run):
+    out, printed = run
     assert (out / "tables.md").read_text() == printed
-    for row in [
-        *bench.methods(1),
-        f"{bench.LAYER}, 32x32",
-        f"{bench.KEPT}, 32x32",
-        "draws",
-        "batch size",
-        "images at once",
-        "MDEQ-SMALL of the paper, 32x32",
-    ]:
+    shown = [*bench.methods(1), f"{bench.LAYER}, 32x32", f"{bench.KEPT}, 32x32", "draws", "batch size", "images at once"]
+    for row in [*shown, "MDEQ-SMALL of the paper, 32x32"]:
         assert f"| {row} |" in printed
     assert f"torch {torch.__version__}" in printed and "N = 40 draws" in printed
     lines = {name: len(pd.read_csv(out / f"{name}.csv")) for name in ("methods", "engine", "scaling", "memory")}
-    assert lines == {"methods": 8, "engine": 12, "scaling": 10, "memory": 2}
+    assert lines == {"methods": 8 * TINY["images"], "engine": 12, "scaling": 10, "memory": 2}
     memory = pd.read_csv(out / "memory.csv")
     if sys.platform == "linux":
         grown = (memory["peak"] - memory["before"])[1]
         assert (memory["before"] > 50).all() and grown > 20 * 12 * 14_336 * 4 / 2**20  # Anderson's memory: 12 states a row
+
+
+def test_methods_make_the_evaluations_that_they_should(run):
+    runs = pd.read_csv(run[0] / "methods.csv")
+    found = {name: set(part["evaluations"]) for name, part in runs.groupby("method")}
+    draws, looked_at = 100 + TINY["n"], 2 * LOOKED_AT + 1
+    fixed = {STANDARD: 30, "AS-MDEQ-1N mean": 1, ONE_STEP: 1, "AS-MDEQ-2A": 2}
+    assert {name: found[name] for name in fixed} == {name: {steps * (draws + looked_at)} for name, steps in fixed.items()}
+    assert max(found[STOPPED]) < 30 * draws and max(found[f"{STANDARD} as released"]) <= 30 * draws
+    for name, steps in {"SRS-MDEQ-1A": 1, "SRS-MDEQ-3A": 3}.items():
+        audited = {e - steps * draws - (10 - steps) * TINY["chains"] - 10 * looked_at for e in found[name]}
+        assert all(e % 30 == 0 and 0 <= e <= 30 * TINY["audit"] for e in audited) and max(audited) > 0
+
+
+def test_engine_is_compared_with_as_many_evaluations_of_f(run):
+    runs = pd.read_csv(run[0] / "engine.csv")
+    counted = runs.groupby(["measured", "side"])["evaluations"].first().unstack()
+    assert (counted["whole"] == counted["bare"]).all()
+    assert counted["bare"].to_dict() == {
+        f"{STANDARD}, 8x8": 900,
+        f"{ONE_STEP}, 8x8": 30,
+        f"{STANDARD}, 32x32": 600,
+        f"{ONE_STEP}, 32x32": 20,
+        f"{bench.LAYER}, 32x32": 20,
+        f"{bench.KEPT}, 32x32": 20,
+    }
+    assert list(runs["side"]) == ["whole", "bare"] * 6

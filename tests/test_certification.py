@@ -12,6 +12,7 @@ from srs.votes.samplers import UNDECIDED, SerializedSampler, StandardSampler, Vo
 from study.known_answers import LinearDEQ
 
 SIGMA = 0.5
+SOLVED = StandardSampler(solver=srs.Solver(method="naive", steps=25))  # a linear DEQ, to the last digits
 
 
 def _false_certificates(certify, deq, r, runs):
@@ -40,10 +41,8 @@ def test_a_linear_classifier_is_not_certified_past_its_true_radius(linear_deq, r
 
 
 def test_a_linear_deq_is_not_certified_past_its_true_radius(linear_deq):
-    alpha, runs = 0.05, 300
-    false, found = _false_certificates(
-        lambda x, seed: srs.certify(linear_deq, x, sigma=SIGMA, n=200, n0=20, alpha=alpha, seed=seed), linear_deq, 0.5, runs
-    )
+    alpha, runs, config = 0.05, 300, dict(sigma=SIGMA, n=200, n0=20, alpha=0.05, sampler=SOLVED)
+    false, found = _false_certificates(lambda x, seed: srs.certify(linear_deq, x, seed=seed, **config), linear_deq, 0.5, runs)
     assert stats.binomtest(false, runs, alpha, alternative="greater").pvalue > 1e-3
     assert np.mean([c.prediction == 0 for c in found]) > 0.99
 
@@ -63,10 +62,9 @@ class LeaningDEQ(LinearDEQ):
 def test_serialized_certificates_hold_where_unaudited_ones_would_not():
     deq, alpha, runs = LeaningDEQ().eval(), 0.05, 200
     sampler = SerializedSampler(solver=srs.Solver(method="naive", steps=1), chains=20)
-    config = dict(sigma=SIGMA, n=200, n0=20, alpha=alpha, audit=150)
-    false, found = _false_certificates(
-        lambda x, seed: srs.certify(deq, x, sampler=sampler, seed=seed, **config), deq, 0.5, runs
-    )
+    once = StandardSampler(solver=sampler.solver)  # which is right at once
+    config = dict(sigma=SIGMA, n=200, n0=20, alpha=alpha, audit=150, sampler=sampler, reference=once)
+    false, found = _false_certificates(lambda x, seed: srs.certify(deq, x, seed=seed, **config), deq, 0.5, runs)
     assert stats.binomtest(false, runs, alpha, alternative="greater").pvalue > 1e-3
     assert np.mean([c.prediction == 0 for c in found]) > 0.9
     assert any(c.n1 < c.n2 for c in found)  # some votes really are mismatched
@@ -279,8 +277,8 @@ def test_predict(linear_deq):
 
 
 def test_predict_is_seldom_wrong(linear_deq):
-    x, alpha, runs = linear_deq.at_true_radius(0.02), 0.05, 600
-    found = [srs.predict(linear_deq, x, sigma=SIGMA, n=100, n0=1, alpha=alpha, seed=seed) for seed in range(runs)]
+    x, alpha, runs, config = linear_deq.at_true_radius(0.02), 0.05, 600, dict(sigma=SIGMA, n=100, n0=1, sampler=SOLVED)
+    found = [srs.predict(linear_deq, x, alpha=alpha, seed=seed, **config) for seed in range(runs)]
     assert stats.binomtest(found.count(1), runs, alpha, alternative="greater").pvalue > 1e-3
     assert found.count(0) > 0
 

@@ -166,7 +166,7 @@ def test_every_profiles_stages_resolve(project, name):
 
 def test_an_experiment_changes_a_parameter_and_reruns_what_depends_on_it(project):
     """`dvc exp run -S` rewrites params.yaml: the file must survive that, and the diff be one line."""
-    _dvc(project, "repro", "check", "prepare", "coverage")
+    _dvc(project, "repro", "coverage")
     assert "coverage" not in _dvc(project, "repro", "--dry", "coverage").replace("Stage 'coverage' didn't change", "")
     _dvc(project, "exp", "run", "-S", "coverage.runs=30", "coverage")
     assert params.load(project / "params.yaml").coverage.runs == 30

@@ -15,7 +15,7 @@ from srs.models.starts import ConvolutionalStart, MeanStart, RidgeStart
 from srs.starts import StartSettings, _fixed_points, fit_starts
 from srs.training.train import Training, evaluate, train
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import StandardSampler, Votes
+from srs.votes.samplers import Votes
 from study.known_answers import LinearDEQ
 from study.starts import choose, held_out
 
@@ -66,21 +66,6 @@ def test_fitted_starts_are_nearer_to_fixed_points_and_agree_more(trained, digits
             agreement[start] = (classify(model, x, ONE, start)[0].argmax(dim=1) == truth).float().mean()
         assert gap["learned"] < gap["mean"] < gap["initial"]
         assert agreement["learned"] > max(agreement["initial"], 0.6)
-
-
-@pytest.mark.parametrize("kind", ["ridge", "convolutional"])
-def test_amortized_votes_do_not_depend_on_batch_order_or_neighbours(trained, digits, fitted, kind):
-    for start in ("mean", "learned"):
-        model = _with(trained, fitted[kind])
-        sampler = StandardSampler(solver=ONE, start=start)
-        copies = [NoisyCopies(digits.test.images(np.array([i]))[0], i, 0.5, 0) for i in (3, 9)]
-        draws = np.arange(120)
-        alone = sampler.sample(model, copies[0], draws, 400)
-        assert len(set(alone.classes)) > 1 and (alone.evaluations == 1).all()
-        for size in (1, 7):
-            assert np.array_equal(sampler.sample(model, copies[0], draws, size).classes, alone.classes)
-        both = sampler.sample_many(model, copies, [draws[::-1], draws], 50)
-        assert np.array_equal(both[0].classes, alone.classes[::-1])
 
 
 def test_saved_starts_come_back(trained, digits, fitted, tmp_path):

@@ -191,15 +191,3 @@ def test_files_are_the_same_from_run_to_run_and_hold_no_seconds(whole, layout, t
         path.unlink()
     compute(vote_jobs(_plans(), layout, ALONE), settings=ALONE)
     assert {path.name: path.read_bytes() for path in whole.folder.glob("*.npz")} == kept
-
-
-def test_stopping_solvers_vote_alike_in_any_batch(place, tmp_path, monkeypatch, trained, digits):
-    """By solvers that stop at their tolerance, too, whose rows leave the batch."""
-    copies = [NoisyCopies(digits.test.images(np.array([i]))[0], i, 0.25, 0) for i in (0, 250)]
-    solver, every = Solver(steps=12, stop="relative", tolerance=1e-2), [np.arange(70)] * 2
-    for sampler in (
-        StandardSampler(solver=solver),
-        SerializedSampler(solver=solver.model_copy(update={"steps": 3}), chains=10),
-    ):
-        found = [[v.classes.tolist() for v in sampler.sample_many(trained, copies, every, size)] for size in (400, 7, 1)]
-        assert found[0] == found[1] == found[2]
