@@ -24,7 +24,15 @@ from tqdm import tqdm
 from srs import checkpoints
 from srs.certificates import bounds
 from srs.certificates.at_radius import RadiusCertificate, certify_at
-from srs.certificates.certify import ABSTAIN, Certificate, CertifySettings, noisy_copies, selected_class, standard_certificate
+from srs.certificates.certify import (
+    ABSTAIN,
+    Certificate,
+    CertifySettings,
+    at_image,
+    noisy_copies,
+    selected_class,
+    standard_certificate,
+)
 from srs.common import machine
 from srs.common.settings import faults
 from srs.data import pictures
@@ -102,7 +110,7 @@ def ask(model: nn.Module, image: Tensor, radius: float | None = None, **settings
     named, counted = classes[selected_class(votes.classes[: config.n0])], votes.classes[config.n0 :]
     tally = {card.classes[i]: int((counted == i).sum()) for i in range(len(card.classes))}
     tally = dict(sorted(tally.items(), key=lambda entry: -entry[1])) | {"undecided": int((counted == UNDECIDED).sum())}
-    return Answer(card, copies, standard_certificate(votes, config), named, tally)
+    return Answer(card, copies, at_image(standard_certificate(votes, config), copies), named, tally)
 
 
 def read_picture(path: Path, card: checkpoints.Card) -> Tensor:

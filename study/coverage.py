@@ -13,7 +13,14 @@ from scipy import stats
 
 from srs.certificates import bounds
 from srs.certificates.at_radius import RadiusTest
-from srs.certificates.certify import ABSTAIN, Certificate, CertifySettings, serialized_certificate, standard_certificate
+from srs.certificates.certify import (
+    ABSTAIN,
+    Certificate,
+    CertifySettings,
+    at_image,
+    serialized_certificate,
+    standard_certificate,
+)
 from srs.common.resume import fingerprint
 from srs.common.settings import Section
 from srs.votes.noise import NoisyCopies
@@ -120,11 +127,11 @@ def _certify(case: Case, runs: range, config: Coverage) -> list[dict]:
     for alpha in config.alphas:
         designs = {name: CertifySettings(**settings, alpha=alpha, **choices) for name, choices in DESIGNS.items()}
         plain = CertifySettings(**settings, alpha=alpha)
-        for index, chain, truth in zip(runs, serialized, standard):
-            rows.append(_row("standard", standard_certificate(truth, plain), case))
+        for one, chain, truth in zip(copies, serialized, standard):
+            rows.append(_row("standard", at_image(standard_certificate(truth, plain), one), case))
             for name, design in designs.items():
-                certificate, _ = serialized_certificate(chain, truth.take, design, index, case.serialized.warm_draws)
-                rows.append(_row(name, certificate, case))
+                certificate, _ = serialized_certificate(chain, truth.take, design, one.index, case.serialized.warm_draws)
+                rows.append(_row(name, at_image(certificate, one), case))
     return rows
 
 

@@ -27,7 +27,7 @@ from srs.deq.definition import DEQ, is_deq, require_evaluation_mode
 from srs.deq.implicit import differentiable
 from srs.deq.solvers import Solver
 from srs.training.pgd import Logits, ascend
-from srs.votes.noise import NoisyCopies, standard_normal
+from srs.votes.noise import FINEST, NoisyCopies, fineness, rounded_noise
 from srs.votes.samplers import UNDECIDED, Sampler
 from study.common import code, engine
 from study.common.engine import Machine, Task
@@ -279,13 +279,15 @@ class _Attacker:
         labels = torch.tensor([target.label for target in targets], device=x.device).repeat_interleave(count)
         noise = self._noise(targets, settings.samples).repeat_interleave(count, dim=0) if settings.samples else None
         moved = attack(logits, x, labels, x.new_tensor(budgets * len(targets)), settings, self.config.sigma, noise)
+        points = fineness(self.config.sigma)
+        moved = x + ((moved - x) * points).trunc() / points  # which certificates are about, and no farther
         return list(moved.split(count))
 
     def _noise(self, targets: list[_Target], samples: int) -> Tensor:
         """Standard normal (targets, samples, C, H, W), each image's own."""
         image, draws = targets[0].image, np.arange(samples)
-        drawn = [standard_normal(_SEEDS + self.config.seed, _ASCENT + t.index, draws, image.numel()) for t in targets]
-        return torch.from_numpy(np.stack(drawn)).view(len(targets), samples, *image.shape).to(image)
+        drawn = [rounded_noise(_SEEDS + self.config.seed, _ASCENT + t.index, draws, image.numel(), 1.0) for t in targets]
+        return torch.from_numpy(np.stack(drawn) / FINEST).view(len(targets), samples, *image.shape).to(image)
 
     def _enter(self, record: dict) -> None:
         self.done[record["index"], record["attack"], record["radius"]] = record

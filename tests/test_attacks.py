@@ -15,7 +15,7 @@ from srs.deq.implicit import differentiable
 from srs.deq.solvers import Solver
 from srs.training.pgd import ascend, project, smoothed_loss
 from srs.votes import noise as noises
-from srs.votes.noise import standard_normal
+from srs.votes.noise import rounded_noise
 from srs.votes.samplers import UNDECIDED, DirectSampler, SerializedSampler, StandardSampler
 from study import robustness as attacks
 from study.known_answers import LinearDEQ
@@ -246,7 +246,7 @@ def test_attacks_win_beyond_the_boundary_and_only_there(direct, tmp_path):
         assert record["fooled"] == (record["radius"] > 0.6)
         assert record["prediction"] == int(record["radius"] > 0.6)
         # at 0.7 the attack wins; with more budget it has won already, by the same image
-        assert record["distance"] == pytest.approx(min(record["radius"], 0.7), abs=1e-5)
+        assert record["distance"] == pytest.approx(min(record["radius"], 0.7), abs=2e-4)  # cut to the noise's grid
         assert record["draws"] <= 1_020 and (record["draws"] == 0) == (record["radius"] > 0.7)
     assert records[0]["draws"] < 700  # and it stopped early
     assert all(json.loads(json.dumps(record)) == record for record in records)
@@ -292,17 +292,17 @@ def test_images_do_not_depend_on_their_company(trained, digits):
 def test_noise_is_neither_certifications_nor_one_for_both(monkeypatch, tmp_path):
     keys = []
 
-    def spy(seed, index, draws, size):
+    def spy(seed, index, draws, size, sigma):
         keys.append((seed, index))
-        return standard_normal(seed, index, draws, size)
+        return rounded_noise(seed, index, draws, size, sigma)
 
     for module in (attacks, noises):
-        monkeypatch.setattr(module, "standard_normal", spy)
+        monkeypatch.setattr(module, "rounded_noise", spy)
     deq, part = _planted(0.6)
     _run(deq, part, [0], [0.3], config=CONFIG.model_copy(update={"seed": 5}))
     assert len(set(keys)) == 2 and all(seed == 2**63 + 5 and index >= 2**61 for seed, index in keys)
-    noise = [standard_normal(*key, np.arange(3), 4).tobytes() for key in set(keys)]
-    assert len({*noise, standard_normal(5, 0, np.arange(3), 4).tobytes()}) == 3
+    noise = [rounded_noise(*key, np.arange(3), 4, 0.5).tobytes() for key in set(keys)]
+    assert len({*noise, rounded_noise(5, 0, np.arange(3), 4, 0.5).tobytes()}) == 3
 
 
 def test_a_resnet_is_attacked_as_any_classifier(digits, tmp_path):

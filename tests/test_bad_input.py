@@ -127,7 +127,7 @@ NAMES = [
 ] + [
     ("name: data", _edited(("  mnist: {name", "  m.nist: {name"), ("data: mnist", "data: m.nist")), ["'m.nist' must have"]),
     ("name: past", _edited(("past: {small-050:", "past: {small;050:")), ["report.past.small;050", "'small;050' must have"]),
-    ("name: page", _edited(("22_record]", "22 record]")), ["pages.everything.2: the name '22 record' must have"]),
+    ("name: page", _edited(("22_record]", "22 record]")), ["pages.everything.1: the name '22 record' must have"]),
     ("name: a number", _edited(("  small-025: {model", "  25: {model")), ["runs.25", "valid string"]),
     ("name: profile", _edited(("name: smoke", "name: ../up")), ["name: the name '../up' must have"]),
     ("name: taken", _edited(("name: smoke", "name: notebooks")), ["name: runs/notebooks is no folder of a profile"]),

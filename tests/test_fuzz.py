@@ -23,10 +23,10 @@ from PIL import Image
 import srs
 from srs.data import pictures
 from srs.deq.solvers import Solver
+from srs.votes.noise import fineness, rounded_noise
 from srs.votes.samplers import DirectSampler, SerializedSampler, StandardSampler
 
 UNDECIDED = -1
-BLOCK = 100  # draws that share a counter of the noise's generator
 AUDIT = 0x6175646974  # of the audit's random stream
 DRAWN = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large])
 
@@ -133,16 +133,24 @@ class Call:
     samplers: dict = field(default_factory=dict)
 
     def copies(self, count: int) -> list[float]:
-        """The first numbers of the noisy copies 0 ... count - 1: Philox, keyed by seed and index, a counter for a block."""
-        noise, size = [], self.image.numel()
-        for block in range(-(-count // BLOCK)):
-            key = np.array([int(self.settings["seed"]), int(self.index)], np.uint64)
-            generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, block]))
-            noise.append(generator.standard_normal((BLOCK, size), np.float32)[:, 0])
-        first = self.image.detach().flatten()[0]
-        wide = first.float() if first.element_size() < 4 else first
-        noisy = wide + float(self.settings["sigma"]) * torch.from_numpy(np.concatenate(noise)).to(wide.dtype)
-        return noisy.to(first.dtype).tolist()[:count]
+        """The first numbers of the noisy copies 0 ... count - 1: the nearest point of the grid, noise in units of it (of which
+        tests/test_noise.py has a reference), and one map to floats."""
+        sigma, first = float(self.settings["sigma"]), self.image.detach().flatten()[0]
+        given = int(self.settings["seed"]), int(self.index), np.arange(count), self.image.numel(), sigma
+        whole = _nearest(first.item(), sigma) + rounded_noise(*given)[:, 0].astype(np.int64)
+        kind = torch.float64 if first.dtype == torch.float64 else torch.float32
+        return (torch.from_numpy(whole).to(kind) * (1 / fineness(sigma))).to(first.dtype).tolist()
+
+    @property
+    def moved(self) -> float:
+        """How far the image lies from the grid; numbers that all name points in single precision are those."""
+        sigma = float(self.settings["sigma"])
+        pixels = self.image.detach().double().flatten().tolist()
+        nearest = [_nearest(pixel, sigma) / Fraction(fineness(sigma)) for pixel in pixels]
+        off = [abs(Fraction(pixel) - point) for pixel, point in zip(pixels, nearest)]
+        if self.image.element_size() >= 4 and all(a <= Fraction(1, 2**23) * abs(point) for a, point in zip(off, nearest)):
+            return 0.0
+        return math.sqrt(sum(away**2 for away in off))
 
     def standard_codes(self, steps: int = 1) -> list[int]:
         fresh = [self.model.code(value) for value in self.copies(int(self.settings["n0"]) + int(self.settings["n"]))]
@@ -189,14 +197,23 @@ def _steps(sampler) -> int:
     return sampler.solver.steps if isinstance(sampler, StandardSampler) else 1
 
 
-def _agree(found, expected: dict, sigma: float) -> None:
+def _nearest(pixel: float, sigma: float) -> int:
+    return math.floor(Fraction(pixel) * Fraction(fineness(sigma)) + Fraction(1, 2))
+
+
+def _agree(found, expected: dict, call: Call) -> None:
     """Numbers are equal; the bound is no larger than the exact one, and hardly smaller, and so is the radius."""
-    p, radius = expected.pop("p_a_lower"), expected.pop("radius")
+    sigma, moved = float(call.settings["sigma"]), call.moved
+    assert found.moved == pytest.approx(moved, rel=1e-6, abs=1e-300)
+    p, radius = expected.pop("p_a_lower"), max(0.0, expected.pop("radius") - moved)
+    if moved and radius <= 1e-9 * moved:
+        assert found.prediction in (reference.ABSTAIN, expected.pop("prediction"))
     assert Fraction(-1, reference.STEPS) <= p - Fraction(found.p_a_lower) <= 2e-11 * p + 1e-15
     assert radius - found.radius >= -1e-300
     if found.radius:
-        assert sigma * reference.normal_quantile(Fraction(found.p_a_lower)) - found.radius <= 1e-10 * (radius + sigma)
-    if abs(p - Fraction(1, 2)) < 1e-10:  # where a bound rounded down may be 1/2
+        at_most = sigma * reference.normal_quantile(Fraction(found.p_a_lower)) - moved
+        assert at_most - found.radius <= 1e-10 * (radius + sigma) + 1e-6 * moved
+    if "prediction" in expected and abs(p - Fraction(1, 2)) < 1e-10:  # where a bound rounded down may be 1/2
         assert found.prediction in (reference.ABSTAIN, expected.pop("prediction"))
     assert {name: getattr(found, name) for name in expected} == expected
 
@@ -279,7 +296,7 @@ def test_certificates_and_predictions_are_the_references(call):
     if refused:
         assert _rightly_refused(call, refused), refused
         return
-    _agree(found, call.expected(), call.settings["sigma"])
+    _agree(found, call.expected(), call)
     assert found.guarantee and str(found)
     votes = call.votes(call.standard_codes(_steps(call.samplers["sampler"])))
     assert named == reference.predicted(votes, call.settings["alpha"])
@@ -294,7 +311,7 @@ def test_serialized_certificates_are_the_references(call):
     if refused:
         assert _rightly_refused(call, refused), refused
         return
-    _agree(found, call.expected(), call.settings["sigma"])
+    _agree(found, call.expected(), call)
     assert found.guarantee == (call.settings["audit_draw"] == "random")
     assert named == found.prediction if found.guarantee else silent.startswith("predict needs a guarantee")
     assert found.evaluations >= found.n0 + found.n + found.n2 + found.census
@@ -472,7 +489,7 @@ def _agree_where_known(found, call: Call, strange: dict) -> None:
     elif chained and strange.get("estimator", "finite_population") != "finite_population":
         assert not found.guarantee and (found.n_a, found.n1, found.n2) == tuple(expected[name] for name in ("n_a", "n1", "n2"))
     else:
-        _agree(found, expected, given["sigma"])
+        _agree(found, expected, call)
 
 
 # faults that were found

@@ -7,7 +7,7 @@ in [0, 1]; noisy copies are not clipped. Draws 0 ... n0 - 1 choose the class, dr
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from srs.certificates import bounds
 from srs.common.settings import Section
 from srs.deq.definition import DEQ, is_deq
 from srs.deq.interface import Checked, device_of
-from srs.votes.noise import NoisyCopies, audit_order
+from srs.votes.noise import LARGEST, NoisyCopies, audit_order, fineness
 from srs.votes.samplers import MOST_ROWS, UNDECIDED, DirectSampler, Sampler, StandardSampler, Votes, require_sampler
 
 ABSTAIN = -1
@@ -132,7 +132,8 @@ class Certificate:
     serialized votes, which are ``audited``, ``k`` were (fewer than asked for where there are no more), ``n2`` of them votes for
     that class, ``n1`` of those confirmed by the reference; ``census`` more draws were solved by the reference, which gave
     ``known`` of them to that class. ``estimator``, ``audit_draw`` and ``split`` are those of the audit. All are 0 or empty
-    where there was none. ``evaluations`` of f include the audit's.
+    where there was none. ``evaluations`` of f include the audit's. ``moved``: how far the image lies from the point of the
+    noise's grid at which the votes were cast (:mod:`srs.votes.noise`); the radius is smaller by that.
     """
 
     prediction: int
@@ -149,6 +150,7 @@ class Certificate:
     n2: int = 0
     census: int = 0
     known: int = 0
+    moved: float = 0.0
     p_m_upper: float = 0.0
     estimator: str = ""
     audit_draw: str = ""
@@ -202,12 +204,12 @@ def certify(
         reference, judge = _usable_reference(reference, model)
     votes = sampler.sample(model, copies, config.draws(), config.batch_size)
     if not sampler.audited:
-        return standard_certificate(votes, config, sampler)
+        return at_image(standard_certificate(votes, config, sampler), copies)
 
     def solve_again(draws: np.ndarray) -> Votes:
         return reference.sample(judge, copies, draws, config.batch_size)
 
-    return serialized_certificate(votes, solve_again, config, index, sampler.warm_draws, reference)[0]
+    return at_image(serialized_certificate(votes, solve_again, config, index, sampler.warm_draws, reference)[0], copies)
 
 
 def predict(
@@ -224,7 +226,8 @@ def predict(
     """PREDICT: the smoothed classifier's class at ``image``, or ABSTAIN; wrong with probability at most alpha.
 
     All n0 + n draws vote; the exact binomial test compares the two classes with most votes, undecided votes counted for
-    the runner-up. Serialized votes allow no such test; there the class is that of :func:`certify`, audit included.
+    the runner-up. An image off the noise's grid is answered for its nearest point. Serialized votes allow no such test; there
+    the class is that of :func:`certify`, audit included.
     Raises as that does, and ValueError where the sampler or the audit's settings are no guarantee.
     """
     config = CertifySettings(sigma=sigma, **settings)
@@ -300,6 +303,14 @@ def serialized_certificate(
     return certificate, truth
 
 
+def at_image(found: Certificate, copies: NoisyCopies) -> Certificate:
+    """A certificate from the votes on ``copies``, about their image, which may lie off the noise's grid."""
+    left = found.radius - copies.moved
+    if left <= 0 and copies.moved:
+        return replace(found, prediction=ABSTAIN, radius=0.0, moved=copies.moved)
+    return replace(found, radius=left, moved=copies.moved)
+
+
 def selected_class(selection: np.ndarray) -> int:
     """The class with most of the selection's votes, the lowest of a tie; ABSTAIN where all are undecided."""
     decided = selection[selection != UNDECIDED]
@@ -358,6 +369,9 @@ def noisy_copies(model, image: Tensor, index: int, config: CertifySettings) -> N
     require_image(image)
     if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < 1 << 63:
         raise ValueError(f"index = {index!r} numbers the image: a whole number, 0 or more")
+    largest = float(image.detach().abs().max())
+    if largest * fineness(config.sigma) > LARGEST:
+        raise ValueError(f"image has pixels as large as {largest:g}: expected about [0, 1], the unit of sigma = {config.sigma}")
     return NoisyCopies(image.detach().to(device_of(model, image)), int(index), config.sigma, config.seed)
 
 

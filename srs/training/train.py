@@ -29,7 +29,7 @@ from srs.deq.interface import device_of
 from srs.deq.solvers import Solver, residuals
 from srs.models import starts
 from srs.training.pgd import Logits, ascend
-from srs.votes.noise import standard_normal
+from srs.votes.noise import NoisyCopies
 
 _HELD_OUT = 1 << 63  # sets the seeds of evaluation noise apart from those of certification
 
@@ -294,9 +294,8 @@ def evaluate(model: nn.Module, part: Images, config: Training) -> dict[str, floa
     with torch.no_grad():
         for rows in np.array_split(np.arange(len(part)), max(1, len(part) // 250)):
             x = part.images(rows)
-            noise = np.concatenate([standard_normal(_HELD_OUT + config.seed, int(i), [0], x[0].numel()) for i in rows])
-            x = x + config.sigma * torch.from_numpy(noise).view_as(x)
-            x = x.to(device_of(model, x))
+            copies = [NoisyCopies(image, int(i), config.sigma, _HELD_OUT + config.seed) for i, image in zip(rows, x)]
+            x = torch.cat([one(np.array([0])) for one in copies]).to(device_of(model, x))
             if is_deq(model):
                 logits, solution = classify(model, x, config.evaluation, config.start)
                 residual += residuals(model.f, solution.z, model.inject(x)).sum().item()

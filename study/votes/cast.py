@@ -69,6 +69,8 @@ def cast_block(
     hashes = origin["sha256 of model"], origin.get("sha256 of starts")
     classifier = _classifier(model, starts, where, images.shape, *hashes)
     copies = [NoisyCopies(images.images(np.array([i]))[0].to(where), int(i), sigma, seed) for i in indices]
+    if any(one.moved for one in copies):
+        raise ValueError(f"sigma = {sigma} is too large for these images: they lie off the noise's grid (srs.votes.noise)")
     votes = sampler.sample_many(classifier, copies, draws, settings.batch_size)
     write_votes(out, origin, votes)
     return {"seconds": np.concatenate([one.seconds for one in votes]), "machine": machine.describe(where)}

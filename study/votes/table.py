@@ -6,7 +6,14 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from srs.certificates.certify import CertifySettings, Confidence, serialized_certificate, standard_certificate, tally
+from srs.certificates.certify import (
+    Certificate,
+    CertifySettings,
+    Confidence,
+    serialized_certificate,
+    standard_certificate,
+    tally,
+)
 from srs.data.datasets import Dataset
 from srs.votes.samplers import Sampler, Votes
 from study.common.engine import read_record
@@ -91,8 +98,8 @@ def _certificate(store: VoteStore, position: int, sampler: Sampler, config: Cert
     every, reference = np.arange(config.n0 + config.n), store.plan.reference
     votes = store.of(sampler, position, every)
     if not sampler.audited:
-        found = asdict(standard_certificate(votes, config, sampler))
-        return found | {"mismatched": np.nan, "seconds": float(votes.seconds.sum())}
+        found = standard_certificate(votes, config, sampler)
+        return _columns(found) | {"mismatched": np.nan, "seconds": float(votes.seconds.sum())}
 
     def look_up(draws: np.ndarray) -> Votes:
         return store.of(reference, position, draws)
@@ -103,4 +110,8 @@ def _certificate(store: VoteStore, position: int, sampler: Sampler, config: Cert
     if store.complete(reference, position, every):
         top, _, counted = tally(votes, config)
         mismatched = int(((counted == top) & (look_up(every).classes[config.n0 :] != top)).sum())
-    return asdict(certificate) | {"mismatched": mismatched, "seconds": float(votes.seconds.sum() + truth.seconds.sum())}
+    return _columns(certificate) | {"mismatched": mismatched, "seconds": float(votes.seconds.sum() + truth.seconds.sum())}
+
+
+def _columns(found: Certificate) -> dict:
+    return {name: value for name, value in asdict(found).items() if name != "moved"}  # votes are cast on the grid's points
