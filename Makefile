@@ -13,7 +13,7 @@ repro: $(INSTALLED) # dvc repro, and the installation
 	@python -c "import yaml, pathlib; name = yaml.safe_load(open('params.yaml'))['name']; print('Reports:', *sorted(pathlib.Path('runs', name, 'reports').resolve().glob('*.html')), sep='\n  ')"
 
 test: $(INSTALLED)
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 bench: $(INSTALLED) # what each method costs on this machine: Markdown tables; single timings in runs/bench/
 	dvc repro -q start

@@ -4,6 +4,9 @@ that names what was given; never another exception, never a warning. How many ex
 Models look at the first number of an image alone, so that their votes are known.
 """
 
+import copy
+import datetime
+import functools
 import io
 import math
 import re
@@ -11,11 +14,13 @@ import warnings
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
 import torch
+import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,6 +30,8 @@ from srs.data import pictures
 from srs.deq.solvers import Solver
 from srs.votes.noise import fineness, rounded_noise
 from srs.votes.samplers import DirectSampler, SerializedSampler, StandardSampler
+from study import params
+from study.common import params_file
 
 UNDECIDED = -1
 AUDIT = 0x6175646974  # of the audit's random stream
@@ -567,3 +574,76 @@ def test_a_file_is_a_picture_or_refused_by_name(mode, width, height, turn, data)
         with Image.open(io.BytesIO(whole)) as file:
             pixels = np.asarray(file.convert("RGB" if channels == 3 else "L"))
         assert np.array_equal(found, np.atleast_3d(pixels).transpose(2, 0, 1))
+
+
+# params.yaml
+
+PROFILE = yaml.safe_load((Path(__file__).parent.parent / "profiles" / "smoke.yaml").read_text())
+SCALARS = [
+    *(
+        None,
+        True,
+        0,
+        1,
+        -1,
+        2**63,
+        10**400,
+        0.5,
+        -0.0,
+        1e-320,
+        1e308,
+        math.nan,
+        math.inf,
+        "",
+        " ",
+        "abc",
+        "1e-3",
+        "no",
+        "../up",
+    ),
+    *("${name}", "a.b", "ä", "\x85", b"x", datetime.date(2020, 1, 1), "MDEQ-30A", "small-050", "digits", "mdeq-small", [], {}),
+]
+VALUES = st.recursive(
+    st.sampled_from(SCALARS) | st.floats() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def _paths(node: object, path: tuple = ()) -> list[tuple]:
+    parts = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [path] * bool(path) + [found for name, part in parts for found in _paths(part, (*path, name))]
+
+
+PATHS = _paths(PROFILE)
+
+
+@DRAWN
+@given(st.data())
+def test_an_edited_profile_is_checked_or_refused_by_name(tmp_path_factory, data):
+    """A value somewhere is replaced, taken away, given another name, or doubled under a new one."""
+    values, path = copy.deepcopy(PROFILE), data.draw(st.sampled_from(PATHS), "where")
+    *above, name = path
+    parent = functools.reduce(lambda node, part: node[part], above, values)
+    how = data.draw(st.sampled_from(["replaced", "taken away", "renamed", "doubled"]), "how")
+    new = data.draw(VALUES, "value")
+    if how == "replaced":
+        parent[name] = new
+    elif how == "taken away" or isinstance(parent, list):
+        del parent[name]
+    else:
+        given = data.draw(st.text(min_size=1, max_size=4) | st.integers() | st.sampled_from(list(parent)), "name")
+        parent[given] = parent[name]
+        if how == "renamed" and given != name:
+            del parent[name]
+        path = (*path, given)
+    file = tmp_path_factory.getbasetemp() / "params.yaml"
+    file.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            assert isinstance(params.load(file), params.Study)
+        except params_file.ParameterError as error:
+            named = [*map(str, path), *(f"{section}." for section in PROFILE)]
+            assert any(name in str(error).removeprefix(str(file)) for name in named), error
+    assert not told, [str(warning.message) for warning in told]

@@ -55,7 +55,7 @@ def test_the_committed_profile_is_the_default():
         ("direct: {images: 50, n: 2000}", "direct: {images: 50, n: 5}", "draws.direct: n = 5 is too small for alpha = 0.001"),
         ("alpha: 0.001, audit: 400", "alpha: 1.5, audit: 400", r"certificates.alpha: 1.5 is out of range: .*< 1 \(got 1.5\)"),
         ("mnist: 50}", "mnist: 5000}", "votes.images.mnist = 5000 is out of range.*500 test images"),
-        ("main: {images: 50, n", "main: {images: 101, n", "draws.main.images = 101 is out of range: 1 to 100"),
+        ("main: {images: 50, n", "main: {images: 51, n", "draws.main.images = 51 is out of range: 1 to 50"),
         ("steps: 30, stop: relative", "steps: 0, stop: relative", r"solver.steps: .*greater than or equal to 1 \(got 0\)"),
         ("kind: serialized", "kind: serial", "'serial' .*'standard', 'serialized'"),
         ("preset: mdeq-small, overrides: {expansion: 2", "preset: mdeq-smal, overrides: {expansion: 2", "'mdeq-smal' is unknown"),

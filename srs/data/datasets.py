@@ -335,7 +335,7 @@ def _mnist(config: DataConfig):
 def _cifar10(config: DataConfig):
     from torchvision.datasets import CIFAR10
 
-    root = config.root or "data/cifar10"
+    root = config.root or "data/downloads"
     parts = []
     for train in (True, False):
         try:

@@ -48,7 +48,7 @@ class Voting(Section):
     chains: int = Field(400, ge=1)
     images: dict[str, int]
     references: dict[str, str] = {}
-    groups: dict[str, list[str]] = Field(min_length=1)
+    groups: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -194,14 +194,20 @@ class VotePlans:
         model = known(f"runs.{key}.model", run.model, self.models)
         data = known(f"votes.images: the data set of {key}", self.models[model].data, votes.images)
         groups = {name: self._group(f"votes.groups.{key}", name) for name in votes.groups[key]}
-        reference = sampler_of(votes.references.get(model, REFERENCE), self.spelled, votes.chains)
+        reference = self._sampler(f"votes.references.{model}", votes.references.get(model, REFERENCE))
         return VotePlan(run.sigma, votes.images[data], groups, reference, votes.n0, votes.seed)
 
     def _group(self, place: str, name: str) -> Group:
         draws = self.draws[known(place, name, self.draws)]
         kind = known(f"draws.{name}.rows", draws.rows or name, self.rows)
-        samplers = {row: sampler_of(row, self.spelled, self.votes.chains) for row in self.rows[kind]}
+        samplers = {row: self._sampler(f"rows.{kind}", row) for row in self.rows[kind]}
         return Group(kind, samplers, draws.images, draws.n, draws.audit)
+
+    def _sampler(self, place: str, row: str) -> Sampler:
+        try:
+            return sampler_of(row, self.spelled, self.votes.chains)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
 
 
 def known(path: str, name: str, choices) -> str:
