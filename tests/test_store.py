@@ -12,6 +12,7 @@ from srs.deq.solvers import Solver
 from srs.models import write_checkpoint
 from srs.votes.noise import NoisyCopies
 from srs.votes.samplers import SerializedSampler, StandardSampler
+from study import scaling
 from study.common.engine import Machine, compute
 from study.common.layout import Layout
 from study.votes.cast import vote_jobs
@@ -192,3 +193,17 @@ def test_files_are_the_same_from_run_to_run_and_hold_no_seconds(whole, layout, t
         path.unlink()
     compute(vote_jobs(_plans(), layout, ALONE), settings=ALONE)
     assert {path.name: path.read_bytes() for path in whole.folder.glob("*.npz")} == kept
+
+
+def test_scaling_is_measured_on_votes_and_on_jobs_that_sleep(place, monkeypatch):
+    monkeypatch.chdir(place)
+    plans = _plans()
+    values = {"name": "tiny", "votes": plans.votes.model_dump(), "rows": plans.rows, "samplers": SPELLED}
+    for section in ("runs", "models", "draws"):
+        values[section] = {name: entry.model_dump() for name, entry in getattr(plans, section).items()}
+    table = scaling.strong_scaling(values, seconds=0.5, pairs=1)
+    assert (table["ratio"] == table["2 workers"] / table["1 worker"]).all() and (table > 0).all(axis=None)
+    lengths = scaling.job_lengths(plans)
+    assert lengths.tolist() == [5 * (191 + 186) + 2 * 170 + 2 * 2 * 320, 5 * 2 * 170 + 2 * 170 + 2 * 2 * 170]
+    found = scaling.simulated(lengths, 2, 0.4)
+    assert found["ideal"] >= 0.2 and found["makespan"] >= found["ideal"] * 0.99
