@@ -1,8 +1,8 @@
 """Chaos at length: SRS_CHAOS=20 python -m pytest tests/test_chaos.py (a quarter of an hour on two idle cores).
 
-`dvc repro` of the smallest profile's votes is killed so many times at random moments, each time somewhere else; its disk is full
-once. In the end its files are those of an undisturbed run, and what was whole was never cast again. tests/test_engine.py has the
-same in small.
+`dvc repro` of the smallest profile's votes is killed so many times at random moments, each time somewhere else; its disk is
+full once. In the end its files are those of an undisturbed run, and what was whole was never cast again. tests/test_engine.py
+has the same in small.
 """
 
 import os
@@ -130,9 +130,7 @@ def test_votes_survive_a_full_disk_and_the_death_of_a_scheduler(undisturbed):
     here = {"cwd": root, "env": os.environ | {"PYTHONPATH": str(root)}, "stderr": subprocess.DEVNULL}
     scheduler = subprocess.Popen([*python, "scheduler", "--no-dashboard", "--host", "127.0.0.1", "--port", port], **here)
     options = ["--nworkers", "1", "--nthreads", "1", "--memory-limit", "0", "--no-dashboard", "--death-timeout", "20"]
-    cluster = [
-        subprocess.Popen([*python, "worker", address, *options], **here) for _ in range(2)
-    ]  # process groups of two machines
+    cluster = [subprocess.Popen([*python, "worker", address, *options], process_group=0, **here) for _ in range(2)]
     try:
         process, deadline = _repro(root, "vote", DASK_SCHEDULER_ADDRESS=address), time.monotonic() + 120
         while len(_whole(root)) < 3 and time.monotonic() < deadline:
