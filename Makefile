@@ -17,7 +17,7 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED) # what each method costs on this machine: Markdown tables; single timings in runs/bench/
 	dvc repro -q start
-	python -m study.speed
+	python -m study.bench
 	python -m study.scaling
 
 publish: $(INSTALLED) # the present profile's reports -> reports/<profile>/, to be committed

@@ -33,6 +33,7 @@ from srs.certificates.certify import (
     selected_class,
     standard_certificate,
 )
+from srs.checkpoints import DEFAULT
 from srs.common import machine
 from srs.common.settings import faults
 from srs.data import pictures
@@ -40,7 +41,6 @@ from srs.many import Format, certify_many, require_place
 from srs.votes.noise import NoisyCopies
 from srs.votes.samplers import UNDECIDED, Votes, batches
 
-DEFAULT = "mdeq-small-cifar10-0.50"
 _COPIES = 4  # noisy copies in the figure
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from study.bench import markdown
 from study.common import params_file
 from study.common.engine import Machine, Task, compute, workers, write_arrays
 from study.common.layout import Layout
-from study.speed import markdown
 from study.votes.cast import vote_jobs
 from study.votes.plan import VotePlans
 

@@ -24,12 +24,12 @@ from srs.training.train import Adversary, Training
 from srs.votes.samplers import ReleasedSampler, SerializedSampler, StandardSampler
 from study import params
 from study.arithmetic import Arithmetic
+from study.bench import Bench
 from study.common.engine import Machine
 from study.common.runs import Run
 from study.coverage import Coverage
 from study.known_answers import LinearDEQ
 from study.robustness import Attack
-from study.speed import Bench
 from study.votes.plan import Draws, Voting
 
 SECONDS = 2

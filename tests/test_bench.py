@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from srs.deq.interface import LOOKED_AT
 from srs.models import starts
-from study import speed as bench
+from study import bench, speed
+from study.bench import ONE_STEP, STANDARD, STOPPED, Bench
 from study.common.layout import Layout
-from study.speed import ONE_STEP, STANDARD, STOPPED, Bench
 
 TINY = dict(levels=(0.25,), n=40, audit=40, images=2, repeats=1, engine_repeats=1, chains=10, batch_size=20, draws=30)
 TINY |= dict(sizes=(10, 20), batches=(5,), together=(1, 2))
@@ -22,7 +22,7 @@ TINY |= dict(sizes=(10, 20), batches=(5,), together=(1, 2))
 def clock(monkeypatch):
     """Time that passes only when somebody works."""
     now = [0.0]
-    monkeypatch.setattr(bench, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(speed, "perf_counter", lambda: now[0])
     return now
 
 
@@ -54,7 +54,7 @@ def test_a_race_takes_turns_and_times_the_work_alone(clock):
 def test_ratios_are_those_of_the_median_seconds(clock):
     spent = {STANDARD: [11.0, 12.0, 20.0], STOPPED: [4.0, 3.0, 2.0], "SRS-MDEQ-1A": [0.5, 1.5, 1.0]}
     runners = {(sigma, name, 0): _work(clock, list(seconds), 30) for sigma in (0.25, 0.5) for name, seconds in spent.items()}
-    table = bench.methods_table(bench.race(["sigma", "method", "index"], runners, 3))
+    table = bench.methods_table(bench.race(["sigma", "method", "index"], runners, 3), STANDARD)
     assert len(table) == 6
     for _, part in table.groupby("sigma"):
         assert list(part["seconds"]) == [12.0, 3.0, 1.0] and list(part["least"]) == [11.0, 2.0, 0.5]
@@ -172,8 +172,8 @@ def test_one_run_from_models_to_tables(run):
     for row in [*shown, "MDEQ-SMALL of the paper, 32x32"]:
         assert f"| {row} |" in printed
     assert f"torch {torch.__version__}" in printed and "N = 40 draws" in printed
-    lines = {name: len(pd.read_csv(out / f"{name}.csv")) for name in ("methods", "engine", "scaling", "memory")}
-    assert lines == {"methods": 8 * TINY["images"], "engine": 12, "scaling": 10, "memory": 2}
+    lines = {name: len(pd.read_csv(out / f"{name}.csv")) for name in ("methods", "engine", "networks", "scaling", "memory")}
+    assert lines == {"methods": 8 * TINY["images"], "engine": 12, "networks": 5, "scaling": 10, "memory": 2}
     memory = pd.read_csv(out / "memory.csv")
     if sys.platform == "linux":
         grown = (memory["peak"] - memory["before"])[1]
@@ -190,6 +190,20 @@ def test_methods_make_the_evaluations_that_they_should(run):
     for name, steps in {"SRS-MDEQ-1A": 1, "SRS-MDEQ-3A": 3}.items():
         audited = {e - steps * draws - (10 - steps) * TINY["chains"] - 10 * looked_at for e in found[name]}
         assert all(0 <= e <= 30 * (TINY["audit"] + 1) for e in audited) and max(audited) > 0  # one for rows computed again
+
+
+def test_a_vote_of_plain_networks_costs_what_their_layers_do(run):
+    """ResNet-20 at 32x32 has 41 million multiply-adds (He et al. 2016), 110 layers six times that."""
+    found = pd.read_csv(run[0] / "networks.csv").set_index("measured")["macs"] / 1e6
+    assert found["ResNet-20"] == pytest.approx(41, rel=0.02) and found["ResNet-110"] == pytest.approx(253, rel=0.02)
+    assert found["MDEQ-30A"] > 15 * found[f"{ONE_STEP}, shipped"] > 0
+
+
+def test_ratios_of_networks_are_medians_over_the_turns():
+    runs = pd.DataFrame({"measured": [f"{ONE_STEP}, shipped", "ResNet-20"] * 3, "macs": [1e6, 2e6] * 3})
+    runs = runs.assign(repeat=[0, 0, 1, 1, 2, 2], seconds=[1.0, 2.0, 2.0, 3.0, 1.0, 5.0])
+    table = bench.networks_table(runs, 10).set_index("measured")
+    assert table.loc["ResNet-20"].tolist() == [2.0, 10 / 3, 2.0]
 
 
 def test_engine_is_compared_with_as_many_evaluations_of_f(run):

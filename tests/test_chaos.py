@@ -26,8 +26,8 @@ pytestmark = pytest.mark.skipif(not KILLS, reason="SRS_CHAOS says how many kills
 def _repro(root: Path, *words: str, **more: str) -> subprocess.Popen:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     here = os.environ | {"PYTHONPATH": str(root), "PATH": path} | more
-    log = open(root.parent / f"{root.name}.log", "a")
-    return subprocess.Popen(["dvc", "repro", *words], cwd=root, env=here, stdout=log, stderr=log, start_new_session=True)
+    with open(root.parent / f"{root.name}.log", "a") as log:
+        return subprocess.Popen(["dvc", "repro", *words], cwd=root, env=here, stdout=log, stderr=log, start_new_session=True)
 
 
 def _project(place: Path) -> Path:

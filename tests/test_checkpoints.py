@@ -111,7 +111,8 @@ def test_a_picture_is_certified(shipped, picture, tmp_path, capsys):
     found = srs.certify(model, read_picture(picture, model.card), sigma=0.5, sampler=model.card.sampler, n=200)
     answer = f"{model.card.classes[found.prediction]}, certified within {bounds.shown(found.radius)}"
     assert told.splitlines()[0] == ("abstains" if found.prediction == srs.ABSTAIN else answer)
-    assert "\n200 votes: " in told and f" {found.n_a}" in told and "300 evaluations of f" in told and "seconds on" in told
+    assert "\n200 votes: " in told and f" {found.n_a}" in told and "seconds on" in told
+    assert re.search(r"\b3[0-2]\d evaluations of f", told)  # 300, and narrow margins once more
     assert (tmp_path / "answer.png").stat().st_size > 10_000
 
 

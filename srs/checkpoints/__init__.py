@@ -18,6 +18,7 @@ from srs.common.settings import Section, faults
 from srs.deq.solvers import Solver
 from srs.votes.samplers import StandardSampler
 
+DEFAULT = "mdeq-small-cifar10-0.50"  # of the command
 FOLDER = Path(__file__).resolve().parent
 
 
