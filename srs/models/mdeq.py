@@ -197,14 +197,14 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, affine: bool):
         super().__init__()
         self.body = nn.Sequential(
-            *(_conv(inputs, width, 1), nn.BatchNorm2d(width, affine=affine), nn.ReLU()),
-            *(_conv(width, width, 3), nn.BatchNorm2d(width, affine=affine), nn.ReLU()),
+            *(_conv(inputs, width, 1), nn.BatchNorm2d(width, affine=affine), nn.ReLU(inplace=True)),
+            *(_conv(width, width, 3), nn.BatchNorm2d(width, affine=affine), nn.ReLU(inplace=True)),
             *(_conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width, affine=affine)),
         )
         self.shortcut = nn.Sequential(_conv(inputs, 4 * width, 1), nn.BatchNorm2d(4 * width))
 
     def forward(self, z: Tensor) -> Tensor:
-        return F.relu(self.body(z) + self.shortcut(z))
+        return self.body(z).add_(self.shortcut(z)).relu_()
 
 
 class MDEQHead(nn.Module):
@@ -217,10 +217,12 @@ class MDEQHead(nn.Module):
             Bottleneck(c, h, config.bottleneck_affine) for c, h in zip(config.channels, config.head_channels)
         )
         self.downs = nn.ModuleList(
-            nn.Sequential(_conv(a, b, 3, stride=2, bias=True), nn.BatchNorm2d(b), nn.ReLU()) for a, b in pairwise(widths)
+            nn.Sequential(_conv(a, b, 3, stride=2, bias=True), nn.BatchNorm2d(b), nn.ReLU(inplace=True))
+            for a, b in pairwise(widths)
         )
         self.final = nn.Sequential(
-            _conv(widths[-1], config.final_channels, 1, bias=True), nn.BatchNorm2d(config.final_channels), nn.ReLU()
+            *(_conv(widths[-1], config.final_channels, 1, bias=True), nn.BatchNorm2d(config.final_channels)),
+            nn.ReLU(inplace=True),
         )
         self.linear = nn.Linear(config.final_channels, config.num_classes)
 
