@@ -32,7 +32,9 @@ def _repro(root: Path, *words: str, **more: str) -> subprocess.Popen:
 
 def _project(place: Path) -> Path:
     subprocess.run(["git", "clone", "-q", str(ROOT), str(place)], check=True)
-    shutil.copy(ROOT / "profiles/smoke.yaml", place / "params.yaml")
+    text = (ROOT / "profiles/smoke.yaml").read_text()
+    more = re.sub(r"(images: \d+, n: )(\d+)", lambda found: found[1] + str(20 * int(found[2])), text)  # a minute's votes
+    (place / "params.yaml").write_text(more)
     return place
 
 
@@ -74,13 +76,18 @@ def _nobody(root: Path) -> None:
 
 
 def _kill(root: Path, who: str, process: subprocess.Popen, after: float) -> None:
-    """Kill somebody so many seconds after a first new result; all others end by themselves."""
+    """Kill somebody so many seconds after a first new result; all others end by themselves. (A worker is replaced, and the run
+    goes on: its client is killed, too, a little later.)"""
     before, deadline = len(_whole(root)), time.monotonic() + 120
     while len(_whole(root)) == before and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(after)
-    for victim in _at_work(root, WHO[who])[-1:]:
-        os.kill(victim, signal.SIGKILL)
+    for victim in [who, "the client"] if who == "a worker" else [who]:
+        some = _at_work(root, WHO[victim])
+        assert some or process.poll() is not None, f"{victim} is not there"
+        for one in some[-1:]:
+            os.kill(one, signal.SIGKILL)
+        time.sleep(after)
     process.wait(300)
     _nobody(root)
 
