@@ -4,8 +4,9 @@ PROFILE ?= # one of profiles/; params.yaml as it is, unless given
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)# study/, which is not installed, for notebooks that run elsewhere
 INSTALLED := .venv/.installed
+MUTANTS ?= # a pattern of names; all, unless given
 
-.PHONY: repro test bench publish lint strip lock clean
+.PHONY: repro test mutants bench publish lint strip lock clean
 
 repro: $(INSTALLED) # dvc repro, and the installation
 	@$(if $(PROFILE),python -m study.switch $(PROFILE))
@@ -14,6 +15,10 @@ repro: $(INSTALLED) # dvc repro, and the installation
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+mutants: $(INSTALLED) # which changes of the proved code no test would see: docs/testing.md
+	@python -c "import mutmut" || python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[mutants]'
+	HYPOTHESIS_PROFILE=mutants OMP_NUM_THREADS=1 python -m mutmut run --max-children 2 $(MUTANTS)
 
 bench: $(INSTALLED) # what each method costs on this machine: Markdown tables; single timings in runs/bench/
 	dvc repro -q start
