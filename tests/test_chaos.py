@@ -147,6 +147,7 @@ def test_votes_survive_a_full_disk_and_the_death_of_a_scheduler(undisturbed):
     finally:
         for one in (scheduler, *cluster):
             one.kill()
+            one.wait()
     whole = _whole(root)
     assert len(whole) >= 3
     assert _repro(root, "vote").wait(1200) == 0
