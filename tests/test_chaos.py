@@ -65,7 +65,7 @@ def _at_work(root: Path, what: str) -> list[int]:
     return found
 
 
-WHO = {"a worker": "spawn_main", "the client": "ipykernel", "the runner": "study.run", "dvc": "dvc repro"}
+WHO = {"a worker": "dask worker|spawn_main", "the client": "ipykernel", "the runner": "study.run", "dvc": "dvc repro"}
 
 
 def _nobody(root: Path) -> None:

@@ -1,6 +1,7 @@
 """The engine: what is missing is computed, once; whatever dies meanwhile, the next run ends with the same bytes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,12 +102,12 @@ def test_what_is_no_result_any_more_is_removed(tmp_path, monkeypatch):
 _RUN = "import test_engine as t; t.compute(t._tasks(t.Path({root!r}), 8, 0.3), settings=t.Machine(workers=2))"
 
 
-def _workers(root: Path) -> list[int]:
-    """Processes that work on what lies in ``root``: their parent said so in its command."""
+def _workers() -> list[int]:
+    """Worker processes, which take a name of their own where setproctitle is there."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"multiprocessing" in path.read_bytes():
+            if re.search(rb"dask worker|spawn_main", path.read_bytes()):
                 found.append(int(path.parent.name))
         except OSError:
             continue
@@ -118,19 +119,19 @@ def _workers(root: Path) -> list[int]:
 def test_killed_at_work_the_next_run_ends_alike(tmp_path, who):
     undisturbed, root = tmp_path / "a", tmp_path / "b"
     compute(_tasks(undisturbed, 8), settings=Machine(workers=1))
-    before, command = set(_workers(root)), [sys.executable, "-c", _RUN.format(root=str(root))]
+    before, command = set(_workers()), [sys.executable, "-c", _RUN.format(root=str(root))]
     some_are_done = lambda: (root / "log").is_file() and len(_computed(root)) >= 2  # noqa: E731
     if who == "client":
         kill_when(some_are_done, command, env=HERE)
         deadline = time.monotonic() + 60
-        while set(_workers(root)) - before and time.monotonic() < deadline:  # whoever is left ends by himself
+        while set(_workers()) - before and time.monotonic() < deadline:  # whoever is left ends by himself
             time.sleep(0.2)
-        assert not set(_workers(root)) - before
+        assert not set(_workers()) - before
     else:
         process = subprocess.Popen(command, env=HERE, stderr=subprocess.DEVNULL)
         while not some_are_done():
             time.sleep(0.02)
-        for victim in sorted(set(_workers(root)) - before)[-1:]:
+        for victim in sorted(set(_workers()) - before)[-1:]:
             os.kill(victim, signal.SIGKILL)
         process.wait(120)
     compute(_tasks(root, 8), settings=Machine(workers=2))
