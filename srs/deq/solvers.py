@@ -120,8 +120,12 @@ class Unspoiled:
     def __init__(self, function: Callable[..., Tensor], name: str = "f"):
         self.function, self.name = function, name
         self.writes, self.compared = False, 2  # calls that are left to compare
+        self.changed: list[Tensor] = []  # what those have shown; not looked at before it is needed: a GPU would be waited for
 
     def __call__(self, *tensors: Tensor) -> Tensor:
+        if self.changed and not self.compared:
+            self.writes |= bool(torch.stack(self.changed).any())
+            self.changed.clear()
         own = self.writes or self.compared > 0 or any(x.is_inference() for x in tensors)  # which have no versions
         given = [x.clone() for x in tensors] if own else tensors
         before = [x._version for x in given if not x.is_inference()]
@@ -129,7 +133,9 @@ class Unspoiled:
         wrote = before != [x._version for x in given if not x.is_inference()]
         if self.compared:
             self.compared -= 1
-            self.writes |= wrote or not all(map(torch.equal, given, tensors))  # .data and NumPy move no version
+            self.writes |= wrote or any(x.shape != y.shape for x, y in zip(given, tensors))
+            if not self.writes:  # .data and NumPy move no version
+                self.changed += [(x != y).any() for x, y in zip(given, tensors)]
         elif wrote and not own:
             raise ValueError(f"{self.name} overwrote what it was given, though not at first: do it always or never")
         return out
@@ -194,8 +200,7 @@ def _solve(f, z: Tensor, x: Tensor, solver: Solver, inverse: Inverse | None, com
         near = CLOSE * rounding / torch.finfo(torch.float32).eps
         z, residual, evaluations, close, inverse = _stopping(f, z, x, solver, method, CROWD if compact else 0, near)
     finite = z.norm(dim=1).isfinite() & residual.isfinite()
-    if not finite.all():
-        z = torch.where(finite[:, None], z, torch.nan)
+    z = torch.where(finite[:, None], z, torch.nan)
     return Solution(z, residual, evaluations, (residual <= solver.tolerance) & finite, finite, close, inverse)
 
 
@@ -224,7 +229,8 @@ def _together(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method") -> tup
 
 def _stopping(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method", crowd: float, near: float) -> tuple:
     """Each row until its residual is at most the tolerance. Rows that have stopped leave the batch where at most the share
-    ``crowd`` of its rows goes on. A residual within ``near`` of the tolerance is close to it."""
+    ``crowd`` of its rows goes on. A residual within ``near`` of the tolerance is close to it. The host waits once a step, for
+    the number of rows that go on."""
     found, residual = z.clone(), z.new_full((len(z),), torch.inf)
     evaluations = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     close = torch.zeros_like(evaluations, dtype=torch.bool)
@@ -244,9 +250,9 @@ def _stopping(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method", crowd:
             break
         if left <= crowd * len(place):
             found[place] = z
-            z, x, place = z[active], x[active], place[active]
-            method.keep(active)
-            active = active[active]
+            rows = active.byte().argsort(descending=True, stable=True)[:left]  # in order, and their number is known
+            z, x, place, active = z[rows], x[rows], place[rows], active[rows]
+            method.keep(rows)
     found[place] = z
     return found, residual, evaluations, close, None  # a row's inverse would depend on how long others kept it in the batch
 

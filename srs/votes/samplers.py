@@ -330,9 +330,9 @@ class _Chains:
         Jacobians."""
         model, which = self.model, self.which[rows]
         began = time.perf_counter()
-        device = x.device
-        z0 = None if self.states is None else self.states[torch.from_numpy(rows).to(device)]
-        inverse = None if self.inverse is None else self.inverse.take(torch.from_numpy(rows).to(device))
+        mine = _as_index(rows, x.device)
+        z0 = None if self.states is None else self.states[mine]
+        inverse = None if self.inverse is None else self.inverse.take(mine)
 
         def solved(x: Tensor, places) -> tuple[Tensor, Solution]:
             injection = model.inject(x)
@@ -342,13 +342,13 @@ class _Chains:
             return initial, found
 
         def again(places: np.ndarray) -> tuple[Tensor, Solution]:
-            chosen = torch.from_numpy(places).to(device)
+            chosen = torch.from_numpy(places).to(x.device)
             found = solved(x[chosen], chosen)[1]
             return model.head(found.z), found
 
         initial, solution = solved(x.clone(), slice(None))  # which the model may overwrite
         extra = np.zeros(len(rows), np.int64)
-        for row in solution.close.nonzero().flatten().tolist() if solver.stop != "fixed" else ():
+        for row in np.flatnonzero(solution.close.cpu()) if solver.stop != "fixed" else ():
             lone = again(np.array([row]))[1]
             solution.z[row], extra[row] = lone.z[0], int(lone.evaluations)
         votes = _BatchVotes(model.head(solution.z), solution, model, again, extra=extra)
@@ -385,18 +385,20 @@ class _Chains:
             inverses.append(solution.inverse)
             votes.evaluations[0] += int(solution.evaluations)
             votes.seconds[0] += time.perf_counter() - began
+        own = torch.from_numpy(self.which).to(states[0].device)
         if self.sampler.start == "clean":
-            self.states = torch.cat(states)[torch.from_numpy(self.which)]
+            self.states = torch.cat(states)[own]
         if self.sampler.carry == "clean":
-            self.inverse = Inverse.joined(inverses).take(torch.from_numpy(self.which))
+            self.inverse = Inverse.joined(inverses).take(own)
 
 
 Sampler = Annotated[DirectSampler | StandardSampler | SerializedSampler | ReleasedSampler, Field(discriminator="kind")]
 
 
 class _BatchVotes:
-    """The votes of a batch: ``classes`` and ``margins`` (B,), what :func:`decide` says of its ``logits``; ``residuals`` (B,) of
-    the solve, None without one; ``evaluations`` (B,), ``extra`` and those of rows that are computed again included.
+    """The votes of a batch, on the host: ``classes`` and ``margins`` (B,), what :func:`decide` says of its ``logits``;
+    ``residuals`` (B,) of the solve, NaN without one; ``evaluations`` (B,), ``extra`` and those of rows that are computed again
+    included. One transfer fetches them.
 
     A row whose margin is so narrow that its vote could depend on the batch is computed by itself, ``again``, and votes by
     that; so is one that is ``unsure`` (B,) where its margin is below WIDE. Where nothing computes ``again``, votes stay.
@@ -414,32 +416,39 @@ class _BatchVotes:
         extra: np.ndarray | int = 0,
         others: int = 0,
     ):
-        self.classes, self.margins, least = _decided(logits)
-        self.residuals = None if solution is None else solution.residual
-        self.evaluations = _spent(solution, len(logits)) + extra
+        classes, margins, least = _decided(logits)
+        narrow = margins < 2 * least
+        if unsure is not None:
+            narrow |= unsure & (margins < WIDE)
+        self.classes, self.margins, narrow, self.residuals, self.evaluations = _fetched(solution, classes, margins, narrow)
+        self.evaluations += extra
         if again is None:
             return
-        narrow = self.margins < 2 * least
-        if unsure is not None:
-            narrow |= unsure & (self.margins < WIDE)
         if not model.rows_checked:
             self._check_rows(model, logits, least, solution, again, others)
-        for row in narrow.nonzero().flatten().tolist():
+        for row in np.flatnonzero(narrow):
             lone, found = again(np.array([row]))
-            self.evaluations[row] += _spent(found, 1)[0]
-            classes, margins = decide(lone)
-            self.classes[row], self.margins[row] = classes[0], margins[0]
+            (self.classes[row],), (self.margins[row],), _, (spent,) = _fetched(found, *decide(lone))
+            self.evaluations[row] += spent
 
     def _check_rows(self, model: Checked, logits: Tensor, least: Tensor, solution: Solution | None, again, others: int):
         def logits_again(rows: np.ndarray) -> tuple[Tensor, int]:
             found, solved = again(rows)
-            return found, int(_spent(solved, len(rows)).sum())
+            return found, len(rows) if solved is None else int(solved.evaluations.sum())
 
         usable = np.arange(len(logits)) if solution is None else (~solution.close).nonzero().flatten().cpu().numpy()
         company = np.arange(len(logits), min(others, len(logits) + 1 + LOOKED_AT - len(usable)))
         if len(usable) and len(usable) + len(company) > 1:
             self.evaluations[0] += require_independent_rows(logits, least, usable, company, logits_again)
             model.rows_checked = True
+
+
+def _fetched(solution: Solution | None, *columns: Tensor) -> list[np.ndarray]:
+    """Columns (B,), and a solution's residuals and evaluations of f, on the host, in one transfer; a forward pass without a
+    solve has NaN and 1. Whole numbers come as floats, which hold them up to 2^24."""
+    columns += () if solution is None else (solution.residual, solution.evaluations)
+    found = torch.stack(columns).cpu().numpy()
+    return [*found] if solution is not None else [*found, np.full(found.shape[1], np.nan), np.ones(found.shape[1])]
 
 
 def _require_checked(model: Checked, rows: int) -> None:
@@ -449,11 +458,6 @@ def _require_checked(model: Checked, rows: int) -> None:
             "tolerance is below the rounding of the model's states, which decides when each row stops: use stop = 'fixed', or "
             "a finer type (float32)"
         )
-
-
-def _spent(solution: Solution | None, rows: int) -> np.ndarray:
-    """Evaluations of f, row by row; a forward pass is one."""
-    return np.ones(rows, np.int64) if solution is None else solution.evaluations.cpu().numpy().astype(np.int64)
 
 
 def require_sampler(name: str, sampler: object) -> None:
@@ -480,8 +484,7 @@ def _enter(found: _BatchVotes, cast: list[Votes], which: np.ndarray, places: np.
     since ``began``, and adds to the price that is there already."""
     votes = Votes.blank(len(which))
     with np.errstate(over="ignore"):  # float16 ends at 65,504
-        votes.classes[:], votes.margins[:] = found.classes.cpu().numpy(), found.margins.cpu().numpy()
-        votes.residuals[:] = np.nan if found.residuals is None else found.residuals.cpu().numpy()
+        votes.classes[:], votes.margins[:], votes.residuals[:] = found.classes, found.margins, found.residuals
     votes.evaluations[:] = found.evaluations
     votes.seconds[:] = (time.perf_counter() - began) / len(which)
     for i in np.unique(which):
@@ -489,6 +492,12 @@ def _enter(found: _BatchVotes, cast: list[Votes], which: np.ndarray, places: np.
         mine.evaluations[:] += cast[i].evaluations[here]
         mine.seconds[:] += cast[i].seconds[here]
         cast[i].put(here, mine)
+
+
+def _as_index(rows: np.ndarray, device: torch.device) -> slice | Tensor:
+    """What takes some ascending rows of a tensor on ``device``: a slice, which need not be brought there, where they are."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else torch.from_numpy(rows).to(device)
 
 
 def rows_at_once(model, batch_size: int) -> int:
