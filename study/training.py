@@ -32,7 +32,8 @@ def training_jobs(
         origin = fingerprint([layout.dataset(spec.data), *base], parameters, rests_on)
         arguments = {"spec": spec, "config": config, "augmentation": augmentation, "base": base, "settings": settings}
         arguments |= {"data": layout.dataset(spec.data), "resumed": layout.work / f"{key}.{origin}.pt"}
-        jobs.append([Task(layout.runs / stage / key, layout.record(stage, key), origin, train_run, arguments)])
+        place, alone = (layout.runs / stage / key, layout.record(stage, key)), config.processes > 1
+        jobs.append([Task(*place, origin, train_run, arguments, alone=alone)])
     return sorted(jobs, key=lambda job: -job[0].arguments["config"].epochs)
 
 

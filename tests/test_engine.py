@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +62,11 @@ def _computed(root: Path) -> list[int]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_is_missing_is_computed_once(tmp_path, workers):
     jobs, machine = _tasks(tmp_path), Machine(workers=workers)
-    compute(jobs[:2], settings=machine)
+    jobs[0] = [replace(jobs[0][0], alone=True)]
+    compute(jobs[1:3], settings=machine)
     compute(jobs, settings=machine)
     assert sorted(_computed(tmp_path)) == list(range(6))
+    assert read_record(jobs[0][0].record)["worker"] == os.getpid()
     assert [int(np.load(job[0].out)["square"]) for job in jobs] == [n * n for n in range(6)]
     assert all(job[0].done for job in jobs)
     if workers == 2:

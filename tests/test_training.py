@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import kill_when
 from pydantic import ValidationError
+from scipy.stats import entropy
 
 from srs import models
 from srs.__main__ import DEFAULT
@@ -16,7 +17,7 @@ from srs.deq.implicit import differentiable, implicit_solve, jacobian_penalty
 from srs.deq.solvers import Solver
 from srs.models import write_checkpoint
 from srs.training.pgd import ascend, smoothed_loss
-from srs.training.train import Adversary, Training, _Run, train
+from srs.training.train import Adversary, Consistency, Training, _inconsistency, _Run, evaluate, train
 
 # 20 steps; both phases, Jacobian regularization and dropout at work
 CONFIG = dict(
@@ -90,8 +91,6 @@ def test_history_says_what_was_measured(undisturbed):
 
 
 def test_training_learns(trained, digits):
-    from srs.training.train import evaluate
-
     measured = evaluate(trained, digits.test, Training(sigma=0.25, seed=1))
     assert measured["validation_accuracy"] > 0.4
     assert measured["validation_residual"] < 0.01
@@ -169,6 +168,67 @@ def test_adversarial_training_makes_the_smoothed_loss_under_attack_smaller(digit
         with torch.no_grad():
             losses.append(smoothed_loss(model, attacked, labels, noise).mean().item())
     assert losses[0] < 0.85 * losses[1]
+
+
+def test_the_consistency_term_is_that_of_the_paper(few_digits, tmp_path):
+    config, logits = Consistency(samples=3, weight=20.0), 3 * torch.randn(5 * 3, 4, dtype=torch.float64)
+    finite = torch.arange(15) != 7  # a copy of the third image
+    copies = logits.softmax(dim=1).view(5, 3, 4)[[0, 1, 3, 4]].numpy()
+    means = [some.mean(axis=0) for some in copies]
+    terms = [20 * np.mean([entropy(mean, one) for one in some]) + 0.5 * entropy(mean) for some, mean in zip(copies, means)]
+    assert _inconsistency(logits, finite, config).item() == pytest.approx(np.mean(terms), rel=1e-12)
+    assert _inconsistency(logits, finite & False, config) == 0
+    assert torch.autograd.gradcheck(lambda z: _inconsistency(z, finite, config), logits.requires_grad_())
+
+    config = Training(sigma=0.25, batch_size=12, consistency=config)
+    model = models.build(RESNET[0], **few_digits.model_fields(), **RESNET[1])
+    run = _Run(model, few_digits, DataConfig(), config, tmp_path / "run.pt", torch.device("cpu"))
+    x, labels = few_digits.train.images(np.arange(12)), torch.from_numpy(few_digits.train.labels[:12])
+    noisy, repeated = run._noisy(x, labels, epoch=0)
+    noise = noisy.view(12, 3, 1, 8, 8) - x[:, None]
+    assert repeated.view(12, 3).eq(labels[:, None]).all()
+    assert noise.flatten().std().item() == pytest.approx(0.25, abs=0.02) and not torch.equal(noise[:, 0], noise[:, 1])
+    total, measured = run._loss(noisy, repeated, epoch=0)
+    term = _inconsistency(model(noisy), torch.ones(36, dtype=torch.bool), config.consistency)
+    assert total.item() - measured["loss"] == pytest.approx(term.item(), rel=1e-4)
+
+
+def test_consistency_makes_noisy_copies_alike(digits, tmp_path):
+    x = digits.test.images(np.arange(60))
+    noisy = (x[:, None] + 0.5 * torch.randn(60, 2, 1, 8, 8)).flatten(0, 1)
+    found = []
+    for consistency in (Consistency(), None):
+        config = dict(sigma=0.5, epochs=3, batch_size=32, learning_rate=0.01, consistency=consistency)
+        trained = _fit(RESNET, digits, tmp_path / f"{len(found)}.pt", DataConfig(), **config)
+        model = models.restore(trained["model"]).eval()
+        with torch.no_grad():
+            divergence = _inconsistency(model(noisy), torch.ones(120, dtype=torch.bool), Consistency(weight=1, entropy=0))
+        found.append((divergence.item(), trained["history"][-1]["validation_accuracy"]))
+    assert found[0][0] < 0.5 * found[1][0] and found[0][1] > 0.5, found
+
+
+@pytest.mark.parametrize("unrolled_steps", [0, 9], ids=["implicit", "unrolled"])
+def test_bfloat16_is_of_training_steps_alone(trained_state, few_digits, tmp_path, monkeypatch, unrolled_steps):
+    gradients, seen, states, head = {}, set(), set(), models.MDEQ.head
+    monkeypatch.setattr(models.MDEQ, "head", lambda model, z: states.add(z.dtype) or head(model, z))
+    for precision in ("float32", "bfloat16"):
+        config = dict(sigma=0.25, batch_size=30, unrolled_steps=unrolled_steps, jacobian_frequency=1.0, precision=precision)
+        model = models.restore(trained_state)
+        run = _Run(model, few_digits, DataConfig(), Training(**config), tmp_path / "run.pt", torch.device("cpu"))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(lambda module, given, out: seen.add(out.dtype))
+        run._one_step()
+        assert seen == {getattr(torch, precision)}
+        gradients[precision] = {name: parameter.grad for name, parameter in model.named_parameters()}
+        assert all(value.dtype == torch.float32 for value in model.state_dict().values() if value.is_floating_point())
+        seen.clear()
+        evaluate(model, few_digits.validation, run.config)
+        assert seen == states == {torch.float32}
+        seen.clear()
+    for name, exact in gradients["float32"].items():
+        if exact.norm() > 1e-5:  # which a bias before a BatchNorm has not
+            assert torch.cosine_similarity(gradients["bfloat16"][name].flatten(), exact.flatten(), dim=0) > 0.8, name
 
 
 def test_a_plain_classifier_trains_without_residuals(digits, tmp_path):
@@ -254,6 +314,11 @@ def test_parameter_errors():
         {"schedule": "stairs"},
         {"adversary": {"epsilon": 0}},
         {"adversary": {"sample": 4}},
+        {"consistency": {"samples": 1}},
+        {"precision": "float16"},
+        {"processes": 5},
+        {"processes": 96},
+        {"adversary": {}, "consistency": {}},
     ):
         with pytest.raises(ValidationError, match=next(iter(bad))):
             Training(**bad)

@@ -1,21 +1,23 @@
 """Training of DEQs, and of other classifiers, for randomized smoothing.
 
 Gaussian augmentation (Cohen et al. 2019): noise N(0, sigma^2 I) is added to each image once, in pixel units; or SmoothAdv
-(Salman et al. 2019), which attacks the smoothed classifier at every step. For a DEQ, first f is unrolled a few times
-(pre-training), then the gradient is implicit (Bai et al. 2019, 2020), with Jacobian regularization at random steps (Bai
-et al. 2021). All randomness of a step is a function of (seed, step), so that a run that was killed and resumed ends
-with the same weights as one that was not.
+(Salman et al. 2019), which attacks the smoothed classifier at every step; or several noisy copies, to be classified alike
+(Jeong and Shin 2020). For a DEQ, first f is unrolled a few times (pre-training), then the gradient is implicit (Bai et al.
+2019, 2020), with Jacobian regularization at random steps (Bai et al. 2021). All randomness of a step is a function of (seed,
+step, process), so that a run that was killed and resumed ends with the same weights as one that was not.
 """
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -23,11 +25,12 @@ from srs import models
 from srs.common.resume import lock
 from srs.common.settings import Section
 from srs.data.datasets import DataConfig, Dataset, Images, augment
-from srs.deq.definition import classify, is_deq, starting_state
+from srs.deq.definition import METHODS, classify, is_deq, starting_state
 from srs.deq.implicit import differentiable, implicit_solve, jacobian_penalty
 from srs.deq.interface import device_of
 from srs.deq.solvers import Solver, residuals
 from srs.models import starts
+from srs.training import processes
 from srs.training.pgd import Logits, ascend
 from srs.votes.noise import NoisyCopies
 
@@ -49,6 +52,20 @@ class Adversary(Section):
     step_size: float | None = Field(None, gt=0)
 
 
+class Consistency(Section):
+    """Consistency regularization (Jeong and Shin 2020): each image is trained on in ``samples`` noisy copies, ``batch_size`` x
+    ``samples`` rows a step, and to their cross-entropy is added
+
+        weight mean_i KL(p || p_i) + entropy H(p),    p_i the softmax of copy i, p their mean.
+
+    Defaults as theirs for CIFAR-10 at sigma 0.5 and 1; at 0.25 their ``weight`` (lambda) is 20.
+    """
+
+    samples: int = Field(2, ge=2)
+    weight: float = Field(10.0, ge=0)
+    entropy: float = Field(0.5, ge=0)
+
+
 class Training(Section):
     """The schedule. Defaults as released for MDEQ-SMALL on CIFAR-10 (Tables 6 and 8); what else differs: docs/released.md.
 
@@ -58,6 +75,13 @@ class Training(Section):
     ``unrolled_jacobian_weight``, where one is given (0 in the released configuration, whose others are the defaults here).
     The regularization's estimate is the mean over ``jacobian_vectors``. ``start``: where f and the solvers start, the DEQ's
     initial state or one of its amortized starts; while f is unrolled, that is trained, too.
+
+    ``precision`` "bfloat16": inject, f and head are computed as torch.autocast has it, in steps of training alone; weights,
+    states, solvers, losses and the evaluation on held-out images stay float32.
+
+    ``processes``: how many share a batch, each on a GPU of its own, or all on the processor. No setting of the machine, for it
+    changes the result: BatchNorm knows a process's share of the batch alone, each has random numbers of its own, and sums have
+    another order. Gradients and running statistics are means over the processes.
     """
 
     sigma: float = Field(0.5, ge=0)
@@ -80,10 +104,23 @@ class Training(Section):
     jacobian_epochs: int = Field(90, ge=0)
     jacobian_vectors: int = Field(2, ge=1)
     adversary: Adversary | None = None
+    consistency: Consistency | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
     evaluation: Solver = Solver(method="anderson", steps=30)
     start: Literal["initial", "mean", "learned"] = "initial"
     evaluate_every: int = Field(10, ge=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
+    processes: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> "Training":
+        if self.batch_size % self.processes or self.batch_size < 2 * self.processes:
+            raise ValueError(
+                f"processes = {self.processes} must divide batch_size = {self.batch_size} into shares of 2 images or more"
+            )
+        if self.adversary is not None and self.consistency is not None:
+            raise ValueError("adversary and consistency exclude one another: each has noisy copies of its own")
+        return self
 
 
 def train(
@@ -106,26 +143,53 @@ def train(
     and every ``evaluate_every`` epochs noisy accuracy and residual of the ``evaluation`` solver on held-out images. A model
     that is no DEQ has residuals NaN.
 
-    Raises FloatingPointError when no row of a batch has a finite state.
+    Raises FloatingPointError when no row of a batch has a finite state. Several processes raise what
+    :func:`srs.training.processes.launch` does, and a script needs ``if __name__ == "__main__"``.
     """
-    checkpoint = Path(checkpoint)
+    checkpoint, device = Path(checkpoint), torch.device(device)
+    given = preset, overrides, data, augmentation, config, checkpoint, checkpoint_seconds
     with lock(checkpoint), torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        model = (base or models.build(preset, **{**data.model_fields(), **overrides})).to(device)
-        run = _Run(model, data, augmentation, config, checkpoint, torch.device(device), checkpoint_seconds)
-        run.resume()
-        run.finish()
-    trained = {"model": models.state(model), "history": run.history, "seconds": run.seconds}
-    return trained | ({"starts": starts.state(model.starts)} if hasattr(model, "starts") else {})
+        if config.processes > 1:
+            processes.launch(config.processes, device, _share, None if base is None else _saved(base), *given)
+        run = _finish(0, device, base, *given)  # after others, nothing is left to do but to read what they have saved
+    return _saved(run.model) | {"history": run.history, "seconds": run.seconds}
+
+
+def _saved(model: nn.Module) -> dict:
+    """A model, and its amortized starts, as plain data and tensors: normalized weights cannot be sent to another process."""
+    saved = {"model": models.state(model)}
+    return saved | ({"starts": starts.state(model.starts)} if hasattr(model, "starts") else {})
+
+
+def _share(rank: int, device: torch.device, base: dict | None, *given) -> None:
+    """What one of several processes does."""
+    model = None
+    if base is not None:
+        model = models.restore(base["model"])
+        if "starts" in base:
+            model.starts = starts.restore(base["starts"], model)
+    _finish(rank, device, model, *given)
+
+
+def _finish(rank, device, base, preset, overrides, data, augmentation, config, checkpoint, checkpoint_seconds) -> "_Run":
+    """The run, from where its checkpoint left it to its end."""
+    torch.manual_seed(config.seed)
+    model = (base or models.build(preset, **{**data.model_fields(), **overrides})).to(device)
+    run = _Run(model, data, augmentation, config, checkpoint, device, checkpoint_seconds, rank)
+    run.resume()
+    run.finish()
+    return run
 
 
 class _Run:
-    """A training run: what a checkpoint holds, and the loop over its steps."""
+    """A training run: what a checkpoint holds, and the loop over its steps. ``rank``: which process of several this is; the
+    first alone saves, and measures on held-out images."""
 
-    def __init__(self, model, data, augmentation, config, checkpoint, device, checkpoint_seconds=20.0):
+    def __init__(self, model, data, augmentation, config, checkpoint, device, checkpoint_seconds=20.0, rank=0):
         self.model, self.data, self.augmentation = model, data, augmentation
         self.config, self.checkpoint, self.device = config, checkpoint, device
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.rank = checkpoint_seconds, rank
+        self.network = model if config.precision == "float32" else _in_bfloat16(model, device.type)  # what steps compute
         self.steps_per_epoch = max(1, len(data.train) // config.batch_size)
         self.total = config.epochs * self.steps_per_epoch
         self.optimizer = _optimizer(model, config)
@@ -153,12 +217,13 @@ class _Run:
     def finish(self) -> None:
         began = saved = time.monotonic()
         before = self.seconds
-        with tqdm(total=self.total, initial=self.step, desc="train", unit="step", mininterval=2) as bar:
+        with tqdm(total=self.total, initial=self.step, desc="train", unit="step", mininterval=2, disable=self.rank > 0) as bar:
             while self.step < self.total:
                 self._one_step()
                 bar.update()
                 self.seconds = before + time.monotonic() - began
-                if time.monotonic() - saved > self.checkpoint_seconds or self.step == self.total:
+                due = time.monotonic() - saved > self.checkpoint_seconds or self.step == self.total
+                if due and self.rank == 0:
                     self.save()
                     saved = time.monotonic()
                 if self.history:
@@ -168,8 +233,9 @@ class _Run:
         epoch, position = divmod(self.step, self.steps_per_epoch)
         size = self.config.batch_size
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data.train))
-        indices = order[position * size : (position + 1) * size]
-        torch.manual_seed(int(np.random.SeedSequence([self.config.seed, self.step]).generate_state(1, np.uint64)[0]))
+        indices = np.array_split(order[position * size : (position + 1) * size], self.config.processes)[self.rank]
+        stream = [self.config.seed, self.step, *([self.rank] if self.rank else [])]
+        torch.manual_seed(int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0]))
         x = augment(self.data.train.images(indices).to(self.device), self.augmentation.crop_padding, self.augmentation.flip)
         labels = torch.from_numpy(self.data.train.labels[indices]).to(self.device)
         x, labels = self._noisy(x, labels, epoch)
@@ -178,6 +244,8 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss, measured = self._loss(x, labels, epoch)
         loss.backward()
+        if self.config.processes > 1:
+            measured = self._averaged(measured)
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
@@ -186,31 +254,46 @@ class _Run:
         if position == self.steps_per_epoch - 1:
             self._end_epoch(epoch)
 
+    def _averaged(self, measured: Tensor) -> Tensor:
+        """Makes gradients and running statistics the processes' means; returns those of ``measured``, of lost rows the sum."""
+        norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        tensors = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        tensors += [statistics for norm in norms for statistics in (norm.running_mean, norm.running_var)]
+        processes.average([*tensors, measured])
+        return measured * measured.new_tensor([1, 1, 1, self.config.processes])
+
     def _noisy(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        """What is trained on: one noisy copy of each image, or several copies of each attacked image."""
+        """What is trained on: one noisy copy of each image, or several, also of each attacked image."""
         config, adversary = self.config, self.config.adversary
-        if adversary is None or epoch < adversary.first_epoch:
+        if adversary is not None and epoch < adversary.first_epoch:
+            adversary = None
+        copies = adversary or config.consistency
+        if copies is None:
             return x + config.sigma * torch.randn_like(x), labels
-        noise = config.sigma * torch.randn(len(x), adversary.samples, *x.shape[1:], device=x.device)
+        noise = config.sigma * torch.randn(len(x), copies.samples, *x.shape[1:], device=x.device)
+        if adversary is not None:
+            x = self._attacked(x, labels, noise, adversary)
+        return (x[:, None] + noise).flatten(0, 1), labels.repeat_interleave(copies.samples)
+
+    def _attacked(self, x: Tensor, labels: Tensor, noise: Tensor, adversary: Adversary) -> Tensor:
         step_size = adversary.step_size or 2 * adversary.epsilon / adversary.steps
         # evaluation mode: the classifier that will be certified is attacked, and its running statistics stay those of
         # batches that were trained on
         self.model.eval()
         epsilon = x.new_full((len(x),), adversary.epsilon)
-        x = ascend(self._logits(), x, labels, noise, epsilon, adversary.steps, step_size)
-        return (x[:, None] + noise).flatten(0, 1), labels.repeat_interleave(adversary.samples)
+        return ascend(self._logits(), x, labels, noise, epsilon, adversary.steps, step_size)
 
     def _logits(self) -> Logits:
         """The map from images to logits, differentiated as this step's loss is."""
-        model, config = self.model, self.config
-        if not is_deq(model):
-            return model
+        network, config = self.network, self.config
+        if not is_deq(network):
+            return network
         if not self._unrolls():
-            return differentiable(model, config.forward, config.backward, config.start)
+            return differentiable(network, config.forward, config.backward, config.start)
 
         def unrolled(x: Tensor) -> Tensor:
-            injection = model.inject(x)
-            return model.head(self._unroll(starting_state(model, injection, config.start), injection)[0])
+            injection = network.inject(x)
+            return network.head(self._unroll(starting_state(network, injection, config.start), injection)[0])
 
         return unrolled
 
@@ -220,7 +303,7 @@ class _Run:
     def _unroll(self, z: Tensor, injection: Tensor) -> tuple[Tensor, Tensor]:
         """The state after the unrolled layers, and the state before the last."""
         for _ in range(self.config.unrolled_layers):
-            z_in, z = z, self.model.f(z, injection)
+            z_in, z = z, self.network.f(z, injection)
         return z, z_in
 
     def _loss(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -230,7 +313,7 @@ class _Run:
             with self.model.weights_once():
                 logits, finite, residual, penalty = self._equilibrium(x, epoch)
         else:
-            logits = self.model(x)
+            logits = self.network(x)
             finite, residual, penalty = logits.isfinite().all(dim=1), x.new_full((), math.nan), x.new_zeros(())
         lost = int((~finite).sum())
         if lost == len(finite):
@@ -242,7 +325,10 @@ class _Run:
         loss = F.cross_entropy(logits[kept], labels[kept])
         accuracy = (logits.argmax(dim=1) == labels)[kept].float().mean()
         told = (loss.detach(), accuracy, residual, residual.new_full((), lost))
-        return loss + self._jacobian_weight() * penalty, torch.stack(told)
+        total = loss + self._jacobian_weight() * penalty
+        if self.config.consistency is not None:
+            total = total + _inconsistency(logits, finite, self.config.consistency)
+        return total, torch.stack(told)
 
     def _jacobian_weight(self) -> float:
         config = self.config
@@ -252,12 +338,12 @@ class _Run:
 
     def _equilibrium(self, x: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A DEQ's logits (B, classes), which rows are finite (B,), mean residual, Jacobian penalty."""
-        model, config = self.model, self.config
-        model.draw_dropout()
-        injection = model.inject(x)
-        z0 = starting_state(model, injection, config.start)
+        network, config = self.network, self.config
+        self.model.draw_dropout()
+        injection = network.inject(x)
+        z0 = starting_state(network, injection, config.start)
         penalty = injection.new_zeros(())
-        regularize = epoch < config.jacobian_epochs and torch.rand(()).item() < config.jacobian_frequency
+        regularize = epoch < config.jacobian_epochs and self._drawn() < config.jacobian_frequency
         if self._unrolls():
             z, z_in = self._unroll(z0, injection)
             finite = z.detach().isfinite().all(dim=1)
@@ -265,23 +351,54 @@ class _Run:
             z = torch.where(finite[:, None], z, z0)  # a lost row must not reach the head's batch statistics
             if regularize:
                 z_in = z.detach().requires_grad_()
-                penalty = jacobian_penalty(model.f(z_in, injection), z_in, config.jacobian_vectors)
+                penalty = jacobian_penalty(network.f(z_in, injection), z_in, config.jacobian_vectors)
         else:
-            compact = model.config.dropout == 0  # a mask is of the whole batch
-            z, fz, z_in, solution = implicit_solve(model.f, z0, injection, config.forward, config.backward, compact)
+            compact = self.model.config.dropout == 0  # a mask is of the whole batch
+            z, fz, z_in, solution = implicit_solve(network.f, z0, injection, config.forward, config.backward, compact)
             finite, residual = solution.finite, solution.residual.nanmean()
             if regularize:
                 penalty = jacobian_penalty(fz, z_in, config.jacobian_vectors)
-        return model.head(z), finite, residual, penalty
+        return network.head(z), finite, residual, penalty
+
+    def _drawn(self) -> float:
+        """A random number from 0 to 1, the same in all processes: none should wait for what another alone has to do."""
+        drawn = torch.rand(()).item()
+        return drawn if self.config.processes == 1 else processes.of_first(drawn, self.device)
 
     def _end_epoch(self, epoch: int) -> None:
         unrolled = is_deq(self.model) and self.step <= self.config.unrolled_steps
         row = {"epoch": epoch + 1, "step": self.step, "unrolled": unrolled}
         row |= {name: value / self.steps_per_epoch for name, value in self.sums.items()}
-        if (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == self.config.epochs:
+        if self.rank == 0 and ((epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == self.config.epochs):
             row |= evaluate(self.model, self.data.validation, self.config)
         self.history.append(row)
         self.sums = {}
+
+
+def _in_bfloat16(model: nn.Module, kind: str) -> SimpleNamespace | Logits:
+    """What ``model`` computes, a DEQ's methods or a network's logits, as torch.autocast has it on devices of this ``kind``: on
+    within a call alone, its results float32, so that solvers and losses, which lie between calls, are, too."""
+
+    def cast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def computed(*inputs: Tensor) -> Tensor:
+            with torch.autocast(kind, torch.bfloat16):
+                return function(*inputs).float()
+
+        return computed
+
+    if not is_deq(model):
+        return cast(model)
+    return SimpleNamespace(**{name: cast(getattr(model, name)) for name in METHODS}, starts=getattr(model, "starts", {}))
+
+
+def _inconsistency(logits: Tensor, finite: Tensor, config: Consistency) -> Tensor:
+    """:class:`Consistency`'s term for logits (images x samples, classes): the mean over images whose copies are ``finite``."""
+    logs = logits.log_softmax(dim=1).view(-1, config.samples, logits.shape[1])
+    mean = logs.logsumexp(dim=1) - math.log(config.samples)
+    divergence = (mean.exp() * (mean - logs.mean(dim=1))).sum(dim=1)
+    entropy = -(mean.exp() * mean).sum(dim=1)
+    kept = finite.view(-1, config.samples).all(dim=1)
+    return (config.weight * divergence + config.entropy * entropy)[kept].sum() / kept.sum().clamp_min(1)
 
 
 def evaluate(model: nn.Module, part: Images, config: Training) -> dict[str, float]:

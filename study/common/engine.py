@@ -52,7 +52,8 @@ class Machine(Section):
 class Task:
     """``compute(out, **arguments)`` makes the result ``out``, a file or a folder, and returns arrays or JSON-able values to be
     kept apart from it in ``record`` (.npz), such as seconds. ``origin``: the fingerprint of all that the result depends on; it
-    goes to the record, too, and a task whose record has it is done. ``weight``: its share of the progress."""
+    goes to the record, too, and a task whose record has it is done. ``weight``: its share of the progress. ``alone``: it starts
+    processes itself, for which workers would leave no room: it is done by who asks, before all that are spread."""
 
     out: Path
     record: Path
@@ -60,6 +61,7 @@ class Task:
     compute: Callable[..., dict]
     arguments: dict = field(repr=False)
     weight: int = 1
+    alone: bool = False
 
     @property
     def done(self) -> bool:
@@ -93,7 +95,9 @@ def compute(jobs: Sequence[Sequence[Task]], unit: str = "task", settings: Machin
 
 
 def _performed(jobs: list[list[Task]], settings: Machine) -> Iterator[int]:
-    """The weight of each job that is done: in this process where one worker is enough, or asked for."""
+    """The weight of each job that is done: in this process where it must be alone, or one worker is enough, or asked for."""
+    yield from (_perform(job, CODE) for job in jobs if job[0].alone)
+    jobs = [job for job in jobs if not job[0].alone]
     address = None if settings.workers == 1 else os.environ.get("DASK_SCHEDULER_ADDRESS")
     count = min(len(jobs), settings.workers or _processors())
     if count <= 1 and not address:
