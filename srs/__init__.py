@@ -8,6 +8,7 @@ _HOMES = {
     "certify": "certificates.certify",
     "certify_at": "certificates.at_radius",
     "certify_many": "many",
+    "certify_until": "certificates.at_radius",
     "predict": "certificates.certify",
     "DEQ": "deq.definition",
     "fit_starts": "starts",

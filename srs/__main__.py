@@ -46,8 +46,8 @@ _COPIES = 4  # noisy copies in the figure
 
 @dataclass(frozen=True)
 class Answer:
-    """What is found about one picture: ``copies`` of it as the model sees it, the class ``named`` by the n0 selection draws,
-    and a ``tally`` of the votes that were counted after them."""
+    """What is found about one picture: ``copies`` of it as the model sees it, the class ``named`` by the n0 selection draws, or
+    at one radius the one that most votes are for, and a ``tally`` of the votes that were counted."""
 
     card: checkpoints.Card
     copies: NoisyCopies
@@ -76,7 +76,7 @@ class Answer:
         if isinstance(found, Certificate):
             return "Nothing is promised: the votes do not show that one class stays the most probable one."
         if found.outcome == "refuted":
-            return f"Nothing is promised within {found.r}. {likely}, too few noisy copies are called {self.named!r} for that."
+            return f"Nothing is promised within {found.r}. {likely}, no class has enough of the noisy copies for that."
         return f"Nothing is promised within {found.r}: {found.n:,} votes cannot show it any more."
 
     @property
@@ -85,7 +85,9 @@ class Answer:
 
     def __str__(self) -> str:
         counted = ", ".join(f"{name} {count:,}" for name, count in self.tally.items() if count)
-        votes = f"{sum(self.tally.values()):,} votes: {counted}; {self.found.n0:,} before them named {self.named!r}"
+        votes = f"{sum(self.tally.values()):,} votes: {counted}"
+        if isinstance(self.found, Certificate):
+            votes += f"; {self.found.n0:,} before them named {self.named!r}"
         return "\n".join([self.headline, votes, self.promise, f"{self.found.evaluations:,} evaluations of f"])
 
 

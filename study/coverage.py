@@ -12,7 +12,7 @@ from pydantic import Field
 from scipy import stats
 
 from srs.certificates import bounds
-from srs.certificates.at_radius import RadiusTest
+from srs.certificates.at_radius import RadiusEstimate, RadiusTest, decide_at, decide_until
 from srs.certificates.certify import (
     ABSTAIN,
     Certificate,
@@ -24,6 +24,7 @@ from srs.certificates.certify import (
 from srs.common.resume import fingerprint
 from srs.common.settings import Section
 from srs.votes.noise import NoisyCopies
+from srs.votes.samplers import CleanVote, Votes
 from study.common import code
 from study.common.engine import Task
 from study.common.layout import Layout
@@ -43,8 +44,9 @@ _KEPT_RUNS = 500  # images whose votes are held in memory at once
 
 class Coverage(Section):
     """Settings of the study: for each case ``runs`` certificates at each of ``alphas``, from ``n0`` + ``n`` draws in ``chains``
-    chains, ``audit`` of them audited; and for each of the ``mismatch`` rates and shares of ``votes_for_a`` as many simulated
-    chains of ``large_n`` draws, ``large_audit`` of them audited, and sequential tests of ``n`` votes.
+    chains, ``audit`` of them audited, or from as many draws as a radius takes to a precision of ``gain``; and for each of the
+    ``mismatch`` rates and shares of ``votes_for_a`` as many simulated chains of ``large_n`` draws, ``large_audit`` of them
+    audited, and sequential tests of ``n`` votes.
     """
 
     runs: int = Field(2_000, ge=1)
@@ -53,6 +55,7 @@ class Coverage(Section):
     n: int = Field(1_000, ge=1)
     chains: int = Field(50, ge=1)
     audit: int = Field(200, ge=1)
+    gain: float = Field(0.05, gt=0)
     alphas: list[float] = [0.001, 0.05]
     seed: int = Field(0, ge=0, lt=1 << 63)
     mismatch: list[float] = [0.0, 0.005, 0.01, 0.02, 0.05]
@@ -85,7 +88,7 @@ def write_part(out: Path, *, compute: Callable[..., pd.DataFrame], config: Cover
 
 
 def certify_case(config: Coverage, case: str) -> pd.DataFrame:
-    """False certificates of every design, and of standard smoothing, in one case: see :func:`tally`."""
+    """False certificates of every design, of standard smoothing, and of sequential tests in one case: see :func:`tally`."""
     cases, found = known_answers(config.n0 + config.n, config.chains), []
     own = config.model_copy(update={"seed": config.seed + list(cases).index(case)})  # cases must not share their noise
     for first in range(0, config.runs, _KEPT_RUNS):
@@ -123,15 +126,30 @@ def _certify(case: Case, runs: range, config: Coverage) -> list[dict]:
     every = [draws] * len(copies)
     serialized = case.serialized.sample_many(case.model, copies, every, 50_000)
     standard = case.reference.sample_many(case.model, copies, every, 50_000)
-    rows = []
+    clean, rows = case.reference.clean(case.model, case.image), []
+
+    def cast(which: list[int], draws: list[np.ndarray]) -> list[Votes]:
+        return [standard[i].take(numbers) for i, numbers in zip(which, draws)]
+
     for alpha in config.alphas:
         designs = {name: CertifySettings(**settings, alpha=alpha, **choices) for name, choices in DESIGNS.items()}
-        plain = CertifySettings(**settings, alpha=alpha)
+        plain = CertifySettings(**settings, alpha=alpha, batch_size=50_000)
+        named = plain.model_copy(update={"selection": "clean"})
         for one, chain, truth in zip(copies, serialized, standard):
             rows.append(_row("standard", at_image(standard_certificate(truth, plain), one), case))
             for name, design in designs.items():
                 certificate, _ = serialized_certificate(chain, truth.take, design, one.index, case.serialized.warm_draws)
                 rows.append(_row(name, at_image(certificate, one), case))
+            by_clean = standard_certificate(truth.take(slice(named.n)), named, clean=clean)
+            rows.append(_row("standard, class of the clean image", at_image(by_clean, one), case))
+        every = [clean] * len(copies)
+        until = decide_until(cast, every, config.gain, plain)
+        rows += [_row("to a precision", at_image(found, one), case) for one, found in zip(copies, until)]
+        moved = [one.moved for one in copies]
+        for found in decide_at(cast, every, case.true_radius, plain, moved=moved):  # p_A is too small: every yes is false
+            false = found.outcome == "certified"
+            row = {"design": "at a fixed radius", "alpha": alpha, "guarantee": True, "false": false, "abstained": not false}
+            rows.append(row | {"radius": found.r * false, "true_radius": case.true_radius})
     return rows
 
 
@@ -180,32 +198,39 @@ def simulate_mismatch(config: Coverage) -> pd.DataFrame:
 
 
 def simulate_sequential(config: Coverage) -> pd.DataFrame:
-    """False certificates of the sequential test where it is hardest, by simulated votes alone (no solver).
+    """False certificates of the sequential ones where they are hardest, by simulated votes on two classes alone (no solver).
 
-    p_A is one of ``votes_for_a`` and the test's r is sigma Phi^-1(p_A), the true radius: whatever is certified is false.
-    "sequential": :class:`srs.certificates.at_radius.RadiusTest`, of at most ``n`` votes. "peeking", not a guarantee: Clopper
-    and Pearson's bound at level alpha, made for a number of votes fixed in advance, but looked at after every vote.
-    Columns as in :func:`tally`, with ``votes_for_a`` for the case, and ``n``.
+    p_A, of the class of the clean image, is 1/2 or one of ``votes_for_a``; r is sigma Phi^-1(p_A), the true radius: what is
+    certified at r, or past it, is false. "sequential": :class:`srs.certificates.at_radius.RadiusTest`, of at most ``n`` votes;
+    "precision": :class:`srs.certificates.at_radius.RadiusEstimate`. Not guarantees: "alpha for each class", the test without
+    shares; "peeking", Clopper and Pearson's bound at level alpha, made for a number of votes fixed in advance, but looked at
+    after every vote. Columns as in :func:`tally`, with ``votes_for_a`` for the case, and ``n``.
     """
     generator, drawn = np.random.default_rng(config.seed), np.arange(1, config.n + 1)
-    found = []
-    for share, alpha in product(config.votes_for_a, config.alphas):
+    clean, found = CleanVote(0, 2, 1), []
+    for share, alpha in product([0.5, *config.votes_for_a], config.alphas):
         r = config.sigma * stats.norm.ppf(share)
         settings = CertifySettings(alpha=alpha, **config.model_dump(include={"sigma", "n"}))
-        for_a = generator.random((config.runs, config.n)) < share
+        votes = (generator.random((config.runs, config.n)) >= share).astype(np.int32)
+        for_a = (votes == 0).cumsum(axis=1)
+        evidence = bounds.log_evidence(np.maximum(for_a, drawn - for_a), drawn, share)
+        tests = [_drawn(RadiusTest(r, settings, clean), run) for run in votes]
+        estimates = [_drawn(RadiusEstimate(config.gain, settings, clean), run) for run in votes]
         certified = {
-            "sequential": [_settled(votes, r, settings) == "certified" for votes in for_a],
-            "peeking": (for_a.cumsum(axis=1) > stats.binom.isf(alpha, drawn, share)).any(axis=1),
+            "sequential": [test.outcome == "certified" for test in tests],
+            "precision": [test.p_a_lower > (share if test.top == 0 else 0.5) for test in estimates],
+            "alpha for each class": (evidence >= -np.log(alpha)).any(axis=1),
+            "peeking": (for_a > stats.binom.isf(alpha, drawn, share)).any(axis=1),
         }
         for design, runs in certified.items():
-            known = {"case": share, "design": design, "alpha": alpha, "guarantee": design == "sequential", "true_radius": r}
+            held = design in ("sequential", "precision")
+            known = {"case": share, "design": design, "alpha": alpha, "guarantee": held, "true_radius": r}
             found += [known | {"false": bool(run), "abstained": not run, "radius": r * run} for run in runs]
     return tally(pd.DataFrame(found)).rename(columns={"case": "votes_for_a"}).assign(n=config.n)
 
 
-def _settled(votes: np.ndarray, r: float, settings: CertifySettings) -> str | None:
-    """The outcome of a sequential test, which takes its votes a hundred at a time as long as it is not settled."""
-    test = RadiusTest(r, settings)
+def _drawn(test: RadiusTest, votes: np.ndarray) -> RadiusTest:
+    """A test that takes its votes a hundred at a time as long as it is not settled."""
     while test.outcome is None and test.drawn < len(votes):
         test.add(votes[test.drawn : test.drawn + 100])
-    return test.outcome
+    return test

@@ -1,6 +1,7 @@
 """Known answers: DEQs whose smoothed classifier is known exactly, and chains as bad as the theory allows.
 
-Every case has two classes; class 0 is the smoothed classifier's at ``image``, its probability Phi(true_radius / sigma).
+Every case has two classes; class 0 is the smoothed classifier's at ``image``, its probability Phi(true_radius / sigma). Where
+that is one half no class is, and whatever is certified is false.
 """
 
 from collections.abc import Callable
@@ -144,8 +145,8 @@ def known_answers(n: int, chains: int) -> dict[str, Case]:
     one_step = {"solver": Solver(method="naive", steps=1), "warmup": Solver(method="naive", steps=1), "chains": chains}
     once = StandardSampler(solver=Solver(method="naive", steps=1))
 
-    def linear(title: str, isotropic: bool) -> Case:
-        deq, r = LinearDEQ(isotropic=isotropic).eval(), 0.3
+    def linear(title: str, isotropic: bool, r: float = 0.3) -> Case:
+        deq = LinearDEQ(isotropic=isotropic).eval()
         reference = StandardSampler(solver=Solver(method="naive", steps=25))
         return Case(title, deq, deq.at_true_radius(r), SerializedSampler(**one_step), reference, r)
 
@@ -174,4 +175,5 @@ def known_answers(n: int, chains: int) -> dict[str, Case]:
             "wrong late in the chain", 0.4, lambda answer, turn, x: torch.where(turn < 0.6 * turns, torch.sign(x), 1.0)
         ),
         "amortized": amortized("linear, deployed with a learned start and two steps", steps=2),
+        "even": linear("linear, both classes equally likely", isotropic=False, r=0.0),
     }

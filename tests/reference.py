@@ -5,7 +5,7 @@ Votes are lists of classes, UNDECIDED where there is none. What is returned has 
 
 from fractions import Fraction
 from functools import cache
-from math import comb, erfc, sqrt
+from math import ceil, comb, erfc, sqrt
 
 UNDECIDED = ABSTAIN = -1
 STEPS = 1 << 60  # of a probability
@@ -54,18 +54,19 @@ def _at_level(top, p, sigma):
     return {"prediction": top if sure else ABSTAIN, "radius": sigma * normal_quantile(p) if sure else 0.0, "p_a_lower": p}
 
 
-def standard(votes, n0, alpha, sigma):
-    """CERTIFY from independent votes."""
-    top, counted = named(votes[:n0]), votes[n0:]
+def standard(votes, n0, alpha, sigma, clean=None):
+    """CERTIFY from independent votes; with a ``clean`` vote no others name the class, and all are counted."""
+    top, counted = (named(votes[:n0]), votes[n0:]) if clean is None else (clean, votes)
     n_a = counted.count(top) if top != ABSTAIN else 0
     found = _at_level(top, clopper_pearson(n_a, len(counted), alpha), sigma)
     return found | {"n_a": n_a, "undecided": counted.count(UNDECIDED)}
 
 
-def serialized(votes, truth, n0, order, audit, alpha, sigma, split=0.5, census=()):
-    """CERTIFY from serialized votes: Theorems 1 and 2. ``truth``: the reference's votes, looked at on audited draws and on the
-    ``census`` alone; the audit takes the first ``audit`` draws of the ``order`` outside of the census."""
-    top, counted = named(votes[:n0]), range(n0, len(votes))
+def serialized(votes, truth, n0, order, audit, alpha, sigma, split=0.5, census=(), clean=None):
+    """CERTIFY from serialized votes: Theorems 1 and 2; with a ``clean`` vote n0 is 0. ``truth``: the reference's votes, looked
+    at on audited draws and on the ``census`` alone; the audit takes the first ``audit`` draws of the ``order`` outside of the
+    census."""
+    top, counted = named(votes[:n0]) if clean is None else clean, range(n0, len(votes))
     census = set(census) if top != ABSTAIN else set()
     sample = [draw for draw in order if draw not in census][: audit if top != ABSTAIN else 0]
     for_a = [draw for draw in counted if votes[draw] == top != ABSTAIN]
@@ -96,18 +97,67 @@ def evidence(k, t, p_0):
     return found
 
 
-def sequential(votes, n0, n, r, alpha, sigma):
-    """The sequential test at radius r, vote by vote, on the counted votes after the first n0."""
-    top, p_0 = named(votes[:n0]), erfc(-r / sigma / sqrt(2)) / 2
-    found = {"top": top, "prediction": ABSTAIN, "outcome": "exhausted", "n_a": 0, "drawn": 0}
-    for vote in votes[n0 : n0 + n] if top != ABSTAIN else ():
-        found["n_a"] += vote == top
-        found["drawn"] += 1
-        against = found["drawn"] - found["n_a"]
-        if evidence(found["n_a"], found["drawn"], p_0) >= 1 / alpha:
-            return found | {"prediction": top, "outcome": "certified"}
-        if evidence(against, found["drawn"], 1 - p_0) >= 1 / alpha:
-            return found | {"outcome": "refuted"}
-        if evidence(n - against, n, p_0) < 1 / alpha:
+def levels(clean, classes, alpha):
+    """Class by class, the part of alpha that it is tested at."""
+    if clean == UNDECIDED:
+        return [alpha / classes] * classes
+    return [0.9 * alpha if c == clean else 0.1 * alpha / (classes - 1) for c in range(classes)]
+
+
+def settled(counts, drawn, n, p_0, at, alpha):
+    """What a look at the counts of all classes says: an outcome and, if that is "certified", the class."""
+    for c, level in enumerate(at):
+        if evidence(counts[c], drawn, p_0) >= 1 / level:
+            return "certified", c
+    if all(evidence(drawn - k, drawn, 1 - p_0) >= 1 / alpha for k in counts):
+        return "refuted", ABSTAIN
+    if all(evidence(k + n - drawn, n, p_0) < 1 / level for k, level in zip(counts, at)):
+        return "exhausted", ABSTAIN
+    return None, ABSTAIN
+
+
+def sequential(votes, clean, classes, n, r, alpha, sigma):
+    """The sequential test at radius r, vote by vote and class by class."""
+    p_0, counts = erfc(-r / sigma / sqrt(2)) / 2, [0] * classes
+    for drawn, vote in enumerate(votes[:n], 1):
+        if vote != UNDECIDED:
+            counts[vote] += 1
+        outcome, certified = settled(counts, drawn, n, p_0, levels(clean, classes, alpha), alpha)
+        if outcome:
             break
-    return found
+    found = {"top": named(votes[:drawn]), "prediction": certified, "outcome": outcome, "clean": clean}
+    return found | {"n_a": max(counts), "drawn": drawn}
+
+
+@cache
+def rejected(k, t, level):
+    """The largest p_0, by bisection, that k votes of t reject."""
+    low, high = 0.0, k / t
+    for _ in range(60):
+        p = (low + high) / 2
+        low, high = (p, high) if p == 0 or evidence(k, t, p) >= 1 / level else (low, p)
+    return low
+
+
+def until(votes, clean, classes, n, gain, alpha, sigma):
+    """CERTIFY to a precision: a look at as many votes as certify at all, then a tenth more each time."""
+    at = levels(clean, classes, alpha)
+    drawn = more = next((t for t in range(1, n) if evidence(t, t, 0.5) >= 1 / max(at)), n)
+    while more:
+        more = min(n - drawn, ceil(drawn / 10))
+        counts = [votes[:drawn].count(c) for c in range(classes)]
+        if settled(counts, drawn, n, 0.5, at, alpha)[0] in ("refuted", "exhausted"):
+            break
+        k, top = max(counts), named(votes[:drawn])
+        now, then = (signed_quantile(rejected(times * k, times * drawn, at[top])) for times in (1, 2))
+        if k and sigma * (then - now) < gain:
+            break
+        drawn += more
+    p = rejected(max(counts), drawn, at[named(votes[:drawn])])
+    found = _at_level(named(votes[:drawn]), Fraction(p), sigma)
+    return found | {"n_a": max(counts), "n": drawn, "n0": 0, "undecided": drawn - sum(counts)}
+
+
+def signed_quantile(p):
+    """Phi^-1(p) of any p in (0, 1)."""
+    return -normal_quantile(1 - Fraction(p)) if p < 0.5 else normal_quantile(Fraction(p))

@@ -251,7 +251,7 @@ class NoDEQ:
 def _asked(how=srs.certify, model=LINEAR, image=None, **settings):
     """A call of one of the ways to ask for a certificate."""
     image = torch.rand(8) if image is None else image
-    given = [image] if how is srs.certify_at else image
+    given = [image] if how in (srs.certify_at, srs.certify_until) else image
     return lambda _: how(model, given, **{"sigma": 0.5, "n": 100} | settings)
 
 
@@ -320,6 +320,14 @@ ASKED = [
         "certify_at: a chain",
         _asked(srs.certify_at, model=LinearDEQ(8).eval(), r=0.1, sampler=CHAIN),
         ["a sequential test needs independent votes", "'serialized'"],
+    ),
+    ("certify_until: no gain", _asked(srs.certify_until, gain=0), ["gain = 0", "above 0"]),
+    ("certify_until: a chain", _asked(srs.certify_until, gain=0.1, model=LinearDEQ(8).eval(), sampler=CHAIN), ["'serialized'"]),
+    ("selection: unknown", _asked(selection="margin"), ["selection", "'votes' or 'clean'"]),
+    (
+        "selection: of a sampler without a vote of its own",
+        _asked(model=LinearDEQ(8).eval(), sampler=ReleasedSampler(), selection="clean"),
+        ["selection = 'clean' needs independent votes", "'released'"],
     ),
     ("certify_many: format", _many(torch.rand(2, 1, 2, 4), format="tsv"), ["format = 'tsv'", "csv, cohen"]),
     ("certify_many: cohen without labels", _many(torch.rand(2, 1, 2, 4), format="cohen"), ["needs labels"]),

@@ -4,6 +4,7 @@ from fractions import Fraction
 import mpmath
 import numpy as np
 import pytest
+import reference
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
@@ -217,6 +218,39 @@ def test_clear_errors():
         bounds.serialized_bound("released_code", 10, 20, 4, 5, 0.01, known=1)
     with pytest.raises(ValueError, match="marked = 3, sample = 2"):
         bounds.hypergeometric_upper(3, 2, 10, 0.05)
+
+
+@pytest.mark.parametrize("k, n, level", [(1, 1, 0.05), (3, 7, 0.3), (30, 30, 9e-4), (750, 1_000, 5e-5), (9_900, 10_000, 9e-4)])
+def test_the_lower_bound_by_evidence_is_what_evidence_rejects(k, n, level):
+    """In 60 digits: it is rejected, all below it are, and what is hardly above it is not."""
+    with mpmath.workdps(60):
+        lower, enough = mpmath.mpf(bounds.lower_by_evidence(k, n, level)), 1 / mpmath.mpf(level)
+        below = [reference.evidence(k, n, lower * s / 8) for s in range(4, 9)]
+        assert below == sorted(below, reverse=True) and below[-1] >= enough
+        assert reference.evidence(k, n, lower * (1 + 1e-7)) < enough
+
+
+@given(st.integers(1, 300), st.integers(0, 300), st.floats(1e-9, 0.9))
+def test_rejected_hypotheses_are_an_interval(k, against, level):
+    """Evidence falls up to k / n, and is none beyond (Theorem 4)."""
+    n = k + against
+    below = (
+        bounds.log_evidence(k, n, 0.5 * k / n),
+        bounds.log_evidence(k, n, 0.75 * k / n),
+        bounds.log_evidence(k, n, 0.99 * k / n),
+    )
+    assert list(below) == sorted(below, reverse=True)
+    assert all(bounds.log_evidence(k, n, k / n + (1 - k / n) * s) <= 1e-9 for s in (0.0, 0.3, 0.9) if against)
+    lower = bounds.lower_by_evidence(k, n, level)
+    assert lower < bounds.lower_by_evidence(2 * k, 2 * n, level) and lower <= bounds.lower_by_evidence(k, n, 0.95)
+    assert bounds.lower_by_evidence(0, n, level) == 0
+
+
+def test_shares_of_alpha_are_all_of_it():
+    for classes, clean in [(2, 0), (10, 3), (1_000, 999), (10, -1)]:
+        shares = bounds.shares_of_alpha(classes, clean)
+        assert shares.sum() == pytest.approx(1, abs=1e-12) and (shares > 0).all()
+        assert shares.argmax() == max(clean, 0) and (shares[clean] == 0.9 or clean < 0)
 
 
 def _ratio(p, k, n, p_0):

@@ -5,24 +5,26 @@ from scipy import special, stats
 
 import srs
 from srs.certificates import bounds
-from srs.certificates.at_radius import RadiusTest, certify_at, decide_at
+from srs.certificates.at_radius import RadiusEstimate, RadiusTest, certify_at, certify_until, decide_at, decide_until
 from srs.certificates.certify import CertifySettings
-from srs.votes.samplers import UNDECIDED, SerializedSampler, Votes
+from srs.votes.samplers import UNDECIDED, CleanVote, SerializedSampler, Votes
 
 SIGMA = 0.5
+CLEAN = CleanVote(0, 2, 1)
 
 
-def _stream(p, n, seed):
-    return np.random.default_rng(seed).random(n) < p
+def _stream(p, n, seed, others=1):
+    """Votes for class 0 with probability p, else for one of ``others`` in turn."""
+    return np.where(np.random.default_rng(seed).random(n) < p, 0, 1 + np.arange(n) % others).astype(np.int32)
 
 
-def _false_certificates(p_0, alpha, runs=400):
+def _false_certificates(p_0, alpha, runs=400, clean=CLEAN):
     """How many of ``runs`` tests certify at the edge of the hypothesis, with a look after every vote; and the exact binomial
     p-value of "at most alpha of all"."""
     r, config = SIGMA * stats.norm.ppf(p_0), CertifySettings(sigma=SIGMA, n=500, alpha=alpha)
     false = 0
     for run in range(runs):
-        test = RadiusTest(r, config)
+        test = RadiusTest(r, config, clean)
         test.add(_stream(p_0, config.n, run))
         false += test.outcome == "certified"
     return false, stats.binomtest(false, runs, alpha, alternative="greater").pvalue
@@ -46,14 +48,28 @@ def test_a_naive_test_would_be_found_out(p_0, alpha, monkeypatch):
     assert _false_certificates(p_0, alpha)[1] < 1e-3
 
 
+@pytest.mark.parametrize("vote", [0, 1, UNDECIDED])
+def test_of_two_classes_at_one_half_none_is_certified(vote):
+    """At r = 0 both may be certified, falsely: all together are allowed alpha, whatever the clean image says."""
+    false, p_value = _false_certificates(0.5, 0.05, runs=500, clean=CleanVote(vote, 2, 1))
+    assert p_value > 1e-3 and false > 0
+
+
+def test_the_whole_alpha_for_every_class_would_be_found_out(monkeypatch):
+    """That at most one class can be right is no reason for it: at one half none is."""
+    monkeypatch.setattr(bounds, "shares_of_alpha", lambda classes, clean: np.ones(classes))
+    false, p_value = _false_certificates(0.5, 0.05, runs=1_000)
+    assert p_value < 1e-3 and 0.06 < false / 1_000 < 0.11
+
+
 def test_images_that_share_batches_and_stop_early_are_not_certified_more_often():
-    """The whole of it, selection draws included, for a linear classifier at its true radius."""
+    """The whole of it, the clean image's vote included, for a linear classifier at its true radius."""
     runs, r, alpha = 400, 0.25, 0.05
 
     def classifier(x):
         return torch.stack([x[:, 0], torch.zeros(len(x))], dim=1)
 
-    settings = {"sigma": SIGMA, "n0": 30, "n": 300, "alpha": alpha, "batch_size": 10_000}
+    settings = {"sigma": SIGMA, "n": 300, "alpha": alpha, "batch_size": 10_000}
     found = certify_at(classifier, [torch.tensor([r])] * runs, r, **settings)
     false = sum(s.outcome == "certified" for s in found)
     assert stats.binomtest(false, runs, alpha, alternative="greater").pvalue > 1e-3
@@ -64,7 +80,7 @@ def test_clear_images_are_settled_soon_and_hopeless_ones_too():
     config = CertifySettings(sigma=SIGMA, n=10_000)
     drawn = {}
     for p, outcome in ((0.99, "certified"), (0.3, "refuted"), (stats.norm.cdf(0.5) + 0.002, "exhausted")):
-        test, votes = RadiusTest(0.25, config), _stream(p, config.n, 1)
+        test, votes = RadiusTest(0.25, config, CleanVote(0, 4, 1)), _stream(p, config.n, 1, others=3)
         while test.outcome is None:
             test.add(votes[test.drawn : test.drawn + 20])
         assert test.outcome == outcome
@@ -73,27 +89,27 @@ def test_clear_images_are_settled_soon_and_hopeless_ones_too():
 
 
 def test_what_cannot_be_certified_any_more_is_not_drawn():
-    test = RadiusTest(0.25, CertifySettings(sigma=SIGMA, n=40, alpha=0.001))
-    test.add(np.zeros(12, bool))
-    assert test.outcome in ("exhausted", "refuted") and test.drawn < 12
+    test = RadiusTest(0.25, CertifySettings(sigma=SIGMA, n=40, alpha=0.001), CleanVote(0, 10, 1))
+    test.add(np.arange(20) % 10)
+    assert test.outcome in ("exhausted", "refuted") and test.drawn < 20
 
 
 def test_nothing_depends_on_how_votes_come():
     votes, config, found = _stream(0.75, 1_000, 4), CertifySettings(sigma=SIGMA, n=1_000), set()
     for size in (1, 7, 400, 1_000):
-        test = RadiusTest(0.25, config)
+        test = RadiusTest(0.25, config, CLEAN)
         for first in range(0, 1_000, size):
             test.add(votes[first : first + size])
-        found.add((test.outcome, test.n_a, test.drawn))
+        found.add((test.outcome, test.drawn, *test.counts.tolist()))
     assert len(found) == 1
 
 
 def test_votes_beyond_the_last_do_not_count():
-    test = RadiusTest(0.25, CertifySettings(sigma=SIGMA, n=40, alpha=0.05))
-    test.add(np.arange(1_000) % 10 > 1)  # 80 %: not settled before
+    test = RadiusTest(0.25, CertifySettings(sigma=SIGMA, n=40, alpha=0.05), CLEAN)
+    test.add(np.arange(1_000) % 10 < 2)  # 80 % for class 0: not settled before
     assert test.drawn <= 40 and test.outcome == "exhausted"
     drawn = test.drawn
-    test.add(np.ones(5, bool))
+    test.add(np.zeros(5, int))
     assert test.drawn == drawn
 
 
@@ -103,7 +119,8 @@ def test_a_linear_deq_is_certified_within_its_true_radius_and_not_beyond(linear_
     assert [s.outcome for s in found[:3]] == ["certified", "certified", "refuted"]
     assert [s.prediction for s in found] == [0, 0, srs.ABSTAIN, 1]  # the last is as far on the other side
     assert found[0].drawn < found[1].drawn
-    assert all(s.evaluations >= 30 * (s.n0 + s.drawn) for s in found)
+    assert [s.clean for s in found] == [0, 0, 0, 1] and {s.share for s in found} == {0.9}
+    assert all(s.evaluations >= 30 * (1 + s.drawn) for s in found)
 
 
 def test_neighbours_and_batches_change_no_vote(linear_deq):
@@ -121,19 +138,22 @@ def test_an_early_stop_saves_work(linear_deq):
     found = certify_at(linear_deq, images, 0.4, sigma=SIGMA, n=4_000, batch_size=60)
     assert all(s.outcome == "certified" for s in found)
     for s in found:
-        assert s.evaluations <= 30 * (s.n0 + s.drawn + 60) < 30 * (s.n0 + s.n) / 4  # not a round more
+        assert s.evaluations <= 30 * (8 + s.drawn + min(60, s.drawn)) < 30 * s.n / 4  # not a round more
 
 
 def test_no_more_is_drawn_than_there_is(linear_deq):
     edge = linear_deq.at_true_radius(0.41)
     (found,) = certify_at(linear_deq, [edge], 0.4, sigma=SIGMA, n=250, batch_size=200)
     assert found.outcome == "exhausted"
-    assert found.evaluations <= 30 * (found.n0 + found.n)
+    assert found.evaluations <= 30 * (8 + found.n)  # of which 7 look at the rows
 
 
 def test_an_image_of_undecided_votes_is_not_settled_by_them():
-    (found,) = certify_at(lambda x: torch.full((len(x), 2), torch.nan), [torch.zeros(3)], 0.1, sigma=SIGMA, n=100)
-    assert (found.outcome, found.prediction, found.top, found.drawn) == ("exhausted", srs.ABSTAIN, srs.ABSTAIN, 0)
+    lost = {"model": lambda x: torch.full((len(x), 2), torch.nan), "images": [torch.zeros(3)], "sigma": SIGMA, "n": 100}
+    (found,) = certify_at(r=0.1, **lost)
+    assert (found.outcome, found.prediction, found.top, found.clean) == ("refuted", srs.ABSTAIN, srs.ABSTAIN, srs.ABSTAIN)
+    (estimate,) = certify_until(gain=0.01, **lost)
+    assert (estimate.prediction, estimate.n_a, estimate.undecided) == (srs.ABSTAIN, 0, estimate.n) and estimate.n < 20
 
 
 @pytest.mark.parametrize("n, alpha", [(100, 0.001), (10_000, 0.001), (1_000, 0.05)])
@@ -141,11 +161,78 @@ def test_the_largest_radius_is_that_of_unanimous_votes(n, alpha):
     farthest = bounds.largest_radius_by_evidence(n, alpha, SIGMA)
     outcomes = []
     for r in (farthest - 1e-6, farthest + 1e-6):
-        test = RadiusTest(r, CertifySettings(sigma=SIGMA, n=n, alpha=alpha))
-        test.add(np.ones(n, bool))
+        test = RadiusTest(r, CertifySettings(sigma=SIGMA, n=n, alpha=alpha), CLEAN)
+        test.add(np.zeros(n, int))
         outcomes.append(test.outcome)
+        assert test.least == n
     assert outcomes == ["certified", "exhausted"]
     assert farthest < bounds.largest_radius(n, alpha, SIGMA)
+
+
+def test_a_class_that_the_clean_image_does_not_name_is_certified_too():
+    """At its smaller share: later, by about log 81 / KL."""
+    config, drawn = CertifySettings(sigma=SIGMA, n=1_000), []
+    for vote in (0, UNDECIDED, 1):
+        test = RadiusTest(0.1, config, CleanVote(vote, 10, 1))
+        test.add(_stream(0.9, 1_000, 1))
+        assert (test.outcome, test.top) == ("certified", 0)
+        drawn.append(test.drawn)
+    assert drawn[0] < drawn[1] < drawn[2] < 2 * drawn[0]
+
+
+def _passed(p, alpha, runs=250):
+    """In how many of ``runs`` a radius that is estimated ever passes the true one, whenever one stops; and the exact binomial
+    p-value of "at most alpha of all"."""
+    config, false = CertifySettings(sigma=SIGMA, n=300, alpha=alpha), 0
+    for run in range(runs):
+        test, votes, passed = RadiusEstimate(1e-9, config, CLEAN), _stream(p, 300, run), False
+        while test.outcome is None and not passed:
+            test.add(votes[test.drawn : test.next])
+            passed = test.p_a_lower > max(p, 0.5)
+        false += passed
+    return false, stats.binomtest(false, runs, alpha, alternative="greater").pvalue
+
+
+@pytest.mark.parametrize("p, alpha", [(0.5, 0.05), (0.95, 0.05), (0.95, 0.001)])
+def test_radii_are_false_as_rarely_as_alpha_wherever_one_stops(p, alpha):
+    false, p_value = _passed(p, alpha)
+    assert p_value > 1e-3 and (false > 0 or alpha < 0.05)
+
+
+def test_a_bound_for_one_number_of_votes_would_be_found_out(monkeypatch):
+    """Clopper and Pearson's, at the time that suits it."""
+    monkeypatch.setattr(bounds, "lower_by_evidence", bounds.clopper_pearson_lower)
+    assert _passed(0.95, 0.05)[1] < 1e-4
+
+
+def test_a_smaller_gain_takes_more_draws_and_leaves_less_of_the_radius(linear_deq):
+    images, gains = [linear_deq.at_true_radius(r) for r in (0.9, 0.4, -0.4)], (0.05, 0.02)
+    coarse, fine = (certify_until(linear_deq, images, gain=g, sigma=SIGMA, n=4_000, batch_size=300) for g in gains)
+    assert [found.prediction for found in coarse + fine] == [0, 0, 1] * 2
+    for one, other, true in zip(coarse, fine, (0.9, 0.4, 0.4)):
+        assert one.n < other.n <= 4_000 and one.radius < other.radius < true
+        level = 0.9 * one.alpha
+        for found, gain in zip((one, other), gains):
+            assert found.p_a_lower == bounds.lower_by_evidence(found.n_a, found.n, level)
+            twice = bounds.radius(bounds.lower_by_evidence(2 * found.n_a, 2 * found.n, level), SIGMA)
+            assert twice - found.radius < gain or found.n == 4_000
+
+
+def test_what_has_no_majority_is_soon_given_up():
+    """Not drawn to a precision that nobody asked for: it has no radius."""
+    test = RadiusEstimate(0.001, CertifySettings(sigma=SIGMA, n=1_000), CleanVote(0, 4, 1))
+    test.add(_stream(0.3, 1_000, 1, others=3))
+    assert test.outcome == "refuted" and test.drawn < 300
+
+
+def test_an_estimate_depends_on_nothing_but_its_votes():
+    votes, config, found = _stream(0.9, 1_000, 4), CertifySettings(sigma=SIGMA, n=1_000), set()
+    for size in (1, 7, 400, 1_000):
+        test = RadiusEstimate(0.05, config, CLEAN)
+        for first in range(0, 1_000, size):
+            test.add(votes[first : first + size])
+        found.add((test.outcome, test.drawn, *test.counts.tolist()))
+    assert len(found) == 1 and 100 < test.drawn < 1_000
 
 
 def test_clear_errors(linear_deq):
@@ -162,13 +249,16 @@ def test_clear_errors(linear_deq):
             certify_at(linear_deq, [torch.zeros(6)], r, sigma=2.0)
     with pytest.raises(ValueError, match="a sequential test needs independent votes, which a sampler of kind 'serialized'"):
         certify_at(linear_deq, [torch.zeros(6)], 0.5, sigma=SIGMA, sampler=SerializedSampler())
+    for gain in (0, -0.1, True, "0.1", None, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="gain = .* is out of range: expected a number above 0"):
+            certify_until(linear_deq, [torch.zeros(6)], gain=gain, sigma=SIGMA)
     with pytest.raises(ValueError, match="training mode"):
         certify_at(linear_deq.train(), [torch.zeros(6)], 0.5, sigma=SIGMA)
 
 
 def test_undecided_votes_are_not_for_the_class():
     """6 of 10 votes are for class 0, 4 undecided: that is far from p_A > 0.8, though nobody else was voted for."""
-    config = CertifySettings(sigma=SIGMA, n0=10, n=2_000, alpha=0.05, batch_size=100)
+    config = CertifySettings(sigma=SIGMA, n=2_000, alpha=0.05, batch_size=100)
     spent = []
 
     def cast(which, draws):
@@ -180,7 +270,11 @@ def test_undecided_votes_are_not_for_the_class():
             spent.append(int(votes.evaluations.sum()))
         return found
 
-    (found,) = decide_at(cast, 1, SIGMA * stats.norm.ppf(0.8), config)
+    (found,) = decide_at(cast, [CleanVote(0, 10, 5)], SIGMA * stats.norm.ppf(0.8), config)
     assert (found.outcome, found.top) == ("refuted", 0)
     assert found.n_a <= 0.65 * found.drawn
-    assert found.evaluations == sum(spent)
+    assert found.evaluations == 5 + sum(spent)
+    spent.clear()
+    (estimate,) = decide_until(cast, [CleanVote(0, 10, 5)], 0.1, config)
+    assert estimate.undecided == estimate.n - estimate.n_a == pytest.approx(0.4 * estimate.n, abs=3)
+    assert estimate.evaluations == 5 + sum(spent)

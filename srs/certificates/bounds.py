@@ -2,11 +2,12 @@
 
 Sources: Clopper and Pearson (1934) for the statistics; Cohen et al. (2019), Theorem 1, for the radius; Gao et al. (2024),
 Theorem 3.1, and its released code for two of the estimators; docs/certificates.md for the third, with its proof; Ville (1939)
-and Robbins (1970) for the sequential test.
+and Robbins (1970) for the sequential certificates.
 """
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ AuditDraw = Literal["random", "first_batch"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 AUDIT_DRAWS: tuple[str, ...] = get_args(AuditDraw)
 SPLITS = np.arange(1, 20) / 20  # of alpha, to choose from
+CLEAN_SHARE = 0.9  # of alpha, for the class of the clean image
 
 LEAST_ALPHA = 1e-100  # of a certificate
 _LEAST_LEVEL = 1e-150  # of one test: SciPy's quantiles are wrong, or NaN, from about 1e-166 on
@@ -169,6 +171,36 @@ def log_evidence(successes: int | np.ndarray, trials: int | np.ndarray, p_0: flo
     return found if np.ndim(found) else float(found)
 
 
+@lru_cache(1 << 16)
+def lower_by_evidence(successes: int, trials: int, alpha: float) -> float:
+    """The largest p_0 that the evidence (:func:`log_evidence`) rejects at level ``alpha``, 0 where it rejects none: over all
+    trials at once, with any stopping rule, it exceeds p with probability at most alpha. Theorem 4 of docs/certificates.md.
+
+    Raises as :func:`clopper_pearson_lower` does.
+    """
+    _check(successes, trials, alpha)
+    if successes == 0:
+        return 0.0
+    enough = math.log(1 / alpha) + 1e-9 + 1e-13 * trials  # log_evidence is less exact than that
+
+    def surplus(p: float) -> float:
+        return log_evidence(successes, trials, p) - enough
+
+    low, high = 1e-300, min(successes / trials, 1 - 1e-12)  # it falls in between
+    p = high if surplus(high) >= 0 else optimize.brentq(surplus, low, high, xtol=1e-18, maxiter=1_000)
+    return max(0.0, (1 - _SAFETY) * p - 1e-15)
+
+
+def shares_of_alpha(classes: int, clean: int) -> np.ndarray:
+    """The share of alpha at which each class is tested, (classes,): CLEAN_SHARE for ``clean``, the class of the image without
+    noise, and the rest equally for the others; equal shares where it has none (-1)."""
+    if clean < 0:
+        return np.full(classes, 1 / classes)
+    shares = np.full(classes, (1 - CLEAN_SHARE) / (classes - 1))
+    shares[clean] = CLEAN_SHARE
+    return shares
+
+
 def largest_radius(
     n: int,
     alpha: float,
@@ -187,15 +219,9 @@ def largest_radius(
 
 
 def largest_radius_by_evidence(n: int, alpha: float, sigma: float) -> float:
-    """The largest radius at which ``n`` votes, all of them for A, are evidence enough (:func:`log_evidence`); negative where
-    they show not even p_A > 1/2."""
-
-    def surplus(p: float) -> float:
-        return log_evidence(n, n, p) - math.log(1 / alpha)
-
-    low, high = 1e-9, 1 - 1e-12
-    p = high if surplus(high) >= 0 else optimize.brentq(surplus, low, high, xtol=1e-15)
-    return sigma * float(special.ndtri(p))
+    """The largest radius at which ``n`` votes, all of them for the class of the clean image, are evidence enough
+    (:func:`lower_by_evidence`); negative where they show not even p_A > 1/2."""
+    return sigma * float(special.ndtri(lower_by_evidence(n, n, CLEAN_SHARE * alpha)))
 
 
 def smallest_n(alpha: float) -> int:

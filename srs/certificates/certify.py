@@ -2,7 +2,8 @@
 2024) with audits whose guarantee is proved in docs/certificates.md.
 
 Smoothed classifier: g(x) = argmax_c P(f(x + e) = c), e ~ N(0, sigma^2 I). Images, sigma and radii share one unit, pixels
-in [0, 1]; noisy copies are not clipped. Draws 0 ... n0 - 1 choose the class, draws n0 ... n0 + n - 1 are counted.
+in [0, 1]; noisy copies are not clipped. Draws 0 ... n0 - 1 choose the class, draws n0 ... n0 + n - 1 are counted; where the
+clean image chooses it, draws 0 ... n - 1 are.
 """
 
 import math
@@ -20,7 +21,16 @@ from srs.common.settings import Section
 from srs.deq.definition import DEQ, is_deq
 from srs.deq.interface import Checked, device_of
 from srs.votes.noise import LARGEST, NoisyCopies, audit_order, fineness
-from srs.votes.samplers import MOST_ROWS, UNDECIDED, DirectSampler, Sampler, StandardSampler, Votes, require_sampler
+from srs.votes.samplers import (
+    MOST_ROWS,
+    UNDECIDED,
+    CleanVote,
+    DirectSampler,
+    Sampler,
+    StandardSampler,
+    Votes,
+    require_sampler,
+)
 
 ABSTAIN = -1
 MOST_SIGMA = 1e30  # of noise that stays finite in single precision
@@ -71,6 +81,9 @@ class Confidence(Section):
 class CertifySettings(Confidence):
     """Settings of a certificate: noise level ``sigma``, ``n0`` + ``n`` draws, ``seed`` of noise and audit, and those of
     :class:`Confidence`. At most ``batch_size`` copies are computed at once; it changes no vote.
+
+    ``selection``: what names the class that is certified: the "votes" of n0 draws that are not counted, or the base
+    classifier's vote on the "clean" image, so that n0 draws are saved.
     """
 
     sigma: float = Field(0.5, gt=0, le=MOST_SIGMA)
@@ -78,6 +91,7 @@ class CertifySettings(Confidence):
     n: int = Field(10_000, ge=1, le=MOST_DRAWS)
     seed: int = Field(0, ge=0, lt=1 << 63)
     batch_size: int = Field(400, ge=1, le=MOST_ROWS)
+    selection: Literal["votes", "clean"] = "votes"
 
     @model_validator(mode="after")
     def _enough_draws(self) -> "CertifySettings":
@@ -101,23 +115,28 @@ class CertifySettings(Confidence):
                 + (f"at least {least} are needed" if least else f"for serialized votes n must be at least {enough}")
             )
 
+    @property
+    def selecting(self) -> int:
+        """How many draws choose the class, before those that are counted."""
+        return self.n0 if self.selection == "votes" else 0
+
     def draws(self) -> np.ndarray:
-        return np.arange(self.n0 + self.n)
+        return np.arange(self.selecting + self.n)
 
     def census_draws(self, votes: Votes) -> np.ndarray:
         """The counted draws that the reference solves in any case, most doubtful first."""
         if not self.census:
             return np.empty(0, np.int64)
         doubt = -votes.margins if self.doubt == "margin" else votes.residuals
-        doubt = np.nan_to_num(doubt[self.n0 :].astype(np.float32), nan=np.inf)
-        return np.argsort(-doubt, kind="stable")[: math.ceil(self.census * self.n)] + self.n0
+        doubt = np.nan_to_num(doubt[self.selecting :].astype(np.float32), nan=np.inf)
+        return np.argsort(-doubt, kind="stable")[: math.ceil(self.census * self.n)] + self.selecting
 
     def audited_draws(self, index: int, first: int = 0, without: np.ndarray = ()) -> np.ndarray:
         """The counted draws of image ``index`` that are audited: K of those not in ``without``, or as many as there are.
 
         ``first``: the number of draws of the warm-up, which an audit of the first batch passes over.
         """
-        order = audit_order(self.audit_draw, self.seed, index, self.n0, self.n, first)
+        order = audit_order(self.audit_draw, self.seed, index, self.selecting, self.n, first)
         return order[~np.isin(order, without)][: self.audit]
 
 
@@ -128,7 +147,8 @@ class Certificate:
     ``guarantee`` is False, nothing is promised. ``classifier``: what was smoothed, in words; for serialized votes that is the
     audit's reference.
 
-    ``n_a`` of ``n`` counted votes went to the class that the selection draws named; ``undecided`` went to none. Of
+    ``n_a`` of ``n`` counted votes went to the class that the ``n0`` selection draws named (none where the clean image did, or
+    where every class was tested: :func:`srs.certify_until`); ``undecided`` went to none. Of
     serialized votes, which are ``audited``, ``k`` were (fewer than asked for where there are no more), ``n2`` of them votes for
     that class, ``n1`` of those confirmed by the reference; ``census`` more draws were solved by the reference, which gave
     ``known`` of them to that class. ``estimator``, ``audit_draw`` and ``split`` are those of the audit. All are 0 or empty
@@ -202,14 +222,20 @@ def certify(
     if sampler.audited:
         config.require_audit()
         reference, judge = _usable_reference(reference, model)
+    clean = None
+    if config.selection == "clean":
+        base, sees = (reference, judge) if sampler.audited else (sampler, model)
+        require_independent("selection = 'clean'", base)
+        clean = base.clean(sees, copies.image)
     votes = sampler.sample(model, copies, config.draws(), config.batch_size)
     if not sampler.audited:
-        return at_image(standard_certificate(votes, config, sampler), copies)
+        return at_image(standard_certificate(votes, config, sampler, clean), copies)
 
     def solve_again(draws: np.ndarray) -> Votes:
         return reference.sample(judge, copies, draws, config.batch_size)
 
-    return at_image(serialized_certificate(votes, solve_again, config, index, sampler.warm_draws, reference)[0], copies)
+    found, _ = serialized_certificate(votes, solve_again, config, index, sampler.warm_draws, reference, clean)
+    return at_image(found, copies)
 
 
 def predict(
@@ -225,9 +251,9 @@ def predict(
 ) -> int:
     """PREDICT: the smoothed classifier's class at ``image``, or ABSTAIN; wrong with probability at most alpha.
 
-    All n0 + n draws vote; the exact binomial test compares the two classes with most votes, undecided votes counted for
-    the runner-up. An image off the noise's grid is answered for its nearest point. Serialized votes allow no such test; there
-    the class is that of :func:`certify`, audit included.
+    All draws vote, n0 + n of them; the exact binomial test compares the two classes with most votes, undecided votes counted
+    for the runner-up. An image off the noise's grid is answered for its nearest point. Serialized votes allow no such test;
+    there the class is that of :func:`certify`, audit included.
     Raises as that does, and ValueError where the sampler or the audit's settings are no guarantee.
     """
     config = CertifySettings(sigma=sigma, **settings)
@@ -251,13 +277,16 @@ def predict(
     return int(first) if p_value <= config.alpha else ABSTAIN
 
 
-def standard_certificate(votes: Votes, config: CertifySettings, sampler: Sampler | None = None) -> Certificate:
+def standard_certificate(
+    votes: Votes, config: CertifySettings, sampler: Sampler | None = None, clean: CleanVote | None = None
+) -> Certificate:
     """Certificate from n0 + n independent votes of ``sampler`` (Cohen et al. 2019, Section 3.2.2); no guarantee where its votes
-    are not independent."""
-    top, n_a, counted = tally(votes, config)
+    are not independent. ``clean``: the vote that names the class, where ``config`` has it so; then there are n votes."""
+    top, n_a, counted = tally(votes, config, clean)
     p_a_lower = bounds.clopper_pearson_lower(n_a, config.n, config.alpha)
     about = {} if sampler is None else {"guarantee": sampler.independent, "classifier": sampler.described()}
-    return _certificate(top, n_a, counted, p_a_lower, config, evaluations=int(votes.evaluations.sum()), **about)
+    spent = int(votes.evaluations.sum()) + (0 if clean is None else clean.evaluations)
+    return _certificate(top, n_a, counted, p_a_lower, config, evaluations=spent, **about)
 
 
 def serialized_certificate(
@@ -267,14 +296,16 @@ def serialized_certificate(
     index: int,
     warm_draws: int = 0,
     reference: Sampler | None = None,
+    clean: CleanVote | None = None,
 ) -> tuple[Certificate, Votes]:
     """Certificate from n0 + n serialized votes, and the reference's votes that it rests on.
 
     ``solve_again`` gives the reference's votes on some draws. A draw whose serialized vote was not for the certified class
     enters no bound, and is not solved again unless it belongs to the census. ``warm_draws``: how many draws the
-    warm-up took; ``reference``: what solves again. Theorems 1 and 2 of docs/certificates.md.
+    warm-up took; ``reference``: what solves again; ``clean``: as :func:`standard_certificate` has it. Theorems 1 and 2 of
+    docs/certificates.md.
     """
-    top, n_a, counted = tally(votes, config)
+    top, n_a, counted = tally(votes, config, clean)
     census, audited = np.empty(0, np.int64), np.empty(0, np.int64)
     if top != ABSTAIN:
         census = config.census_draws(votes)
@@ -282,7 +313,7 @@ def serialized_certificate(
     suspects = audited[votes.classes[audited] == top]
     again = np.sort(np.concatenate([census, suspects]))
     truth = solve_again(again)
-    confirmed = np.zeros(config.n0 + config.n, bool)
+    confirmed = np.zeros(config.selecting + config.n, bool)
     confirmed[again] = truth.classes == top
     outside = n_a - int((votes.classes[census] == top).sum())
     n1, known = int(confirmed[suspects].sum()), int(confirmed[census].sum())
@@ -297,7 +328,7 @@ def serialized_certificate(
         p_m_upper=bound.p_m_upper,
         **config.model_dump(include={"estimator", "audit_draw", "split"}),
         guarantee=config.guarantee,
-        evaluations=int(votes.evaluations.sum() + truth.evaluations.sum()),
+        evaluations=int(votes.evaluations.sum() + truth.evaluations.sum()) + (0 if clean is None else clean.evaluations),
         classifier="" if reference is None else reference.described(),
     )
     return certificate, truth
@@ -317,10 +348,10 @@ def selected_class(selection: np.ndarray) -> int:
     return int(np.bincount(decided).argmax()) if len(decided) else ABSTAIN
 
 
-def tally(votes: Votes, config: CertifySettings) -> tuple[int, int, np.ndarray]:
-    """The class that the selection draws name, its count, and the counted votes."""
-    selection, counted = votes.classes[: config.n0], votes.classes[config.n0 :]
-    top = selected_class(selection)
+def tally(votes: Votes, config: CertifySettings, clean: CleanVote | None = None) -> tuple[int, int, np.ndarray]:
+    """The class that the selection draws name, or the ``clean`` vote where there is one; its count; and the counted votes."""
+    selection, counted = votes.classes[: config.selecting], votes.classes[config.selecting :]
+    top = selected_class(selection) if clean is None else clean.vote
     return top, int((counted == top).sum()) if top != ABSTAIN else 0, counted
 
 
@@ -331,7 +362,8 @@ def _certificate(top: int, n_a: int, counted: np.ndarray, p_a_lower: float, conf
         p_a_lower=p_a_lower,
         n_a=n_a,
         undecided=int((counted == UNDECIDED).sum()),
-        **config.model_dump(include={"n0", "n", "alpha", "sigma"}),
+        n0=config.selecting,
+        **config.model_dump(include={"n", "alpha", "sigma"}),
         **rest,
     )
 

@@ -71,6 +71,15 @@ class Votes:
             getattr(self, name)[places] = getattr(other, name)
 
 
+@dataclass(frozen=True)
+class CleanVote:
+    """The vote on an image without noise: one of ``classes`` classes, or UNDECIDED, and the ``evaluations`` of f it took."""
+
+    vote: int
+    classes: int
+    evaluations: int
+
+
 def decide(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (B, classes) -> votes (B,), UNDECIDED where the largest is not finite or the margin is below the least; and
     margins (B,) between the two largest logits. A logit of -inf is a class that is masked."""
@@ -148,6 +157,13 @@ class _IndependentSampler(_Sampler):
                 _enter(votes, cast, which[rows], places[rows], began)
         _require_checked(model, len(which))
         return cast
+
+    @torch.no_grad()
+    @full_precision()
+    def clean(self, model, image: Tensor) -> CleanVote:
+        """The vote on ``image`` (C, H, W) as it is. Raises as :meth:`sample_many` does."""
+        logits, solution = self._logits(self.look_at(model), image[None].clone())
+        return CleanVote(int(decide(logits)[0]), logits.shape[1], int(_spent(solution, 1)[0]))
 
     def _logits(self, model, x: Tensor) -> tuple[Tensor, Solution | None]:
         raise NotImplementedError
