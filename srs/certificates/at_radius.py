@@ -260,8 +260,8 @@ def decide_at(
     progress: bool = False,
     moved: Sequence[float] | None = None,
 ) -> list[RadiusCertificate]:
-    """The sequential test at radius ``r`` on images with the ``clean`` votes; ``cast``: as :func:`_settle` has it. ``moved``: how
-    far each image lies from the point at which its votes are cast, if it does."""
+    """The sequential test at radius ``r`` on images with the ``clean`` votes; ``cast``: as :func:`_settle` has it. ``moved``:
+    how far each image lies from the point at which its votes are cast, if it does."""
     tests = [RadiusTest(r + away, config, one) for one, away in zip(clean, moved or [0.0] * len(clean))]
     found = []
     for test, one, spent in zip(tests, clean, _settle(cast, tests, config, progress)):

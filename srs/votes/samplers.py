@@ -163,7 +163,8 @@ class _IndependentSampler(_Sampler):
     def clean(self, model, image: Tensor) -> CleanVote:
         """The vote on ``image`` (C, H, W) as it is. Raises as :meth:`sample_many` does."""
         logits, solution = self._logits(self.look_at(model), image[None].clone())
-        return CleanVote(int(decide(logits)[0]), logits.shape[1], int(_spent(solution, 1)[0]))
+        spent = 1 if solution is None else int(solution.evaluations[0])
+        return CleanVote(int(decide(logits)[0]), logits.shape[1], spent)
 
     def _logits(self, model, x: Tensor) -> tuple[Tensor, Solution | None]:
         raise NotImplementedError
