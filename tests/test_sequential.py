@@ -202,7 +202,7 @@ def test_radii_are_false_as_rarely_as_alpha_wherever_one_stops(p, alpha):
 def test_a_bound_for_one_number_of_votes_would_be_found_out(monkeypatch):
     """Clopper and Pearson's, at the time that suits it."""
     monkeypatch.setattr(bounds, "lower_by_evidence", bounds.clopper_pearson_lower)
-    assert _passed(0.95, 0.05)[1] < 1e-4
+    assert _passed(0.95, 0.05, runs=800)[1] < 1e-4
 
 
 def test_a_smaller_gain_takes_more_draws_and_leaves_less_of_the_radius(linear_deq):
