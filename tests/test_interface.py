@@ -573,7 +573,7 @@ def test_the_page_on_other_models_runs_and_its_torchdeq_model_is_certified_alike
     namespace = {}
     for block in PAGE:
         exec(block, namespace)
-    assert capsys.readouterr().out.count("evaluations of f") == 4
+    assert capsys.readouterr().out.count("evaluations of f") == 5
     model, image = namespace["model"], namespace["image"]
     for solver in (Solver(), Solver(method="broyden", steps=10), Solver(steps=30, stop="relative")):
 

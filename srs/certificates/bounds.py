@@ -80,6 +80,17 @@ def radius(p_a_lower: float, sigma: float) -> float:
     return (1 - _SAFETY) * float(sigma * special.ndtri(p_a_lower)) if p_a_lower > 0.5 else 0.0
 
 
+def lipschitz_radius(margin: float, lipschitz: float) -> float:
+    """Certified l2 radius of a class whose logit is ``margin`` above all others, where logits have that Lipschitz constant: the
+    difference of two changes by at most sqrt(2) times what the logits do, l2. 0 without a positive margin.
+
+    Raises ValueError for a constant that is not positive.
+    """
+    if not lipschitz > 0:
+        raise ValueError(f"lipschitz = {lipschitz} is out of range: expected more than 0")
+    return (1 - _SAFETY) * margin / (math.sqrt(2) * lipschitz) if margin > 0 else 0.0
+
+
 @dataclass(frozen=True)
 class SerializedBound:
     """Lower bound on p_A from serialized votes, and the upper bound on the mismatch rate that it rests on."""

@@ -265,7 +265,8 @@ def predict(
                 "none; use 'finite_population' with 'random'"
             )
         return certify(model, image, sigma=sigma, sampler=sampler, reference=reference, index=index, **settings).prediction
-    require_independent("predict", sampler)
+    if not sampler.exact:
+        require_independent("predict", sampler)
     copies = noisy_copies(model, image, index, config)
     votes = sampler.sample(model, copies, config.draws(), config.batch_size).classes
     counts = np.bincount(votes[votes != UNDECIDED], minlength=2)
@@ -284,7 +285,7 @@ def standard_certificate(
     are not independent. ``clean``: the vote that names the class, where ``config`` has it so; then there are n votes."""
     top, n_a, counted = tally(votes, config, clean)
     p_a_lower = bounds.clopper_pearson_lower(n_a, config.n, config.alpha)
-    about = {} if sampler is None else {"guarantee": sampler.independent, "classifier": sampler.described()}
+    about = {} if sampler is None else {"guarantee": sampler.independent or sampler.exact, "classifier": sampler.described()}
     spent = int(votes.evaluations.sum()) + (0 if clean is None else clean.evaluations)
     return _certificate(top, n_a, counted, p_a_lower, config, evaluations=spent, **about)
 

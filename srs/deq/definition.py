@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from srs.deq.solvers import Solution, Solver, solve
+from srs.deq.solvers import Margin, Solution, Solver, solve
 
 METHODS = ("inject", "initial_state", "f", "head")
 
@@ -19,7 +19,9 @@ class DEQ(Protocol):
 
     Every method must treat the rows of a batch independently (evaluation mode: no batch statistics, no dropout). Injection and
     state may each be a tensor or, where a DEQ is certified (:mod:`srs.deq.interface`), tuples, lists and dicts of tensors. An
-    attribute ``rows_at_once``, if there is one and it is not None, bounds how many rows of a batch are solved at once.
+    attribute ``rows_at_once``, if there is one and it is not None, bounds how many rows of a batch are solved at once. A method
+    ``proved_margin``, if there is one, makes votes those of the exact fixed point (``stop = "settled"``):
+    :meth:`srs.models.mondeq.MonDEQ.proved_margin` says what it returns. It must not write into what it is given.
     """
 
     def inject(self, x: Tensor) -> Tensor:
@@ -42,13 +44,24 @@ def is_deq(model) -> bool:
 
 
 def classify(deq: DEQ, x: Tensor, solver: Solver, start: str = "initial") -> tuple[Tensor, Solution]:
-    """Logits (B, classes) of images ``x`` (B, C, H, W), and the solution that they were read from.
+    """Logits (B, classes) of images ``x`` (B, C, H, W), as :func:`read` has them, and the solution that they were read from.
 
     ``start``: as :func:`starting_state` has it; raises as that does.
     """
     injection = deq.inject(x)
-    solution = solve(deq.f, starting_state(deq, injection, start), injection, solver)
-    return deq.head(solution.z), solution
+    solution = solve(deq.f, starting_state(deq, injection, start), injection, solver, margin=margin_of(deq))
+    return read(deq, solution, solver), solution
+
+
+def margin_of(deq: DEQ) -> Margin | None:
+    """By what rows are settled, where the DEQ has it."""
+    return getattr(deq, "proved_margin", None)
+
+
+def read(deq: DEQ, solution: Solution, solver: Solver) -> Tensor:
+    """Logits (B, classes) of a solution; NaN where a row had to be settled and is not."""
+    logits = deq.head(solution.z)
+    return torch.where(solution.converged[:, None], logits, torch.nan) if solver.stop == "settled" else logits
 
 
 def starting_state(deq: DEQ, injection: Tensor, start: str) -> Tensor:

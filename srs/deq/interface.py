@@ -65,6 +65,7 @@ class CheckedDEQ(Checked):
         fitted = getattr(model, "starts", None)
         fitted = fitted if isinstance(fitted, Mapping | nn.ModuleDict) else {}
         self.starts = {name: Unspoiled(partial(self._start, name, start), name) for name, start in fitted.items()}
+        self.proved_margin = self._proved_margin if callable(getattr(model, "proved_margin", None)) else None
 
     def inject(self, x: Tensor) -> Tensor:
         """Images (B, ...), which the model may overwrite -> injection (B, ...)."""
@@ -85,6 +86,10 @@ class CheckedDEQ(Checked):
     def _f(self, z: Tensor, injection: Tensor) -> Tensor:
         given = self._states.unpack(z), self._injections.unpack(injection)
         return self._states.pack(self._ask("f", self.model.f, *given), len(z), "f")
+
+    def _proved_margin(self, z: Tensor, fz: Tensor, injection: Tensor, eps: float) -> Tensor:
+        given = self._states.unpack(z), self._states.unpack(fz), self._injections.unpack(injection), eps
+        return self._ask("proved_margin", self.model.proved_margin, *given)
 
 
 class _Layout:

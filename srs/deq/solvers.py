@@ -19,8 +19,10 @@ from torch import Tensor
 from srs.common.settings import Section
 
 Method = Literal["naive", "anderson", "broyden"]
+Margin = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # (z, f(z, x), x, relative spacing of numbers) -> (B,)
 CROWD = 0.75  # at this share of unsolved rows the others leave the batch: copying what is known of them costs time, too
 CLOSE = 3e-6  # how near a relative residual may come to the tolerance before float32's rounding could decide (measured)
+CLOSE_MARGIN = 1e-4  # the same of a proved margin, in logits
 _LEAST = 1e-200  # of a Gram's scale, so that a row without any gap has weights
 
 
@@ -30,7 +32,8 @@ class Solver(Section):
     With ``stop="fixed"`` every row takes exactly ``steps`` evaluations of f. With ``"relative"`` or ``"absolute"``
     each row stops by itself, and is then frozen, once its residual is at most ``tolerance``. With ``"batch"`` all rows stop
     together, once the worst row's relative residual is at most that, as in the paper's released code: a row's result then
-    depends on its neighbours, and independent votes refuse it.
+    depends on its neighbours, and independent votes refuse it. With "settled" each row stops once f's value there is proved to
+    have the exact fixed point's class, by the DEQ's own bound (:class:`srs.deq.definition.DEQ`).
 
     ``memory``, ``ridge`` and ``mixing`` belong to Anderson acceleration. ``ridge_scale``: the ridge is a share of the mean
     diagonal of the row's Gram matrix ("relative": converges to rounding), or is added as it is ("absolute", as in Bai et al.
@@ -40,7 +43,7 @@ class Solver(Section):
 
     method: Method = "anderson"
     steps: int = Field(30, ge=1)
-    stop: Literal["fixed", "relative", "absolute", "batch"] = "fixed"
+    stop: Literal["fixed", "relative", "absolute", "batch", "settled"] = "fixed"
     tolerance: float = Field(1e-3, gt=0)
     memory: int = Field(6, ge=1)
     ridge: float = Field(1e-4, gt=0)
@@ -60,6 +63,8 @@ class Solver(Section):
         more = "".join(f", {name} = {value}" for name, value in unusual.items())
         if self.stop == "fixed":
             return f"{self.steps} {self.method} step{'s' if self.steps > 1 else ''}{more}"
+        if self.stop == "settled":
+            return f"at most {self.steps} {self.method} steps, until the class is proved{more},"
         of = {"relative": "a relative", "absolute": "an absolute", "batch": "the batch's worst relative"}[self.stop]
         return f"at most {self.steps} {self.method} steps, stopped at {of} residual of {self.tolerance:g}{more},"
 
@@ -69,11 +74,11 @@ class Solution:
     """What :func:`solve` found, row by row (B rows).
 
     ``z`` is built from ``evaluations`` evaluations of f; ``residual`` belongs to the last state at which f was
-    evaluated: ||f(z) - z|| (``stop="absolute"``) or ||f(z) - z|| / ||f(z)|| (otherwise), l2 norms over the row. A row
-    that stopped by itself holds f of that state, a batch that stopped together that state; a fixed run holds the method's
-    next iterate.
-    ``converged``: residual <= tolerance. A row whose norm is not ``finite`` holds NaN throughout, no answer. ``close``: a
-    residual that could stop the row came so near to the tolerance that in another batch the row might stop a step
+    evaluated: ||f(z) - z|| (``stop="absolute"``) or ||f(z) - z|| / ||f(z)|| (otherwise), l2 norms over the row; with
+    ``stop="settled"`` the proved margin, its sign changed. A row that stopped by itself holds f of that state, a batch that
+    stopped together that state; a fixed run holds the method's next iterate.
+    ``converged``: residual <= tolerance, or settled. A row whose norm is not ``finite`` holds NaN throughout, no answer.
+    ``close``: a residual that could stop the row came so near to the tolerance that in another batch the row might stop a step
     earlier or later; never so for a fixed run or one that stops batch by batch.
     """
 
@@ -148,19 +153,26 @@ def solve(
     solver: Solver,
     inverse: Inverse | None = None,
     compact: bool = True,
+    margin: Margin | None = None,
 ) -> Solution:
     """Solve z = f(z, x) for each row of ``x`` (B, ...) from the start ``z0`` (B, ...).
 
     ``inverse``: where Broyden's method starts; the other methods have no use for it. ``compact``: rows that have stopped may
-    leave the batch, so that f is asked for some of the rows alone. A row's result depends on its own
-    ``z0``, ``x`` and ``inverse`` only, provided that f treats rows independently (and ``solver.stop`` is not "batch").
+    leave the batch, so that f is asked for some of the rows alone. ``margin``: the DEQ's ``proved_margin``, by which rows are
+    settled. A row's result depends on its own ``z0``, ``x`` and ``inverse`` only, provided that f treats rows independently
+    (and ``solver.stop`` is not "batch").
 
     f may write into its arguments (:class:`Unspoiled`). States of half precision are combined in float32; an autocast that is
     on is f's alone.
 
     Raises ValueError when ``z0`` and ``x`` differ in rows, f changes the shape of the state, or ``inverse`` is given to
-    another method than Broyden's.
+    another method than Broyden's, or rows are to be settled without a ``margin``.
     """
+    if solver.stop == "settled" and margin is None:
+        raise ValueError(
+            "stop = 'settled' needs a DEQ that bounds its distance from the fixed point, with a method proved_margin, such as "
+            "srs.models.mondeq.MonDEQ"
+        )
     if inverse is not None and solver.method != "broyden":
         raise ValueError(f"an inverse Jacobian is of no use to the method {solver.method!r}: only to 'broyden'")
     if len(z0) != len(x):
@@ -182,26 +194,37 @@ def solve(
             raise ValueError(f"f maps a state of shape {tuple(state.shape)} to {got}: it must keep the shape")
         return fz.reshape(z.shape).to(z.dtype)
 
+    def measure(z: Tensor, fz: Tensor, x: Tensor) -> Tensor:
+        if solver.stop != "settled":
+            return _residual(z, fz, solver.stop)
+        states = (state.view(-1, *z0.shape[1:]).to(z0.dtype) for state in (z, fz))  # as f saw them
+        return -margin(*states, x, rounding).to(z.dtype)
+
     with torch.autocast(kind, enabled=False) if ambient["enabled"] else nullcontext():
-        solution = _solve(flat, z0.reshape(len(z0), -1), x, solver, inverse, compact, rounding)
+        solution = _solve(flat, measure, z0.reshape(len(z0), -1), x, solver, inverse, compact, rounding)
     return replace(solution, z=solution.z.view_as(z0).to(z0.dtype))
 
 
-def _solve(f, z: Tensor, x: Tensor, solver: Solver, inverse: Inverse | None, compact: bool, rounding: float) -> Solution:
-    """:func:`solve` on flat states (B, D), which f computes to a relative ``rounding``."""
+def _solve(
+    f, measure, z: Tensor, x: Tensor, solver: Solver, inverse: Inverse | None, compact: bool, rounding: float
+) -> Solution:
+    """:func:`solve` on flat states (B, D), which f computes to a relative ``rounding``; ``measure(z, fz, x)``: the residual."""
     if z.dtype in (torch.float16, torch.bfloat16):
         z = z.float()
+    settles = solver.stop == "settled"
+    tolerance = -torch.finfo(z.dtype).tiny if settles else solver.tolerance  # a margin that is positive, however it is rounded
     method = _METHODS[solver.method](z, solver) if inverse is None else _Broyden(z, solver, inverse)
     if solver.stop == "fixed":
         z, residual, evaluations, close, inverse = _fixed(f, z, x, solver, method)
     elif solver.stop == "batch":
         z, residual, evaluations, close, inverse = _together(f, z, x, solver, method)
     else:
-        near = CLOSE * rounding / torch.finfo(torch.float32).eps
-        z, residual, evaluations, close, inverse = _stopping(f, z, x, solver, method, CROWD if compact else 0, near)
+        near = (CLOSE_MARGIN if settles else CLOSE) * rounding / torch.finfo(torch.float32).eps
+        crowd = CROWD if compact else 0
+        z, residual, evaluations, close, inverse = _stopping(f, measure, z, x, solver, method, crowd, near, tolerance)
     finite = z.norm(dim=1).isfinite() & residual.isfinite()
     z = torch.where(finite[:, None], z, torch.nan)
-    return Solution(z, residual, evaluations, (residual <= solver.tolerance) & finite, finite, close, inverse)
+    return Solution(z, residual, evaluations, (residual <= tolerance) & finite, finite, close, inverse)
 
 
 def _fixed(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method") -> tuple:
@@ -227,10 +250,12 @@ def _together(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method") -> tup
     return z, residual, evaluations, torch.zeros_like(evaluations, dtype=torch.bool), None
 
 
-def _stopping(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method", crowd: float, near: float) -> tuple:
-    """Each row until its residual is at most the tolerance. Rows that have stopped leave the batch where at most the share
-    ``crowd`` of its rows goes on. A residual within ``near`` of the tolerance is close to it. The host waits once a step, for
-    the number of rows that go on."""
+def _stopping(
+    f, measure, z: Tensor, x: Tensor, solver: Solver, method: "_Method", crowd: float, near: float, tolerance: float
+) -> tuple:
+    """Each row until its residual, by ``measure``, is at most the tolerance. Rows that have stopped leave the batch where at
+    most the share ``crowd`` of its rows goes on. A residual within ``near`` of the tolerance is close to it. The host waits
+    once a step, for the number of rows that go on."""
     found, residual = z.clone(), z.new_full((len(z),), torch.inf)
     evaluations = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     close = torch.zeros_like(evaluations, dtype=torch.bool)
@@ -239,12 +264,12 @@ def _stopping(f, z: Tensor, x: Tensor, solver: Solver, method: "_Method", crowd:
         fz = f(z, x)
         following = method.next(k, z, fz)
         evaluations[place] += active
-        gap = residual[place] = torch.where(active, _residual(z, fz, solver.stop), residual[place])
+        gap = residual[place] = torch.where(active, measure(z, fz, x), residual[place])
         scale = fz.norm(dim=1) if solver.stop == "absolute" else 1.0
-        close[place] |= active & ((gap - solver.tolerance).abs() <= near * scale)
+        close[place] |= active & ((gap - tolerance).abs() <= near * scale)
         # a row that converges takes f's value, not an extrapolation that nobody has checked
-        z = torch.where(active[:, None], torch.where((gap <= solver.tolerance)[:, None], fz, following), z)
-        active = active & (gap > solver.tolerance)  # False for NaN: a lost row stops too
+        z = torch.where(active[:, None], torch.where((gap <= tolerance)[:, None], fz, following), z)
+        active = active & (gap > tolerance)  # False for NaN: a lost row stops too
         left = int(active.sum())
         if not left:
             break

@@ -9,9 +9,14 @@ from torch import nn
 
 from srs.models import starts
 from srs.models.mdeq import MDEQ, MDEQConfig
+from srs.models.mondeq import MonDEQ, MonDEQConfig
 from srs.models.resnet import ResNet, ResNetConfig
 
-_MODELS: dict[str, tuple[type, type]] = {"mdeq": (MDEQConfig, MDEQ), "resnet": (ResNetConfig, ResNet)}
+_MODELS: dict[str, tuple[type, type]] = {
+    "mdeq": (MDEQConfig, MDEQ),
+    "mondeq": (MonDEQConfig, MonDEQ),
+    "resnet": (ResNetConfig, ResNet),
+}
 
 _MDEQ = dict(family="mdeq", bottleneck_affine=False)
 _CIFAR_SMALL = dict(channels=(8, 16, 32), head_channels=(7, 14, 28), final_channels=200, dropout=0.20)
@@ -32,11 +37,12 @@ PRESETS: dict[str, dict] = {
         stem_strides=(2, 2),
     ),
     "mdeq-tiny": dict(**_MDEQ, channels=(8, 16), head_channels=(4, 8), final_channels=32, dropout=0.0),
+    "mondeq": dict(family="mondeq", size=64),
     "resnet-110": dict(family="resnet", depth=110),
 }
 
 
-def configure(preset: str, **overrides) -> MDEQConfig | ResNetConfig:
+def configure(preset: str, **overrides) -> MDEQConfig | MonDEQConfig | ResNetConfig:
     """The configuration of a named preset with some fields overridden.
 
     Raises ValueError for an unknown preset and pydantic's ValidationError for an unknown or ill-typed field.

@@ -353,7 +353,7 @@ class _Run:
                 z_in = z.detach().requires_grad_()
                 penalty = jacobian_penalty(network.f(z_in, injection), z_in, config.jacobian_vectors)
         else:
-            compact = self.model.config.dropout == 0  # a mask is of the whole batch
+            compact = getattr(self.model.config, "dropout", 0) == 0  # a mask is of the whole batch
             z, fz, z_in, solution = implicit_solve(network.f, z0, injection, config.forward, config.backward, compact)
             finite, residual = solution.finite, solution.residual.nanmean()
             if regularize:

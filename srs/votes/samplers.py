@@ -26,7 +26,7 @@ from torch import Tensor
 
 from srs.common.machine import full_precision
 from srs.common.settings import Section
-from srs.deq.definition import classify
+from srs.deq.definition import classify, margin_of, read
 from srs.deq.interface import LOOKED_AT, Checked, CheckedClassifier, CheckedDEQ, checked, require_independent_rows
 from srs.deq.solvers import Inverse, Solution, Solver, per_row, solve
 from srs.votes.noise import NoisyCopies, gather
@@ -108,6 +108,11 @@ class _Sampler(Section):
     audited: ClassVar[bool] = False
     deq: ClassVar[bool] = True
 
+    @property
+    def exact(self) -> bool:
+        """Whether votes are those of the exact fixed point, by proof, whatever start they come from."""
+        return False
+
     def canonical(self) -> Self:
         """The same computation under the plainest settings; equal ones cast the same votes."""
         solvers = {name: value.canonical() for name, value in self if isinstance(value, Solver)}
@@ -186,7 +191,8 @@ class DirectSampler(_IndependentSampler):
 
 class StandardSampler(_IndependentSampler):
     """Standard randomized smoothing of a DEQ: every solve starts from the DEQ's initial state or, amortized, from one of
-    its fitted starts, "mean" or "learned" (:mod:`srs.starts`): a function of the noisy input alone, too."""
+    its fitted starts, "mean" or "learned" (:mod:`srs.starts`): a function of the noisy input alone, too. A solver that stops
+    once rows are "settled" leaves the others undecided: certificates are about the exact fixed point."""
 
     kind: Literal["standard"] = "standard"
     solver: Solver = Solver(method="anderson", steps=30)
@@ -198,7 +204,11 @@ class StandardSampler(_IndependentSampler):
 
     def described(self) -> str:
         """What is certified, in words."""
-        return f"DEQ, {self.solver.described()} from its {self.start} start"
+        return f"{_solved(self)}, {self.solver.described()} from its {self.start} start"
+
+    @property
+    def exact(self) -> bool:
+        return self.solver.stop == "settled"
 
     def _logits(self, model: CheckedDEQ, x: Tensor) -> tuple[Tensor, Solution]:
         return classify(model, x, self.solver, self.start)
@@ -245,7 +255,8 @@ class SerializedSampler(_Sampler):
 
     ``carry``: what Broyden's method starts from, besides: "chain" hands its inverse Jacobian on from draw to draw, "clean"
     shares that of the clean image; both solvers must be Broyden's, with fixed steps. A state that is lost (not finite) is
-    replaced by the initial one. Votes depend on one another: certificates need an audit.
+    replaced by the initial one. Votes depend on one another: certificates need an audit. Where both solvers stop once rows are
+    "settled", they need none: such votes are those of the exact fixed point (Theorem 6 of docs/certificates.md).
     """
 
     kind: Literal["serialized"] = "serialized"
@@ -256,7 +267,14 @@ class SerializedSampler(_Sampler):
     carry: Literal["none", "chain", "clean"] = "none"
     chains: int = Field(400, ge=1, le=MOST_ROWS)
     independent: ClassVar[bool] = False
-    audited: ClassVar[bool] = True
+
+    @property
+    def exact(self) -> bool:
+        return self.solver.stop == "settled"
+
+    @property
+    def audited(self) -> bool:
+        return not self.exact
 
     @model_validator(mode="after")
     def _settings_have_a_meaning(self) -> "SerializedSampler":
@@ -273,7 +291,16 @@ class SerializedSampler(_Sampler):
                 f"carry = {self.carry!r} needs stop = 'fixed' twice: solver has {self.solver.stop!r}, warmup "
                 f"{self.warmup.stop!r}"
             )
+        if (self.solver.stop == "settled") != (self.warmup.stop == "settled"):
+            raise ValueError(
+                f"solver.stop = {self.solver.stop!r} and warmup.stop = {self.warmup.stop!r}: votes are settled by both solvers "
+                "or by none"
+            )
         return self
+
+    def described(self) -> str:
+        """What is computed, in words; what is certified is the audit's reference, where there is an audit."""
+        return f"{_solved(self)}, {self.solver.described()} from the {self.start} start of a chain"
 
     def canonical(self) -> "SerializedSampler":
         return self if self.carry != "none" else super().canonical()  # a carried inverse makes one step more than f
@@ -355,20 +382,21 @@ class _Chains:
             injection = model.inject(x)
             initial = model.initial_state(injection)
             start = initial if z0 is None else z0[places]
-            found = solve(model.f, start, injection, solver, None if inverse is None else inverse.take(places))
+            carried = None if inverse is None else inverse.take(places)
+            found = solve(model.f, start, injection, solver, carried, margin=margin_of(model))
             return initial, found
 
         def again(places: np.ndarray) -> tuple[Tensor, Solution]:
             chosen = torch.from_numpy(places).to(x.device)
             found = solved(x[chosen], chosen)[1]
-            return model.head(found.z), found
+            return read(model, found, solver), found
 
         initial, solution = solved(x.clone(), slice(None))  # which the model may overwrite
         extra = np.zeros(len(rows), np.int64)
-        for row in np.flatnonzero(solution.close.cpu()) if solver.stop != "fixed" else ():
+        for row in np.flatnonzero(solution.close.cpu()) if solver.stop in ("relative", "absolute") else ():
             lone = again(np.array([row]))[1]
             solution.z[row], extra[row] = lone.z[0], int(lone.evaluations)
-        votes = _BatchVotes(model.head(solution.z), solution, model, again, extra=extra)
+        votes = _BatchVotes(read(model, solution, solver), solution, model, again, extra=extra)
         z = torch.where(per_row(solution.finite, initial), solution.z, initial)
         _enter(votes, self.cast, which, numbers, began)
         return z, solution.finite, solution.inverse
@@ -397,7 +425,8 @@ class _Chains:
         for one, votes in zip(self.copies, self.cast):
             began = time.perf_counter()
             injection = self.model.inject(one.image[None].clone())
-            solution = solve(self.model.f, self.model.initial_state(injection), injection, self.sampler.warmup)
+            initial, margin = self.model.initial_state(injection), margin_of(self.model)
+            solution = solve(self.model.f, initial, injection, self.sampler.warmup, margin=margin)
             states.append(solution.z)
             inverses.append(solution.inverse)
             votes.evaluations[0] += int(solution.evaluations)
@@ -482,6 +511,11 @@ def require_sampler(name: str, sampler: object) -> None:
     if not isinstance(sampler, _Sampler):
         kinds = "srs.DirectSampler(), srs.StandardSampler(...), srs.SerializedSampler(...) or srs.ReleasedSampler(...)"
         raise ValueError(f"{name} = {sampler!r} is no sampler: give {kinds}")
+
+
+def _solved(sampler) -> str:
+    """Of what the votes are."""
+    return "exact fixed point of the DEQ" if sampler.exact else "DEQ"
 
 
 def _without_batch_stops(sampler):
