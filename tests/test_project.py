@@ -58,7 +58,7 @@ def _readme_code(heading):
     return re.findall(r"```python\n(.*?)```", section, re.S)
 
 
-CODE = [("Certify a picture", 1, 1), ("Certify a data set", 1, 1), ("Certify your own model", 3, 5)]
+CODE = [("Certify a picture", 1, 1), ("Certify a data set", 1, 1), ("Certify your own model", 3, 6)]
 
 
 @pytest.mark.parametrize("heading, blocks, answers", CODE)
