@@ -67,7 +67,7 @@ def cast_block(
     where = engine.device(settings)
     images = dataset(data, origin["sha256 of data"]).test
     hashes = origin["sha256 of model"], origin.get("sha256 of starts")
-    classifier = _classifier(model, starts, where, images.shape, *hashes)
+    classifier = _classifier(model, starts, where, (min(settings.batch_size, 400), *images.shape), *hashes)
     copies = [NoisyCopies(images.images(np.array([i]))[0].to(where), int(i), sigma, seed) for i in indices]
     if any(one.moved for one in copies):
         raise ValueError(f"sigma = {sigma} is too large for these images: they lie off the noise's grid (srs.votes.noise)")
@@ -78,11 +78,11 @@ def cast_block(
 
 @lru_cache(1)
 def _classifier(model: Path, starts: Path | None, where: str, shape: tuple[int, ...], *hashes: str | None) -> nn.Module:
-    """A network to be used, after a first pass, which spends set-up costs (thread pools, kernels) before anything is timed; the
-    hashes of its files tell it from another that lay there before."""
+    """A network to be used, after a first pass on zeros of a ``shape``, which spends set-up costs (threads, kernels) before
+    anything is timed; the hashes of its files tell it from another that lay there before."""
     found = models.load(model, where, fitted=starts)
     with torch.no_grad():
-        x = torch.zeros(400, *shape, device=where)
+        x = torch.zeros(shape, device=where)
         _ = classify(found, x, Solver(steps=2)) if is_deq(found) else found(x)
     return found
 
