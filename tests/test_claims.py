@@ -159,3 +159,10 @@ def test_only_the_papers_claims_are_counted():
 def test_a_claim_without_a_test_is_refused():
     with pytest.raises(ValueError, match="quantity.*speed-up"):
         claims.Claim(claim="x", source="y", quantity="speedup")
+
+
+def test_a_list_without_a_reference_is_not_asked_for_one(tmp_path, monkeypatch):
+    results = Made(_rows(**{"MDEQ-1A": [0.1] * 9, "SRS-MDEQ-1A": [0.1] * 9}), tmp_path)
+    monkeypatch.setattr(results, "reference", lambda *_: next(iter(())))
+    told = {"quantity": "certified accuracy", "row": "SRS-MDEQ-1A", "against": "MDEQ-1A", "least": -0.9}
+    assert _judged(results, **told)["verdict"] == CONFIRMED

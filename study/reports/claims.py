@@ -89,15 +89,13 @@ def read() -> list[Claim]:
 def judge(claim: Claim, results: Results) -> Iterator[dict]:
     """A claim judged: a line for each of its models."""
     for model in claim.models or [None]:
-        names = {"model": SIZE_NAMES.get(model, ""), "solver": ""}
         try:
             case = _Case(claim, results, model)
-            names["solver"] = case.reference[-1] if model else ""
             found, data = QUANTITIES[claim.quantity](case), case.data()
         except Absent as absent:
             found, data = Finding(str(absent), ABSENT), ""
         yield {
-            "claim": claim.claim.format(**names),
+            "claim": claim.claim.format(model=SIZE_NAMES.get(model, "")),
             "whose": claim.whose,
             "source": claim.source,
             "found": found.told,
