@@ -17,13 +17,13 @@ from study.common.runs import Model, Run
 
 
 def training_jobs(
-    keys: Iterable[str], runs: dict, networks: dict, training: dict, data: dict, layout: Layout, settings: Machine
+    keys: Iterable[str], runs: dict[str, Run], networks: dict, training: dict, data: dict, layout: Layout, settings: Machine
 ) -> list[list[Task]]:
-    """A job for each of the runs ``keys``, the longest first; ``runs``, ``networks`` (models), ``training`` and ``data`` are
-    sections of params.yaml. A run with a base waits in the folder ``tuned`` for its base's network and starts."""
+    """A job for each of the runs ``keys``, the longest first; ``networks`` (models), ``training`` and ``data`` are sections of
+    params.yaml. A run with a base waits in the folder ``tuned`` for its base's network and starts."""
     jobs, rests_on = [], list(code.of_modules("srs.training.train"))
     for key in keys:
-        run = Run(**runs[key])
+        run = runs[key]
         spec, config = Model(**networks[run.model]), Training(**run.schedule(training))
         stage = "models" if run.base is None else "tuned"
         base = [] if run.base is None else [layout.model(run.base), layout.starts(run.base)]

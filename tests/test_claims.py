@@ -87,6 +87,9 @@ class Made:
     def radii(self, key):
         return [0, 0.25, 0.5]
 
+    def trainings(self, key):
+        return [key]
+
     def dataset(self, key):
         return SimpleNamespace(name="digits")
 
@@ -105,6 +108,28 @@ def test_accuracies_are_compared_at_the_radius_that_is_told(tmp_path):
     assert (near["verdict"], near["images"], near["data"]) == (CONFIRMED, 150, "digits")
     assert far["verdict"] == CONTRADICTED and "r = 0.25: SRS-MDEQ-3A against MDEQ-30A: -33 points" in far["found"]
     assert near["claim"] == "MDEQ-SMALL: a claim"
+
+
+def test_trainings_that_differ_leave_undecided_what_one_of_them_confirms(tmp_path):
+    alike, worse = [0.3] * 150, [0.3] * 120 + [None] * 30
+    made = {"s": alike, "s-seed1": alike, "s-seed2": worse}
+
+    class Repeated(Made):
+        def trainings(self, key):
+            return list(made)
+
+        def shared(self, keys, rows, draws):
+            return "repeats"
+
+        def combined(self, parts):
+            ((key, *_), *_) = parts.values()
+            return _rows(**{"MDEQ-30A": alike, "SRS-MDEQ-3A": made[key]})
+
+    told = {"quantity": "certified accuracy", "row": "SRS-MDEQ-3{solver}", "least": -0.03}
+    results = Made(_rows(**{"MDEQ-30A": alike, "SRS-MDEQ-3A": alike}), tmp_path)
+    alone, together = _judged(results, **told), _judged(Repeated(results.found, tmp_path), **told)
+    assert (alone["verdict"], alone["trainings"]) == (CONFIRMED, 1)
+    assert (together["verdict"], together["trainings"]) == (UNDECIDED, 3) and "-7 points" in together["found"]
 
 
 def test_seconds_are_compared_image_by_image(tmp_path):

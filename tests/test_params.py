@@ -70,7 +70,7 @@ def test_the_committed_profile_is_the_default():
         ("crop_padding: 1", "crop_paddin: 1", "crop_paddin: no such parameter; did you mean crop_padding"),
         ("{expansion: 2, dropout: 0}", "{expansoin: 2, dropout: 0}", "models.large.overrides.expansoin"),
         ("radii: {digits: [0, 0.25", "radii: {digits: [0.25", "radii.digits = .* must start at 0 and ascend"),
-        ("small-050: {model: small, sigma: 0.5}", "small-050: {model: small, sigma: .inf}", "sigma: .*finite"),
+        ("small-050: {model: small, sigma: 0.5, rep", "small-050: {model: small, sigma: .inf, rep", "sigma: .*finite"),
         ("tuned: small-025-tuned", "tuned: small-25", "report.past = 'small-25' is unknown: choose one of small-050, "),
         ("base: small-025,", "base: small-26,", "runs.small-025-tuned.base = 'small-26' is unknown"),
         ("base: small-025,", "base: large-025,", "runs.small-025-tuned.model = 'small' must be that of its base, 'large'"),

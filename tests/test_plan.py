@@ -85,3 +85,19 @@ def test_starts_are_fitted_where_a_row_or_another_run_asks_for_them():
     votes = {"images": {"digits": 2}, "groups": groups}
     plans = VotePlans(runs, {"m": {"data": "digits", "preset": "mdeq-tiny"}}, votes, rows, draws, {})
     assert plans.with_starts() == ["amortized", "base"]
+
+
+def test_repeats_are_trained_under_the_next_seeds_and_vote_on_what_is_repeated():
+    runs = {"one": {"model": "m", "sigma": 0.5, "seed": 3, "repeats": 2}, "other": {"model": "m", "sigma": 0.5}}
+    votes = {"images": {"digits": 2}, "groups": {"one": ["a", "b"], "other": ["b"]}, "repeated": ["b"]}
+    rows, draws = {"a": ["MDEQ-30A"], "b": ["AS-MDEQ-1N"]}, {name: {"images": 1, "n": 50} for name in "ab"}
+    models = {"m": {"data": "digits", "preset": "mdeq-tiny"}}
+    plans = VotePlans(runs, models, votes, rows, draws, {})
+    assert {key: run.seed for key, run in plans.runs.items()} == {"one": 3, "one-seed4": 4, "one-seed5": 5, "other": 0}
+    assert {key: list(plan.groups) for key, plan in plans.plans.items()} == {
+        **{"one": ["a", "b"], "other": ["b"]},
+        **{"one-seed4": ["b"], "one-seed5": ["b"]},
+    }
+    assert plans.with_starts() == ["one", "one-seed4", "one-seed5", "other"]
+    with pytest.raises(ValueError, match="runs.one-seed4 has the name of a repeat of one"):
+        VotePlans(runs | {"one-seed4": runs["other"]}, models, votes, rows, draws, {})

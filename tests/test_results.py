@@ -90,3 +90,22 @@ def test_ratio_interval():
     ratio, low, high = results.ratio_interval(3 * below + np.random.default_rng(1).normal(0, 0.1, 200), below)
     assert low < 3.0 < high and low < ratio < high and high - low < 0.1
     assert np.isnan(results.ratio_interval([2.0], [1.0])[1:]).all()
+
+
+@pytest.mark.parametrize(
+    "trainings, images, of_trainings, of_images", [(3, 30, 1.0, 0.2), (3, 30, 0.2, 1.0), (8, 20, 0.5, 1.0)]
+)
+def test_joint_intervals_cover_the_truth_over_trainings_and_images(trainings, images, of_trainings, of_images):
+    rng, covered, alone, runs = np.random.default_rng(0), 0, 0, 1_000
+    for _ in range(runs):
+        values = of_trainings * rng.normal(size=(trainings, 1)) + of_images * rng.normal(size=images)
+        values = values + 0.3 * rng.normal(size=(trainings, images))
+        low, high = results.joint_interval(values)
+        covered += low <= 0 <= high
+        ratio, below, above = results.joint_ratio(40 + values, np.full_like(values, 20.0))
+        assert (below <= 2 <= above) == (low <= 0 <= high) and below < ratio < above
+        alone += np.ptp(stats.t.interval(0.95, images - 1, values[0].mean(), values[0].std(ddof=1) / images**0.5)) < high - low
+    assert covered / runs >= 0.94
+    assert of_trainings < of_images or alone / runs > 0.95  # one training's images would have told a smaller uncertainty
+    with pytest.raises(ValueError, match="one training"):
+        results.joint_interval(values[:1])

@@ -145,6 +145,28 @@ def test_paired_differences_look_at_the_radius_and_at_the_same_images_alone(rows
         tables.paired_difference(few, "SRS-MDEQ-3A", "MDEQ-30A")
 
 
+def test_rows_over_trainings_are_told_with_the_spread_and_never_narrower_than_the_images(rows):
+    other = rows.assign(radius=rows["radius"].where(rows["method"] != "MDEQ-30A", 0.0))
+    assert tables.joint_difference([rows], "MDEQ-30A", "SRS-MDEQ-3A", 0.25) == tables.paired_difference(
+        rows, "MDEQ-30A", "SRS-MDEQ-3A", 0.25
+    )
+    alike, low, high = tables.joint_difference([rows, rows], "MDEQ-30A", "SRS-MDEQ-3A", 0.25)
+    one, least, most = tables.paired_difference(rows, "MDEQ-30A", "SRS-MDEQ-3A", 0.25)
+    assert alike == one and -1 <= low <= least and most <= high <= 1
+    mean, *_ = tables.joint_difference([rows, other], "MDEQ-30A", "SRS-MDEQ-3A", 0.25)
+    assert mean == (3 - 2) / 4 / 2 + (0 - 2) / 4 / 2
+    with pytest.raises(ValueError, match="same images"):
+        tables.joint_difference([rows, rows[rows["index"] < 3]], "MDEQ-30A", "SRS-MDEQ-3A")
+    spread = tables.over_trainings([rows, other], RADII).set_index(["method", "r"])
+    line = spread.loc["MDEQ-30A", 0.25]
+    assert (line["mean"], line["least"], line["most"]) == (0.375, 0.0, 0.75) and line["deviation"] == pytest.approx(
+        0.75 / 2**0.5
+    )
+    text = tables.spread_table(spread.reset_index(), RADII).loc["MDEQ-30A", "r = 0.25"]
+    assert text.startswith("38 ± 53 [")
+    assert "**MDEQ-30A** at r = 0.25: 0% to 75% from training to training" in tables.read_trainings(spread.reset_index())
+
+
 def test_share_of_nothing_is_a_dash():
     assert tables.share(0, 0) == tables.BEYOND
     assert tables.share(1, 2) == "50 [1, 99]"

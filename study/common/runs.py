@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from srs.common.settings import Section
 
@@ -28,14 +28,39 @@ class Model(Section):
 
 class Run(Section):
     """One trained network: a ``model`` at noise level ``sigma``, trained by its model's schedule but for what ``training``
-    replaces. A run with a ``base`` goes on from that run's network and amortized starts."""
+    replaces. A run with a ``base`` goes on from that run's network and amortized starts; one without may be trained again
+    under the next seeds, as many ``repeats`` as are told (:func:`with_repeats`)."""
 
     model: str
     sigma: float = Field(gt=0)
     seed: int = Field(0, ge=0, lt=1 << 63)
     base: str | None = None
     training: dict[str, Any] = {}
+    repeats: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _repeats_are_from_scratch(self) -> "Run":
+        if self.repeats and self.base is not None:
+            raise ValueError(f"repeats = {self.repeats} must be 0 of a run with a base")
+        return self
 
     def schedule(self, training: dict[str, dict]) -> dict:
         """The fields of :class:`srs.training.train.Training`, from the section ``training``."""
         return {**training.get(self.model, {}), **self.training, "sigma": self.sigma, "seed": self.seed}
+
+
+def repeats_of(key: str, run: Run) -> dict[str, Run]:
+    """The repeats of a run: KEY-seed1 and on, whose seeds follow its own."""
+    seeds = range(run.seed + 1, run.seed + 1 + run.repeats)
+    return {f"{key}-seed{seed}": run.model_copy(update={"seed": seed, "repeats": 0}) for seed in seeds}
+
+
+def with_repeats(runs: dict[str, dict]) -> dict[str, Run]:
+    """All runs of the section ``runs``, and after each its repeats. Raises ValueError for a repeat with a run's name."""
+    every: dict[str, Run] = {}
+    for key, value in runs.items():
+        repeats = repeats_of(key, run := Run(**value))
+        for name in repeats.keys() & runs.keys():
+            raise ValueError(f"runs.{name} has the name of a repeat of {key}: choose another, or fewer repeats")
+        every |= {key: run} | repeats
+    return every

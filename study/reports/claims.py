@@ -24,7 +24,7 @@ from study.common import params_file
 from study.reports import tables
 from study.reports.items import stands_in
 from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, mismatch
-from study.reports.statistics import certified, mean_interval, paired_interval, ratio_interval
+from study.reports.statistics import certified, joint_ratio, mean_interval, paired_interval, ratio_interval
 from study.votes.plan import known
 
 FILE = Path("data/claims.yaml")
@@ -68,13 +68,14 @@ class Claim(Section):
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured, in words, its verdict, on how many ``images`` (or runs), and how many at least could confirm it
-    (None: not known before the spread is)."""
+    """What was measured, in words, its verdict, on how many ``images`` (or runs), how many at least could confirm it (None: not
+    known before the spread is), and on how many trainings of a network it rests (0: on none)."""
 
     told: str
     verdict: str
     images: int | None = None
     needed: int | None = None
+    trainings: int = 1
 
 
 class Absent(Exception):
@@ -93,7 +94,7 @@ def judge(claim: Claim, results: Results) -> Iterator[dict]:
             case = _Case(claim, results, model)
             found, data = QUANTITIES[claim.quantity](case), case.data()
         except Absent as absent:
-            found, data = Finding(str(absent), ABSENT), ""
+            found, data = Finding(str(absent), ABSENT, trainings=0), ""
         yield {
             "claim": claim.claim.format(model=SIZE_NAMES.get(model, "")),
             "whose": claim.whose,
@@ -103,11 +104,12 @@ def judge(claim: Claim, results: Results) -> Iterator[dict]:
             "data": data,
             "images": found.images,
             "needed": found.needed,
+            "trainings": found.trainings,
         }
 
 
 def table(results: Results, claims: Iterable[Claim] | None = None) -> pd.DataFrame:
-    """All claims judged: claim, whose, source, found, verdict, data (where it is a stand-in), images, needed."""
+    """All claims judged: claim, whose, source, found, verdict, data (where it is a stand-in), images, needed, trainings."""
     lines = pd.DataFrame([line for claim in (read() if claims is None else claims) for line in judge(claim, results)])
     lines.index = range(1, len(lines) + 1)
     return lines.astype({"images": "Int64", "needed": "Int64"})
@@ -196,11 +198,19 @@ class _Case:
             raise Absent(f"no row {row} of {key}")
         return key, draws, row
 
-    def pair(self) -> tuple[str, str, pd.DataFrame]:
-        """The two rows' names and their certificates, in one table."""
+    def pair(self) -> tuple[str, str, list[pd.DataFrame]]:
+        """The two rows' names and their certificates: a table for each training that has both in one list, in the first that
+        all trainings have; or one, of the run itself."""
         one, other = self.place(self.claim.row), self.place(self.claim.against)
         names = [where[2] if one[2] != other[2] else f"{where[0]}'s {where[2]}" for where in (one, other)]
-        return *names, self.results.combined(dict(zip(names, (one, other))))
+        trainings = self.results.trainings(one[0])
+        if one[:2] != other[:2] or len(trainings) < 2:
+            return *names, [self.results.combined(dict(zip(names, (one, other))))]
+        shared = self.results.shared(trainings, (one[2], other[2]), one[1])
+        if shared is None:
+            return *names, [self.results.combined(dict(zip(names, (one, other))))]
+        places = [{row: (key, shared, row) for row in names} for key in trainings]
+        return *names, [self.results.combined(place) for place in places]
 
     def radius(self, rows: pd.DataFrame, row: str) -> float:
         """Where accuracies are compared."""
@@ -216,32 +226,40 @@ class _Case:
 
 
 def _speed_up(case: _Case) -> Finding:
-    """The ratio of the summed seconds of ``against`` and ``row``; bootstrap over the images."""
-    row, other, rows = case.pair()
-    spent = {unit: rows.pivot(index="index", columns="method", values=unit) for unit in ("seconds", "evaluations")}
-    ratio, low, high = ratio_interval(spent["seconds"][other], spent["seconds"][row])
-    in_evaluations = spent["evaluations"][other].sum() / spent["evaluations"][row].sum()
+    """The ratio of the summed seconds of ``against`` and ``row``; bootstrap over the images;
+    over trainings and images where there are several (:func:`study.reports.statistics.joint_ratio`)."""
+    row, other, trainings = case.pair()
+    rows = pd.concat(trainings, keys=range(len(trainings)), names=["training", None])
+    spent = rows.pivot_table(index="training", columns=["method", "index"], values=["seconds", "evaluations"])
+    slow, fast = spent["seconds", other], spent["seconds", row]
+    if len(trainings) == 1:
+        ratio, low, high = ratio_interval(slow.iloc[0], fast.iloc[0])
+    else:
+        ratio, low, high = joint_ratio(slow.to_numpy(), fast.to_numpy())
+    in_evaluations = spent["evaluations", other].sum(axis=None) / spent["evaluations", row].sum(axis=None)
     table = {"large": "table1", "small": "table2", "imagenet": "table3"}[case.model]
     published = [case.results.published[table].get(name, {}).get("seconds") for name in (other, row)]
     told = f"{row}: {ratio:.1f} times in time ({low:.1f} to {high:.1f}), {in_evaluations:.1f} times in evaluations of f, "
     told += "warm-up and audit included"
     if all(published):
         told += f"; published, at another N: {published[0] / published[1]:.1f} times"
-    return Finding(told, verdict([(low, high)], *case.claim.limits()), len(spent["seconds"]))
+    judged = verdict([(low, high)], *case.claim.limits())
+    return Finding(told, judged, rows["index"].nunique(), trainings=len(trainings))
 
 
 def _certified_accuracy(case: _Case) -> Finding:
-    """``row`` minus ``against`` at r, paired by image: an exact, conservative interval."""
-    row, other, rows = case.pair()
-    r = case.radius(rows, row)
-    return _difference(case, row, other, rows, r, _said_beside(case, rows, row))
+    """``row`` minus ``against`` at r, paired by image: an exact, conservative interval, which holds trainings, too, where there
+    are several (:func:`study.reports.tables.joint_difference`)."""
+    row, other, trainings = case.pair()
+    r = case.radius(trainings[0], row)
+    return _difference(case, row, other, trainings, r, _said_beside(case, trainings[0], row))
 
 
-def _difference(case: _Case, row: str, other: str, rows: pd.DataFrame, r: float, more: str = "") -> Finding:
-    found = tables.paired_difference(rows, row, other, r)
+def _difference(case: _Case, row: str, other: str, trainings: list[pd.DataFrame], r: float, more: str = "") -> Finding:
+    found = tables.joint_difference(trainings, row, other, r)
     told = f"r = {r:g}: {row} against {other}: {points(*found)}{more}"
-    limits = case.claim.limits()
-    return Finding(told, verdict([found[1:]], *limits), rows["index"].nunique(), least_images(*limits))
+    limits, images = case.claim.limits(), trainings[0]["index"].nunique()
+    return Finding(told, verdict([found[1:]], *limits), images, least_images(*limits), len(trainings))
 
 
 def _said_beside(case: _Case, rows: pd.DataFrame, row: str) -> str:
@@ -279,7 +297,7 @@ def _samples(case: _Case) -> Finding:
     rows, (least, *_, most) = case.results.combined(names), list(names)
     reach = tables.reachable(rows)
     more = f"; the largest reachable radius grows from {bounds.shown(reach[least], 2)} to {bounds.shown(reach[most], 2)}"
-    return _difference(case, most, least, rows, 0.0, more)
+    return _difference(case, most, least, [rows], 0.0, more)
 
 
 def _negative_gaps(case: _Case) -> Finding:
@@ -342,7 +360,7 @@ def _false_certificates(case: _Case) -> Finding:
         f"worst case '{worst['case']}': {worst['false']} of {worst['runs']:,} false at alpha = {worst['alpha']:g} "
         f"({low:.4f} to {high:.4f}, all {len(part)} cases together)"
     )
-    return Finding(told, verdict([(low, high)], most=worst["alpha"]), int(worst["runs"]))
+    return Finding(told, verdict([(low, high)], most=worst["alpha"]), int(worst["runs"]), trainings=0)
 
 
 def _published_radius(case: _Case) -> Finding:
@@ -353,12 +371,12 @@ def _published_radius(case: _Case) -> Finding:
     accuracy = published["table2"][case.claim.row]["accuracy"]
     farthest = max(r for r, share in zip(published["cifar10_radii"], accuracy) if share > 0)
     told = f"with N = {n:,} and K = {k:,} a perfect run ends at r = {bounds.shown(reach)}; the table goes to r = {farthest:g}"
-    return Finding(told, CONTRADICTED if farthest > reach else CONFIRMED)
+    return Finding(told, CONTRADICTED if farthest > reach else CONFIRMED, trainings=0)
 
 
 def _not_known(case: _Case) -> Finding:
     """A claim that rests on figures that are not known to us."""
-    return Finding("the figures that it rests on are not known to us", UNDECIDED)
+    return Finding("the figures that it rests on are not known to us", UNDECIDED, trainings=0)
 
 
 def points(difference: float, low: float, high: float) -> str:

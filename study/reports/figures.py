@@ -52,6 +52,28 @@ def plot_curve_panels(panels: dict[str, pd.DataFrame], reference: str) -> Figure
     return figure
 
 
+def plot_trainings(trainings: Sequence[pd.DataFrame]) -> Figure:
+    """Certified accuracy against radius, a panel a method and a line for each of ``trainings``, the first one's thick."""
+    methods, limits = trainings[0]["method"].unique(), reachable(trainings[0])
+    figure, panels = plt.subplots(
+        -(-len(methods) // 3), 3, figsize=(9.5, 2.1 * -(-len(methods) // 3)), sharex=True, sharey=True
+    )
+    for axes, method in zip(panels.flat, methods):
+        grid = np.linspace(0, limits[method], 200)
+        for number, rows in enumerate(trainings):
+            curve = certified_accuracy(rows[rows["method"] == method], grid)["accuracy"] * 100
+            style = {"color": "0.15", "linewidth": 2, "zorder": 3} if number == 0 else {"color": "0.6", "linewidth": 0.9}
+            axes.plot(grid, curve, **style)
+        axes.set_title(method, fontsize=10)
+    for axes in panels.flat[len(methods) :]:
+        axes.set_axis_off()
+    figure.supxlabel("l2 radius r (pixel units)", fontsize=10)
+    figure.supylabel("certified accuracy (%)", fontsize=10)
+    panels.flat[0].set(xlim=(0, None), ylim=(0, 100))
+    figure.tight_layout()
+    return figure
+
+
 def plot_histograms(panels: dict[str, dict[str, np.ndarray]], xlabel: str, bins: int, most: float = np.inf) -> Figure:
     """Histograms of images, one panel for each title, the samples of a panel side by side over common bins. The last bin has
     all that is larger than ``most``, too; means are of the values as they are."""

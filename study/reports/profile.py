@@ -1,11 +1,13 @@
 """A profile as its pages see it: the sections that the stage `check` has written down for them."""
 
 import json
+from collections.abc import Sequence
 
 from srs.certificates.certify import Confidence
 from srs.data.datasets import Dataset
 from study.common import params_file
 from study.common.layout import Layout
+from study.common.runs import repeats_of
 from study.reports.sections import Report
 from study.votes.plan import VotePlans
 
@@ -24,6 +26,20 @@ class Profile:
             shown[section] for section in ("data", "training", "starts", "robustness")
         )
         self._datasets: dict[str, Dataset] = {}
+
+    def trainings(self, key: str) -> list[str]:
+        """The run ``key`` and its repeats, as far as they have votes."""
+        return [key, *(other for other in repeats_of(key, self.runs[key]) if other in self.plans.plans)]
+
+    def shared(self, keys: Sequence[str], rows: Sequence[str] = (), draws: str | None = None) -> str | None:
+        """The first list of ``draws`` (None: of any name) that all runs ``keys`` have, with ``rows`` among its rows; None
+        where there is none."""
+        plans = [self.plans[key] for key in keys]
+        lists = [name for name, group in plans[0].groups.items() if draws in (None, name, group.kind)]
+        having = [
+            name for name in lists if all(name in plan.groups and {*rows} <= {*plan.groups[name].samplers} for plan in plans)
+        ]
+        return having[0] if having else None
 
     def schedule(self, key: str) -> dict:
         """How a run was trained: fields of :class:`srs.training.train.Training`."""

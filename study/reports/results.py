@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from srs.data.datasets import Dataset
 from srs.votes.samplers import ReleasedSampler, Sampler, StandardSampler
 from study.common import params_file
-from study.reports import tables
+from study.reports import figures, tables
 from study.reports.items import label, stands_in
 from study.reports.profile import Profile
 from study.votes.rows import released
@@ -195,7 +195,27 @@ class Results(Profile):
             samplers = self.samplers(key, kind)
             self.twin(item, [row for row in table.index if in_paper(samplers[row])], self.radii(key))
         display(Markdown(tables.read_comparison(table, rows, reference, self.samplers(key, kind))))
+        if kind is None and len(self.trainings(key)) > 1:
+            self.over_trainings(key)
         return table
+
+    def over_trainings(self, key: str) -> None:
+        """Show how far a run's repeats under other seeds agree with it: its rows on the draws that all of them share."""
+        keys = self.trainings(key)
+        draws = self.shared(keys)
+        if draws is None:
+            return
+        trained, radii = [self.rows(one, draws) for one in keys], self.radii(key)
+        spread = tables.over_trainings(trained, radii)
+        text = (
+            f"<b>{key} and its {len(keys) - 1} repeats, ours.</b> Certified accuracy in percent: mean over the {len(keys)} "
+            "trainings, which differ in their seed alone, ± one standard deviation of a training, and the 95 % interval of the "
+            "mean over trainings and images. "
+        )
+        display(tables.styled(tables.spread_table(spread, radii), text + self.basis([(key, draws)])))
+        shown = "Certified accuracy against radius, a line for each training"
+        show_figure(figures.plot_trainings(trained), f"{shown}; thick: {key}. {self.basis([(key, draws)])}")
+        display(Markdown(tables.read_trainings(spread)))
 
     def twin(self, item: str, rows: Sequence[str], radii: Sequence[float]) -> None:
         """Show the published values of a table of certified accuracies, as far as they are known to us."""

@@ -40,14 +40,13 @@ SHOWN_ROWS = {
 
 
 class Size(Section):
-    """The runs of one model size: the ``main`` one, all noise ``levels``, and the main one's ``repeats`` under other seeds."""
+    """The runs of one model size: the ``main`` one, and all noise ``levels``."""
 
     main: str
     levels: list[str] = []
-    repeats: list[str] = []
 
     def runs(self) -> list[str]:
-        return list(dict.fromkeys([self.main, *self.levels, *self.repeats]))
+        return list(dict.fromkeys([self.main, *self.levels]))
 
 
 class Past(Section):

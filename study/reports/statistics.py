@@ -56,6 +56,28 @@ def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = 0
     return ratio, *_bootstrap((above, below), lambda a, b, axis: a.sum(axis) / b.sum(axis), 0.05, seed)
 
 
+def joint_interval(values: np.ndarray, alpha: float = 0.05) -> tuple[float, float]:
+    """Interval of the mean of ``values`` (trainings, images) over other trainings and other images: Student's t, the variance
+    that of the trainings' means and that of the images' means together, degrees of freedom after Satterthwaite (1946). What
+    is of one training and image alone is counted in both: conservative. Raises ValueError for one training."""
+    if len(values) < 2:
+        raise ValueError("one training tells nothing of a spread over trainings: 2 or more are wanted")
+    means = values.mean(axis=1), values.mean(axis=0)
+    parts = np.array([part.var(ddof=1) / len(part) for part in means])
+    if not parts.any():
+        return float(values.mean()), float(values.mean())
+    freedom = parts.sum() ** 2 / sum(part**2 / (len(mean) - 1) for part, mean in zip(parts, means))
+    half = stats.t.ppf(1 - alpha / 2, freedom) * np.sqrt(parts.sum())
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def joint_ratio(above: np.ndarray, below: np.ndarray, alpha: float = 0.05) -> tuple[float, float, float]:
+    """Ratio of two sums over (trainings, images), with its interval as in :func:`joint_interval` (linearized)."""
+    ratio = float(above.sum() / below.sum())
+    low, high = joint_interval((above - ratio * below) / below.mean(), alpha)
+    return ratio, ratio + low, ratio + high
+
+
 def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Callable, alpha: float, seed: int) -> tuple[float, float]:
     """The percentile interval of a statistic of one sample, or of several whose members belong together."""
     settings = {"confidence_level": 1 - alpha, "method": "percentile", "n_resamples": 2_000, "paired": True}

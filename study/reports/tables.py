@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -13,7 +14,7 @@ from pandas.io.formats.style import Styler
 
 from srs.certificates import bounds
 from srs.votes.samplers import Sampler
-from study.reports.statistics import average_certified_radius, certified, certified_accuracy, paired_interval
+from study.reports.statistics import average_certified_radius, certified, certified_accuracy, joint_interval, paired_interval
 from study.votes.rows import released, stopped
 
 BEYOND = "–"
@@ -118,6 +119,58 @@ _BASELINES = {
 }
 
 
+def over_trainings(trainings: Sequence[pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:
+    """Certified accuracy of each method (of the first training, in its order) over ``trainings``, on the same images: one line
+    a method and radius within reach, with ``mean``, standard ``deviation`` of a training, ``least``, ``most``, and the 95 %
+    interval ``lower``, ``upper`` of the mean over trainings and images."""
+    lines, limits = [], reachable(trainings[0])
+    for method in trainings[0]["method"].unique():
+        parts = [rows[rows["method"] == method].set_index("index").sort_index() for rows in trainings]
+        for r in (r for r in radii if r <= limits[method]):
+            held = np.stack([certified(part, r).to_numpy(float) for part in parts])
+            each = held.mean(axis=1)
+            line = {"method": method, "r": r, "mean": each.mean(), "deviation": each.std(ddof=1)}
+            line |= {"least": each.min(), "most": each.max(), "images": held.shape[1]}
+            lines.append(line | dict(zip(("lower", "upper"), _share_interval(held))))
+    return pd.DataFrame(lines)
+
+
+def _share_interval(held: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a share over (trainings, images): never narrower than the exact one over images alone."""
+    count, images = held.sum(axis=1).mean(), held.shape[1]
+    exact = [
+        bounds.clopper_pearson_interval(whole(count), images, 0.05)[end] for end, whole in enumerate((math.floor, math.ceil))
+    ]
+    both = joint_interval(held)
+    return max(0.0, min(exact[0], both[0])), min(1.0, max(exact[1], both[1]))
+
+
+def spread_table(spread: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
+    """Texts of :func:`over_trainings`, a line a method."""
+    told = {
+        (line.method, f"r = {line.r:.3g}"): (
+            f"{100 * line.mean:.0f} ± {100 * line.deviation:.0f} [{100 * line.lower:.0f}, {100 * line.upper:.0f}]"
+        )
+        for line in spread.itertuples()
+    }
+    table = pd.Series(told).unstack(fill_value=BEYOND)
+    return table.reindex(index=spread["method"].unique(), columns=[f"r = {r:.3g}" for r in radii], fill_value=BEYOND)
+
+
+def read_trainings(spread: pd.DataFrame) -> str:
+    """Which rows a training decides more than the images do, in sentences (Markdown)."""
+    widest = spread.loc[spread.groupby("method", sort=False)["deviation"].idxmax()].copy()
+    share = widest["mean"]
+    widest["images alone"] = np.sqrt(share * (1 - share) / widest["images"])
+    lines = [
+        f"- **{line['method']}** at r = {line['r']:g}: {line['least']:.0%} to {line['most']:.0%} from training to training "
+        f"(standard deviation {100 * line['deviation']:.0f} points; from {line['images']} other images one would expect "
+        f"{100 * line['images alone']:.0f})."
+        for _, line in widest.sort_values("deviation", ascending=False).iterrows()
+    ]
+    return "Where trainings differ most, row by row:\n\n" + "\n".join(lines)
+
+
 def published_table(entries: dict, at: Sequence[float], rows: Sequence[str], radii: Sequence[float], caption: str) -> Styler:
     """Published accuracies (percent, at the radii ``at``) and seconds of ``rows``; what is not known to us is said to be so."""
     table = {}
@@ -182,13 +235,40 @@ def paired_difference(
 
     The interval: :func:`study.reports.statistics.paired_interval`. Raises ValueError where the rows are on different images.
     """
+    both = _paired(rows, method, other, r)
+    gained, lost = int((both[method] & ~both[other]).sum()), int((both[other] & ~both[method]).sum())
+    return (gained - lost) / len(both), *paired_interval(gained, lost, len(both), alpha)
+
+
+def joint_difference(
+    trainings: Sequence[pd.DataFrame], method: str, other: str, r: float = 0.0, alpha: float = 0.05
+) -> tuple[float, float, float]:
+    """:func:`paired_difference` as a mean over ``trainings``, tables of the same images, with an interval that holds both.
+
+    That is the hull of two: the exact one over images, of the mean numbers of images gained and lost; and that over trainings
+    and images (:func:`study.reports.statistics.joint_interval`), which is empty for rows that are alike everywhere.
+    """
+    if len(trainings) == 1:
+        return paired_difference(trainings[0], method, other, r, alpha)
+    counts = [_paired(rows, method, other, r) for rows in trainings]
+    change = pd.DataFrame([both[method].astype(int) - both[other].astype(int) for both in counts])
+    if change.isna().any(axis=None):
+        raise ValueError(f"trainings are compared on the same images, these have {[len(both) for both in counts]}")
+    images = change.shape[1]
+    gained, lost = (float((change == sign).sum(axis=1).mean()) for sign in (1, -1))
+    low = paired_interval(math.floor(gained), math.ceil(lost), images, alpha)[0]
+    high = paired_interval(math.ceil(gained), math.floor(lost), images, alpha)[1]
+    both = joint_interval(change.to_numpy(), alpha)
+    return (gained - lost) / images, max(-1.0, min(low, both[0])), min(1.0, max(high, both[1]))
+
+
+def _paired(rows: pd.DataFrame, method: str, other: str, r: float) -> pd.DataFrame:
+    """Which images (index) each of two methods (columns) certifies at ``r``. Raises ValueError for rows on different images."""
     counts = certified(rows, r).groupby([rows["index"], rows["method"]]).first().unstack()[[method, other]].dropna(how="all")
     if counts.isna().any(axis=None):
         images = " and ".join(f"{name}'s are {counts[name].dropna().index.tolist()}" for name in (method, other))
         raise ValueError(f"rows are compared image by image: {images}")
-    both = counts.astype(bool)
-    gained, lost = int((both[method] & ~both[other]).sum()), int((both[other] & ~both[method]).sum())
-    return (gained - lost) / len(both), *paired_interval(gained, lost, len(both), alpha)
+    return counts.astype(bool)
 
 
 def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str, samplers: dict[str, Sampler]) -> str:

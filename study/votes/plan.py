@@ -17,7 +17,7 @@ from srs.common.settings import Section
 from srs.data.datasets import evenly_spaced
 from srs.votes.noise import audit_order
 from srs.votes.samplers import Sampler, StandardSampler
-from study.common.runs import Model, Run
+from study.common.runs import Model, repeats_of, with_repeats
 from study.votes.rows import sampler_of
 
 REFERENCE = "MDEQ-30A"
@@ -40,8 +40,8 @@ class Draws(Section):
 
 class Voting(Section):
     """What all votes share: ``n0`` selection draws, ``seed``, ``chains`` of serialized rows; ``images`` of each data set,
-    evenly spaced ones of its test part; the row that ``references`` name for a model (MDEQ-30A, where none is named); and the
-    ``groups`` of each run, of which the first is its main one."""
+    evenly spaced ones of its test part; the row that ``references`` name for a model (MDEQ-30A, where none is named); the
+    ``groups`` of each run, of which the first is its main one; and which of them are ``repeated``, by its repeats, too."""
 
     n0: int = Field(100, ge=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
@@ -49,6 +49,11 @@ class Voting(Section):
     images: dict[str, int]
     references: dict[str, str] = {}
     groups: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(min_length=1)
+    repeated: list[str] = []
+
+    def of_repeats(self, key: str) -> list[str]:
+        """The groups of a run's repeats."""
+        return [name for name in self.groups.get(key, []) if name in self.repeated]
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ class VotePlans:
     """The :class:`VotePlan` of each run that votes, from sections of params.yaml. Raises ValueError that names the fault."""
 
     def __init__(self, runs: dict, models: dict, votes: dict, rows: dict, draws: dict, samplers: dict):
-        self.runs = {key: Run(**value) for key, value in runs.items()}
+        self.runs = with_repeats(runs)
         self.models = {key: Model(**value) for key, value in models.items()}
         self.votes, self.rows = Voting(**votes), rows
         self.draws = {name: Draws(**value) for name, value in draws.items()}
@@ -187,13 +192,17 @@ class VotePlans:
 
     @cached_property
     def plans(self) -> dict[str, VotePlan]:
-        return {key: self._plan(key) for key in self.votes.groups}
+        groups = dict(self.votes.groups)
+        for key, run in self.runs.items():
+            if repeated := self.votes.of_repeats(key):
+                groups |= dict.fromkeys(repeats_of(key, run), repeated)
+        return {key: self._plan(key, names) for key, names in groups.items()}
 
-    def _plan(self, key: str) -> VotePlan:
+    def _plan(self, key: str, groups: list[str]) -> VotePlan:
         votes, run = self.votes, self.runs[known(f"votes.groups.{key}", key, self.runs)]
         model = known(f"runs.{key}.model", run.model, self.models)
         data = known(f"votes.images: the data set of {key}", self.models[model].data, votes.images)
-        groups = {name: self._group(f"votes.groups.{key}", name) for name in votes.groups[key]}
+        groups = {name: self._group(f"votes.groups.{key}", name) for name in groups}
         reference = self._sampler(f"votes.references.{model}", votes.references.get(model, REFERENCE))
         return VotePlan(run.sigma, votes.images[data], groups, reference, votes.n0, votes.seed)
 
