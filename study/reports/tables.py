@@ -158,7 +158,7 @@ def spread_table(spread: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
 
 
 def read_trainings(spread: pd.DataFrame) -> str:
-    """Which rows a training decides more than the images do, in sentences (Markdown)."""
+    """The three rows on which trainings differ most, in sentences (Markdown)."""
     widest = spread.loc[spread.groupby("method", sort=False)["deviation"].idxmax()].copy()
     share = widest["mean"]
     widest["images alone"] = np.sqrt(share * (1 - share) / widest["images"])
@@ -166,9 +166,9 @@ def read_trainings(spread: pd.DataFrame) -> str:
         f"- **{line['method']}** at r = {line['r']:g}: {line['least']:.0%} to {line['most']:.0%} from training to training "
         f"(standard deviation {100 * line['deviation']:.0f} points; from {line['images']} other images one would expect "
         f"{100 * line['images alone']:.0f})."
-        for _, line in widest.sort_values("deviation", ascending=False).iterrows()
+        for _, line in widest[widest["deviation"] > 0].nlargest(3, "deviation").iterrows()
     ]
-    return "Where trainings differ most, row by row:\n\n" + "\n".join(lines)
+    return "\n".join(["Where trainings differ most:\n", *lines]) if lines else "All trainings agree in every cell."
 
 
 def published_table(entries: dict, at: Sequence[float], rows: Sequence[str], radii: Sequence[float], caption: str) -> Styler:
