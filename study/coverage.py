@@ -24,11 +24,11 @@ from srs.certificates.certify import (
 from srs.common.resume import fingerprint
 from srs.common.settings import Section
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import CleanVote, Votes
+from srs.votes.samplers import CleanVote, DirectSampler, Votes
 from study.common import code
 from study.common.engine import Task
 from study.common.layout import Layout
-from study.known_answers import Case, known_answers
+from study.known_answers import Case, FloatCopies, LowBits, known_answers, low_bits
 
 #: Ways to certify serialized votes, by name: the three estimators with both draws, and two more exact audits.
 DESIGNS = {
@@ -70,10 +70,10 @@ def is_false(certificate: Certificate, true_radius: float) -> bool:
 
 
 def coverage_jobs(coverage: dict, layout: Layout) -> list[list[Task]]:
-    """A job for each case with a known answer, and for each of the two simulations."""
+    """A job for each case with a known answer, for what floating-point addition betrays, and for each simulation."""
     config, rests_on, jobs = Coverage(**coverage), list(code.of_modules("study.coverage")), []
     work = {f"case-{number}": (certify_case, [case]) for number, case in enumerate(known_answers(1, 1))}
-    work |= {"mismatch": (simulate_mismatch, []), "sequential": (simulate_sequential, [])}
+    work |= {"rounding": (certify_rounded, []), "mismatch": (simulate_mismatch, []), "sequential": (simulate_sequential, [])}
     for name, (compute, given) in work.items():
         origin = fingerprint([], [name, config.model_dump(), given], rests_on)
         out, record = layout.runs / "coverage" / f"{name}.csv", layout.record("coverage", name)
@@ -136,15 +136,15 @@ def _certify(case: Case, runs: range, config: Coverage) -> list[dict]:
         plain = CertifySettings(**settings, alpha=alpha, batch_size=50_000)
         named = plain.model_copy(update={"selection": "clean"})
         for one, chain, truth in zip(copies, serialized, standard):
-            rows.append(_row("standard", at_image(standard_certificate(truth, plain), one), case))
+            rows.append(_row("standard", at_image(standard_certificate(truth, plain), one), case.true_radius))
             for name, design in designs.items():
                 certificate, _ = serialized_certificate(chain, truth.take, design, one.index, case.serialized.warm_draws)
-                rows.append(_row(name, at_image(certificate, one), case))
+                rows.append(_row(name, at_image(certificate, one), case.true_radius))
             by_clean = standard_certificate(truth.take(slice(named.n)), named, clean=clean)
-            rows.append(_row("standard, class of the clean image", at_image(by_clean, one), case))
+            rows.append(_row("standard, class of the clean image", at_image(by_clean, one), case.true_radius))
         every = [clean] * len(copies)
         until = decide_until(cast, every, config.gain, plain)
-        rows += [_row("to a precision", at_image(found, one), case) for one, found in zip(copies, until)]
+        rows += [_row("to a precision", at_image(found, one), case.true_radius) for one, found in zip(copies, until)]
         moved = [one.moved for one in copies]
         for found in decide_at(cast, every, case.true_radius, plain, moved=moved):  # p_A is too small: every yes is false
             false = found.outcome == "certified"
@@ -153,16 +153,32 @@ def _certify(case: Case, runs: range, config: Coverage) -> list[dict]:
     return rows
 
 
-def _row(design: str, certificate: Certificate, case: Case) -> dict:
+def _row(design: str, certificate: Certificate, true_radius: float) -> dict:
     return {
         "design": design,
         "alpha": certificate.alpha,
         "guarantee": certificate.guarantee,
-        "false": is_false(certificate, case.true_radius),
+        "false": is_false(certificate, true_radius),
         "abstained": certificate.prediction == ABSTAIN,
         "radius": certificate.radius,
-        "true_radius": case.true_radius,
+        "true_radius": true_radius,
     }
+
+
+def certify_rounded(config: Coverage) -> pd.DataFrame:
+    """False certificates of a classifier that reads low bits (:func:`study.known_answers.low_bits`): of noise on the grid; and,
+    no guarantee, of noise that is added in single precision. Columns as in :func:`tally`."""
+    image, p_a = low_bits(config.sigma)
+    true_radius, found = config.sigma * float(stats.norm.ppf(p_a)), []
+    draws = [np.arange(config.n0 + config.n)] * config.runs
+    for design, kind in {"noise on the grid": NoisyCopies, "noise added in single precision": FloatCopies}.items():
+        copies = [kind(image, index, config.sigma, config.seed) for index in range(config.runs)]
+        cast = DirectSampler().sample_many(LowBits().eval(), copies, draws, 50_000)
+        for alpha in config.alphas:
+            settings = CertifySettings(**config.model_dump(include={"sigma", "n0", "n"}), alpha=alpha)
+            rows = [_row(design, standard_certificate(votes, settings), true_radius) for votes in cast]
+            found += [row | {"case": "low bits", "guarantee": kind is NoisyCopies} for row in rows]
+    return tally(pd.DataFrame(found))
 
 
 def simulate_mismatch(config: Coverage) -> pd.DataFrame:

@@ -1,16 +1,21 @@
-"""Known answers: DEQs whose smoothed classifier is known exactly, and chains as bad as the theory allows.
+"""Known answers: DEQs whose smoothed classifier is known exactly, and chains as bad as the theory allows; and a classifier
+that reads what floating-point addition betrays.
 
 Every case has two classes; class 0 is the smoothed classifier's at ``image``, its probability Phi(true_radius / sigma). Where
 that is one half no class is, and whatever is certified is false.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from srs.deq.solvers import Solver
+from srs.votes.noise import FARTHEST, NoisyCopies, fineness
 from srs.votes.samplers import SerializedSampler, StandardSampler
 
 
@@ -125,6 +130,39 @@ class RememberingDEQ(torch.nn.Module):
 
     def head(self, z: Tensor) -> Tensor:
         return torch.stack([z[:, 0], -z[:, 0]], dim=1)
+
+
+class LowBits(torch.nn.Module):
+    """Class 1 where all pixels are multiples of 2^-25, whatever their values. Sums of 0.5 and noise in single precision always
+    are; numbers below 0.25 that do not come from such a sum are so by chance alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = ((x.double() * 2**25).frac() == 0).flatten(1).all(dim=1, keepdim=True)
+        return torch.cat([~whole, whole], dim=1).float()
+
+
+def low_bits(sigma: float) -> tuple[Tensor, float]:
+    """An image whose pixels are 0.5, as many of them as it takes for :class:`LowBits` to answer 0 on it with probability 0.6
+    under noise on the grid; and that probability, summed over the points of the grid."""
+    one, deviation = NoisyCopies(torch.tensor([0.5]), 0, sigma, 0), sigma * fineness(sigma)
+    noise = np.arange(-int(FARTHEST * deviation), int(FARTHEST * deviation) + 1)
+    whole = LowBits()(one.add(noise.astype(np.float32))).argmax(dim=1).numpy()
+    mass = stats.norm.cdf((noise + 0.5) / deviation) - stats.norm.cdf((noise - 0.5) / deviation)
+    chance = float(mass @ whole)  # of a pixel
+    pixels = math.ceil(math.log(0.4) / math.log(chance))
+    return one.image.expand(pixels), 1 - chance**pixels
+
+
+class FloatCopies(NoisyCopies):
+    """Noisy copies as they are usually made: x + e in single precision. A draw's noise depends on which are drawn with it."""
+
+    def noise(self, draws: np.ndarray) -> Tensor:
+        words = np.random.SeedSequence([self.seed, self.index, int(draws[0])]).generate_state(1, np.uint64)
+        drawn = torch.randn(len(draws), self.image.numel(), generator=torch.Generator().manual_seed(int(words[0])))
+        return self.sigma * drawn
+
+    def add(self, noise: Tensor) -> Tensor:
+        return self.image + noise.view(-1, *self.image.shape)
 
 
 @dataclass(frozen=True)

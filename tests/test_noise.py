@@ -10,6 +10,7 @@ import srs
 from srs.data.datasets import Part
 from srs.votes import noise
 from srs.votes.noise import FINEST, NoisyCopies, fineness, gather, rounded_gaussian, rounded_noise, rounded_noise_on
+from study.known_answers import LowBits
 
 SIGMAS = [0.12, 0.5, 1.0, 3.0, 1e-3, 1e-9, 1e30]
 
@@ -112,32 +113,23 @@ def test_sums_are_whole_numbers_whatever_the_pixels_are():
     assert torch.equal(found[..., :1], NoisyCopies(image[..., :1], 0, 0.5, 0).add(copies.noise(np.arange(50))[:, :1]))
 
 
-class LowBits(torch.nn.Module):
-    """Class 0 where the one pixel is a multiple of 2^-25, whatever its value: what is near 0 is so by chance alone."""
-
-    def forward(self, x):
-        whole = (x.double() * 2**25).frac() == 0
-        return torch.cat([whole, ~whole], dim=1).float()
-
-
 def test_what_floating_point_addition_betrays_is_certified_falsely_without_the_grid_alone(monkeypatch):
-    """At 0.5 sums of floats are multiples of 2^-25, at 0 hardly one is: a radius of more than 0.5 for class 0 is false."""
-
+    """At 0.5 sums of floats are multiples of 2^-25, at 0 hardly one is: a radius of more than 0.5 for class 1 is false."""
     model, sigma = LowBits().eval(), 1 / 6  # N = 10,000 reaches 3.19 sigma
 
     def certificates():
         return [srs.certify(model, torch.tensor([0.5]), sigma=sigma, seed=seed) for seed in range(20)]
 
-    assert not any(found.prediction == 0 and found.radius > 0.5 for found in certificates())
+    assert not any(found.prediction == 1 and found.radius > 0.5 for found in certificates())
     normal = np.random.default_rng(0)
 
     def add(self, drawn):
         return self.image + self.sigma * torch.from_numpy(normal.standard_normal((len(drawn), 1), np.float32))
 
     monkeypatch.setattr(NoisyCopies, "add", add)
-    assert all(found.prediction == 0 and found.radius > 0.5 for found in certificates())
+    assert all(found.prediction == 1 and found.radius > 0.5 for found in certificates())
     shifted = srs.certify(model, torch.tensor([0.0]), sigma=sigma)
-    assert shifted.prediction == 1  # and so the other certificates were false
+    assert shifted.prediction == 0  # and so the other certificates were false
 
 
 def test_gathered_copies_are_those_of_each_image_part_by_part():

@@ -77,6 +77,8 @@ def test_the_committed_profile_is_the_default():
         ("base: small-025,", "base: small-050-tuned,", "base = 'small-050-tuned' must be trained from scratch"),
         ("base: small-025, training: {start: learned, ", "base: small-025, training: {", "start = 'initial' must be 'mean' or"),
         ("sigma: 0.25, base: small-025,", "sigma: 0.25,", "start = 'learned' needs a base, whose starts it has"),
+        ("batch_size: 48, consistency: {weight: 10}", "batch_size: 48",
+         "report.consistency = 'small-050-consistency' is trained otherwise: give it runs.small-050-consistency.training.consis"),
         ("  pair: {images: 30", "  pair: {images: 20", "draws.pair.images = 20 must be 30, as in draws.steps"),
         ("starts: {points: 4000", "starts: {points: 1", "starts.points: .*greater than or equal to 2"),
         ("speed: {n: 10000", "speed: {n: 20", "too small|certify nothing|out of range"),

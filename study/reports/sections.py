@@ -75,7 +75,7 @@ class Report(Section):
     """What the reports show: which run stands where the paper has which; ``others`` are shown though it has none.
     ``stands_for`` and ``radii``: by data set, what it stands for and the radii of its tables. ``past``: the runs of the report
     that goes past the paper, one a noise level. Pages of the paper's items need all of ``large``, ``imagenet``, ``resnet``,
-    ``smoothadv`` and ``no_jacobian``."""
+    ``smoothadv``, ``consistency`` (regularization) and ``no_jacobian``."""
 
     stands_for: dict[str, str]
     radii: dict[str, list[float]]
@@ -84,6 +84,7 @@ class Report(Section):
     imagenet: Size | None = None
     resnet: str | None = None
     smoothadv: str | None = None
+    consistency: str | None = None
     no_jacobian: str | None = None
     past: dict[Name, Past]
     others: list[str] = []
@@ -126,7 +127,7 @@ class Requirements:
 
     def _papers_items(self) -> None:
         report = self.report
-        for name in ("large", "imagenet", "resnet", "smoothadv", "no_jacobian"):
+        for name in ("large", "imagenet", "resnet", "smoothadv", "consistency", "no_jacobian"):
             if getattr(report, name) is None:
                 raise ValueError(f"report.{name} is missing: of the pages only {ALONE!r} does without it")
         self._has("report.resnet", report.resnet, reference=False)
@@ -139,12 +140,13 @@ class Requirements:
             if name != "imagenet":
                 known(f"robustness.runs: report.{name}.main", size.main, self.attacked)
                 self._has(f"report.{name}", size.main, "samples", reference=False)
-        for name in ("smoothadv", "no_jacobian"):
+        for name in ("smoothadv", "consistency", "no_jacobian"):
             self._has(f"report.{name}", getattr(report, name), "pair", ("SRS-MDEQ-1A", "SRS-MDEQ-3A"))
             self._same_images((getattr(report, name), "pair"), (report.small.main, "steps"))
-        run = self.plans.runs[report.smoothadv]
-        if not run.training.get("adversary"):
-            raise ValueError(f"report.smoothadv = {report.smoothadv!r} is not trained by SmoothAdv: give it an adversary")
+        for name, field in {"smoothadv": "adversary", "consistency": "consistency"}.items():
+            key = getattr(report, name)
+            if not self.plans.runs[key].training.get(field):
+                raise ValueError(f"report.{name} = {key!r} is trained otherwise: give it runs.{key}.training.{field}")
 
     def _past(self, key: str, past: Past) -> None:
         self._has("report.past", key, "past", self.candidates)

@@ -47,6 +47,16 @@ def paired_interval(gained: int, lost: int, images: int, alpha: float = 0.05) ->
     return gains[0] - losses[1], gains[1] - losses[0]
 
 
+def rejected(p_values: Sequence[float], level: float = 0.05) -> np.ndarray:
+    """Which of several hypotheses their p-values reject, at ``level`` for all together (Holm 1979): bool, in their order."""
+    p_values = np.asarray(p_values, float)
+    order = p_values.argsort()
+    small = p_values[order] <= level / np.arange(len(order), 0, -1)
+    found = np.zeros(len(order), bool)
+    found[order] = np.logical_and.accumulate(small)
+    return found
+
+
 def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """Ratio of two paired sums, with its 95 % bootstrap interval (percentile) over the pairs; NaN for fewer than two."""
     above, below = np.asarray(above, float), np.asarray(below, float)
