@@ -9,6 +9,7 @@ from srs.checkpoints import FOLDER
 from srs.deq.definition import classify
 from srs.deq.solvers import Solver
 from srs.models.mdeq import MDEQConfig, VariationalDropout
+from srs.models.starts import WIDTH, ConvolutionalStart
 
 
 def _count(preset, **overrides):
@@ -116,12 +117,19 @@ def test_a_loaded_model_is_the_trained_one_whatever_is_merged_and_however_a_batc
         model.eval()
         before = classify(model, x, Solver(steps=5))[0]
         widest = 4 * 40 * size**2  # bytes of an activation
-        folded = models.restore(models.state(model)).eval().fold(cache=3 * widest)
+        start = ConvolutionalStart(8, model.state_shapes, WIDTH).eval()
+        begun = start(model.inject(x))
+        folded = models.restore(models.state(model)).eval()
+        folded.starts = nn.ModuleDict({"learned": start})
+        folded.fold(cache=3 * widest)
         assert folded.rows_at_once == 3 and not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
         after = classify(folded, x, Solver(steps=5))[0]
+        assert torch.allclose(begun, folded.starts["learned"](folded.inject(x)), atol=1e-4) and folded.inject(x).is_contiguous()
     assert torch.allclose(before, after, atol=1e-4)
     beside = [block.conv1.weight.is_contiguous(memory_format=torch.channels_last) for block in folded.layer.blocks]
     assert beside == [size == 32, False, False]
+    around = [part.weight.is_contiguous(memory_format=torch.channels_last) for part in (folded.stem[3], start.heads[0])]
+    assert around == [size == 32] * 2
     with pytest.raises(ValueError, match="training mode cannot be folded"):
         model.train().fold()
 

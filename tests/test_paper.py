@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 PAPER = params.load(ROOT / "profiles" / "paper.yaml")
 PLANS = PAPER.plans
 NARROW = {"channels": [8] * 4, "head_channels": [2] * 4, "final_channels": 8}
-CHEAP = {"SRS-MDEQ-1A", "SRS-MDEQ-1B", "AS-MDEQ-1N", "ResNet-110"}  # rows
+CHEAP = {"SRS-MDEQ-1A", "SRS-MDEQ-1B", "AS-MDEQ-1N", "ResNet"}  # rows
 TWO = Solver(steps=2)
 
 
@@ -107,6 +107,6 @@ def test_the_paper_profiles_code_paths_run_in_miniature(key, overrides, images, 
     short = {"steps": 1, "forward": TWO, "backward": TWO}
     attacks = {name: a.model_copy(update=short) for name, a in PAPER.robustness.attacks.items() if a.samples < 2}
     judged = CertifySettings(sigma=run.sigma, n0=1, n=5, alpha=0.05, batch_size=4)
-    sampler = StandardSampler(solver=TWO) if is_deq else plans[key].sampler("few", "ResNet-110")
+    sampler = StandardSampler(solver=TWO) if is_deq else plans[key].sampler("few", "ResNet")
     records = attack_images(model, dataset.test, np.array([0]), attacks, [0.5], sampler, judged, where)
     assert records[0]["attack"] == "none" and all(record["distance"] <= 0.5 + 1e-5 for record in records)

@@ -65,6 +65,7 @@ def test_the_committed_profile_is_the_default():
         ("small: {data: digits", "small: {data: letters", "models.small.data = 'letters' is unknown: choose one of digits, mnist"),
         ("{main: small-050,", "{main: small-051,", "report.small = 'small-051' is unknown: choose one of small-050"),
         ("resnet: resnet-050", "resnet: vgg", "report.resnet = 'vgg' is unknown"),
+        ("plain: resnet20-050", "plain: vgg", "report.plain = 'vgg' is unknown"),
         ("{small-050: SRS-MDEQ-3A,", "{small-050: SRS-MDEQ-9A,", "'SRS-MDEQ-9A' is unknown: choose one of MDEQ-1A"),
         ("{small-050: SRS-MDEQ-3A, large", "{small-012: SRS-MDEQ-3A, large", "robustness.runs: report.small.main = 'small-050'"),
         ("crop_padding: 1", "crop_paddin: 1", "crop_paddin: no such parameter; did you mean crop_padding"),

@@ -259,7 +259,7 @@ class MDEQ(nn.Module):
 
     def inject(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in pixel units -> injection (B, C_0, h, w), added at the highest resolution."""
-        return self._in_pieces(lambda x: self.stem((x - self.mean) / self.std), x)
+        return self._in_pieces(lambda x: self.stem((x - self.mean) / self.std).contiguous(), x)
 
     def initial_state(self, injection: Tensor) -> Tensor:
         """Zeros (B, D)."""
@@ -335,11 +335,13 @@ class MDEQ(nn.Module):
             self.layer.paths[f"{source}_to_{target}"].upsample_by_product(self.state_shapes[source][1])
 
     def _keep_channels_side_by_side(self) -> None:
-        """Channels last in memory, where processors' convolutions are faster so: few channels of many pixels, and the head,
-        whose 1x1 convolutions are wide."""
+        """Channels last in memory, where processors' convolutions are faster so: few channels of many pixels (with the highest
+        resolution also the stem's and the starts'), and the head, whose 1x1 convolutions are wide."""
         for block, (channels, side, _) in zip(self.layer.blocks, self.state_shapes):
             if channels < _REGISTER and side >= _LARGE_SIDE:
-                block.conv1.to(memory_format=torch.channels_last)
+                around = (self.stem, *getattr(self, "starts", {}).values()) if side == self.config.resolution else ()
+                for part in (block.conv1, *around):
+                    part.to(memory_format=torch.channels_last)
         self.classifier.to(memory_format=torch.channels_last)
 
     def _rows_within(self, cache: int) -> int:

@@ -75,7 +75,7 @@ class Report(Section):
     """What the reports show: which run stands where the paper has which; ``others`` are shown though it has none.
     ``stands_for`` and ``radii``: by data set, what it stands for and the radii of its tables. ``past``: the runs of the report
     that goes past the paper, one a noise level. Pages of the paper's items need all of ``large``, ``imagenet``, ``resnet``,
-    ``smoothadv``, ``consistency`` (regularization) and ``no_jacobian``."""
+    ``plain`` (the plain network to beat), ``smoothadv``, ``consistency`` (regularization) and ``no_jacobian``."""
 
     stands_for: dict[str, str]
     radii: dict[str, list[float]]
@@ -83,6 +83,7 @@ class Report(Section):
     large: Size | None = None
     imagenet: Size | None = None
     resnet: str | None = None
+    plain: str | None = None
     smoothadv: str | None = None
     consistency: str | None = None
     no_jacobian: str | None = None
@@ -127,11 +128,12 @@ class Requirements:
 
     def _papers_items(self) -> None:
         report = self.report
-        for name in ("large", "imagenet", "resnet", "smoothadv", "consistency", "no_jacobian"):
+        for name in ("large", "imagenet", "resnet", "plain", "smoothadv", "consistency", "no_jacobian"):
             if getattr(report, name) is None:
                 raise ValueError(f"report.{name} is missing: of the pages only {ALONE!r} does without it")
-        self._has("report.resnet", report.resnet, reference=False)
-        self._same_images((report.resnet, None), (report.large.main, None))
+        for name in ("resnet", "plain"):
+            self._has(f"report.{name}", getattr(report, name), reference=False)
+            self._same_images((getattr(report, name), None), (report.large.main, None))
         for name, size in report.sizes().items():
             for key in size.runs():
                 self._has(f"report.{name}", key)
