@@ -11,7 +11,7 @@ MUTANTS ?= # a pattern of names; all, unless given
 repro: $(INSTALLED) # dvc repro, and the installation
 	@$(if $(PROFILE),python -m study.switch $(PROFILE))
 	dvc repro
-	@python -c "import yaml, pathlib; name = yaml.safe_load(open('params.yaml'))['name']; print('Reports:', *sorted(pathlib.Path('runs', name, 'reports').resolve().glob('*.html')), sep='\n  ')"
+	@python -c "import yaml, pathlib; name = yaml.safe_load(open('params.yaml'))['name']; print('Reports:', pathlib.Path('runs', name, 'site/index.html').resolve())"
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadfile

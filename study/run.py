@@ -1,10 +1,10 @@
-"""Run a notebook as a pipeline stage: checked parameters in, a byte-stable notebook and its HTML out.
+"""Run a notebook as a pipeline stage: checked parameters in, a byte-stable notebook out.
 
     python -m study.run NOTEBOOK [[NAME=]SECTION ...] [--set NAME=VALUE ...] [--as NAME] [--into FOLDER]
 
 NOTEBOOK is the name of one of runs/notebooks. It gets the profile's ``name``, the SECTIONs of params.yaml, which the stage
 `check` has checked as a whole, under their own names or others (alpha=certificates.alpha), and what --set says as text. What it
-makes goes to runs/<profile>/FOLDER/NAME.ipynb and .html: without --into and --as to its own name in ``notebooks``.
+makes goes to runs/<profile>/FOLDER/NAME.ipynb: without --into and --as to its own name in ``notebooks``.
 """
 
 import argparse
@@ -18,19 +18,15 @@ sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's optional URI gram
 
 import nbformat  # noqa: E402
 import papermill  # noqa: E402
-from nbconvert import HTMLExporter  # noqa: E402
 from papermill.exceptions import PapermillExecutionError  # noqa: E402
 
 from srs.common.resume import lock  # noqa: E402
 from study.common import params_file  # noqa: E402
 from study.common.memory import keep_memory  # noqa: E402
 
-_HIDDEN_TAGS = {"parameters", "injected-parameters", "hide"}
-_SHOWN_TAG = "code"  # of cells whose code is what the page is about
-
 
 def run(notebook: str | Path, output: str | Path, parameters: dict, sources: dict[str, str] | None = None) -> None:
-    """Execute ``notebook`` with ``parameters`` in the current directory; write ``output`` and, beside it, its HTML.
+    """Execute ``notebook`` with ``parameters`` in the current directory; write ``output``.
 
     The output holds no times, run ids or progress bars, so that equal results give equal bytes. A notebook that fails
     is left as OUTPUT with the suffix .failed.ipynb. ``sources``: from which section of params.yaml which parameter comes.
@@ -57,28 +53,8 @@ def run(notebook: str | Path, output: str | Path, parameters: dict, sources: dic
             extra_arguments=["--log-level=ERROR"],  # the kernel's, else it warns about its local sockets
         )
         _require_unchanged(parameters, sources or {})
-        stable = _stable(executed)
-        nbformat.write(stable, partial)
-        output.with_suffix(".html").write_text(to_html(stable, title=output.stem), encoding="utf-8")
+        nbformat.write(_stable(executed), partial)
         os.replace(partial, output)
-
-
-def to_html(notebook: nbformat.NotebookNode, title: str) -> str:
-    """One page that opens from disk without a network: pictures embedded, no scripts from elsewhere, code hidden but for cells
-    with the tag ``code``."""
-    exporter = HTMLExporter(
-        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url="", require_js_url=""
-    )
-    shown = notebook.copy()
-    shown.cells = []
-    for cell in notebook.cells:
-        tags = set(cell.metadata.get("tags", []))
-        if _SHOWN_TAG in tags:
-            shown.cells.append(nbformat.v4.new_markdown_cell(f"```python\n{cell.source}\n```", id=f"{cell.id}-code"))
-        if not _HIDDEN_TAGS & tags:
-            shown.cells.append(cell)
-    body, _ = exporter.from_notebook_node(shown, resources={"metadata": {"name": title}})
-    return body
 
 
 def _check_names(notebook: str | Path, parameters: dict) -> None:

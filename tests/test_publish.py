@@ -1,3 +1,4 @@
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,10 @@ def test_publish_copies_reports_and_their_figures(tmp_path):
     png = {"image/png": "iVBORw0KGgo="}
     cell = nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("display_data", png)])
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), source / "05.ipynb")
-    (source / "05.html").write_text("page")
     names = {path.name for path in publish.publish([source / "05.ipynb"], target)}
-    assert names == {"05.ipynb", "05.html", "05-1.png"} == {path.name for path in target.iterdir()}
-    (source / "05.html").write_bytes(b"x" * (publish.LARGEST + 1))
+    assert names == {"05.ipynb", "05-1.png"} == {path.name for path in target.iterdir()}
+    large = nbformat.v4.new_markdown_cell("x" * publish.LARGEST)
+    nbformat.write(nbformat.v4.new_notebook(cells=[large]), source / "05.ipynb")
     with pytest.raises(ValueError, match="at most 2,000,000"):
         publish.publish([source / "05.ipynb"], target)
 
@@ -54,6 +55,7 @@ def test_the_published_snapshot_shows_every_item():
     root = Path(__file__).parent.parent
     paper = yaml.safe_load((root / items.ITEMS).read_text())["items"]
     assert index.faults(root / "reports" / "embedded", paper) == []
-    page = (root / "reports" / "embedded" / "index.html").read_text()
-    assert all(f'#{item}"' in page for item in paper)
+    page = (root / "reports" / "embedded" / "README.md").read_text()
+    assert all(re.search(f"{items.label(item)}[,\n]", page) for item in paper)
+    assert all((root / "reports" / "embedded" / path).is_file() for path in re.findall(r"\]\(([^)]+)\)", page))
     assert max(path.stat().st_size for path in (root / "reports").rglob("*") if path.is_file()) <= publish.LARGEST

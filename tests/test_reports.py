@@ -1,10 +1,15 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from papermill.parameterize import parameterize_notebook
 
 from srs import models
 from srs.certificates.certify import Confidence
@@ -145,3 +150,41 @@ def test_mismatch_gap_is_bound_minus_true_rate(results):
     bound, gap = reports.mismatch(rows, "SRS-MDEQ-1A")
     assert np.array_equal(bound, part["p_m_upper"]) and gap == pytest.approx(bound - part["mismatched"] / part["n_a"])
     assert part["mismatched"].sum() > 0
+
+
+BY_HAND = """
+import os, sys, nbformat
+folder = os.getcwd()
+for path in sys.argv[1:]:
+    os.chdir(folder)
+    cells = nbformat.read(path, as_version=4).cells
+    names = {}
+    for cell in cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{path}, cell {cell.id}", "exec"), names)
+"""
+
+
+@pytest.mark.parametrize("folder", ["notebooks", "reports/smoke", "runs/smoke/reports"])
+def test_a_report_runs_by_hand_where_it_lies(place, folder, trained_state):
+    """As "Run all" would: in the notebook's folder, the study on no path (ten seconds: each time torch is imported)."""
+    for name in ("srs", "study"):
+        if not (place / name).exists():
+            (place / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "dvc.yaml", place)
+    epoch = {"loss": 1.0, "accuracy": 0.5, "residual": 0.1, "unrolled": True, "validation_accuracy": 0.5}
+    history = pd.DataFrame([epoch | {"epoch": e, "step": 9 * e, "validation_residual": 0.1} for e in (1, 2, 3)])
+    history.to_csv(place / "runs/smoke/models/small-050/history.csv", index=False)
+    (place / folder).mkdir(parents=True, exist_ok=True)
+    names = [f"{name}.ipynb" for name in ("00_method", "10_table2", "24_cifar10")]
+    for name in names:
+        notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
+        if folder != "notebooks":  # as executed by its stage
+            notebook = parameterize_notebook(notebook, {"name": "smoke"})
+            (injected,) = [c.source for c in notebook.cells if "injected-parameters" in c.metadata.get("tags", [])]
+            assert len(injected.splitlines()) < 20
+        nbformat.write(notebook, place / folder / name)
+    here = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"MPLBACKEND": "agg"}
+    command = [sys.executable, "-P", "-c", BY_HAND, *names]
+    ended = subprocess.run(command, cwd=place / folder, env=here, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]

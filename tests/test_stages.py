@@ -100,7 +100,7 @@ def test_a_stage_gives_its_notebook_what_that_declares(name):
 def test_pages_read_what_the_checked_file_shows_them():
     assert set(params.SHOWN) <= set(params.Study.model_fields)
     for name, stage in RUN.items():
-        if "--into reports" in stage["cmd"] and name != "method":
+        if "--into reports" in stage["cmd"]:
             assert "runs/${name}/shown.json" in stage["deps"], name
 
 
@@ -108,7 +108,11 @@ def test_no_page_waits_for_more_than_it_reads():
     late = {f"runs/${{name}}/{stage}" for stage in ("attacks", "coverage", "arithmetic", "speed")}
     waits = {name: {dep.rpartition("/")[2] for dep in late & set(stage["deps"])} for name, stage in RUN.items()}
     waits = {name: found for name, found in waits.items() if found}
-    whole = {"whole-page": {"attacks", "coverage", "arithmetic"}, "claims": {"attacks", "coverage"}}
+    whole = {
+        "whole-page": {"attacks", "coverage", "arithmetic"},
+        "claims": {"attacks", "coverage"},
+        "overview": {"attacks", "coverage"},
+    }
     assert waits == whole | {"past": {"speed"}}
 
 
@@ -156,10 +160,10 @@ def test_every_profiles_stages_resolve(project, name):
         stages = set(_dvc(project, "stage", "list", "--name-only").split())
         pages = params.load(PROFILES[name]).report.pages.names()
         wanted = set(RUN) - {stage for stage in GRAPH if "foreach" in GRAPH[stage]}
-        assert wanted | {"check", "source", "index"} <= stages
+        assert wanted | {"check", "source", "site"} <= stages
         assert {stage.rpartition("@")[2] for stage in stages if "page@" in stage} == set(pages)
         dry = _dvc(project, "repro", "--dry", "--force")
-        assert dry.count("Running stage") == len(stages) and f"study.reports.index {name}" in dry
+        assert dry.count("Running stage") == len(stages) and f"study.reports.site {name}" in dry
     finally:
         shutil.copy(PROFILES["smoke"], project / "params.yaml")
 

@@ -41,11 +41,10 @@ def test_a_drawing_is_a_picture_for_the_index_and_is_published_as_it_is(tmp_path
     items = {"figure_1": {"report": "15"}}
     _report(tmp_path / "15.ipynb", drawing, CAPTION)
     assert index.faults(tmp_path, items) == []
-    (tmp_path / "15.html").write_text("page")
     png = {"image/png": "iVBORw0KGgo="}
     _report(tmp_path / "15.ipynb", png, drawing)
     names = [path.name for path in publish.publish([tmp_path / "15.ipynb"], tmp_path / "out")]
-    assert names == ["15.ipynb", "15.html", "15-1.png", "15-2.svg"]
+    assert names == ["15.ipynb", "15-1.png", "15-2.svg"]
     assert ElementTree.fromstring((tmp_path / "out" / "15-2.svg").read_bytes()).tag.endswith("svg")
     _report(tmp_path / "15.ipynb", {"image/svg+xml": "<svg></svg>"}, CAPTION)
     assert index.faults(tmp_path, items) == ["figure_1: no picture before its caption in 15"]

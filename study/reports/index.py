@@ -1,31 +1,16 @@
-"""One page that leads to all reports: every item of the paper, the report where it stands, and the stage that made it.
+"""Every item of the paper: the report where it stands, the stage that made it, and whether it is there."""
 
-    python -m study.reports.index NAME
-
-It fails when an item is missing from its report, empty, or without its caption.
-"""
-
-import argparse
 import html
 import re
-import sys
 from pathlib import Path
 
-from study.common import params_file
-from study.reports.items import label, read, stands_in
+from study.reports.items import label, stands_in
 from study.reports.profile import Profile
 
+HOME = "30_overview"  # the report that leads to all others
 #: Stages of the reports that every profile has.
-_ALWAYS = {"00_method": "method", "10_table2": "table2", "21_claims": "claims", "23_past_the_paper": "past"}
+_ALWAYS = {"00_method": "method", "10_table2": "table2", "21_claims": "claims", "23_past_the_paper": "past", HOME: "overview"}
 _PICTURES = {"image/png": 10_000, "image/svg+xml": 2_000}  # characters (of a PNG in base64): one without content has fewer
-_STYLE = """
-body { font: 16px/1.5 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 }
-th, td { text-align: left; padding: .3em .9em .3em 0; border-bottom: 1px solid #ddd }
-th { border-bottom: 1.5px solid #444 }
-a { color: #0b5394 }
-td:first-child { white-space: nowrap }
-"""
 
 
 def promised(items: dict, profile: Profile) -> dict:
@@ -83,28 +68,24 @@ def _faults_of(item: str, outputs: list[dict]) -> list[str]:
     return found
 
 
-def page(profile: Profile, items: dict, reports: list[Path], link: str, note: str = "") -> str:
-    """The index of the executed ``reports`` as HTML; hrefs to them begin with ``link``."""
-    titles = {path.stem: _title(path) for path in reports}
-    listed = "".join(f'<li><a href="{link}{name}.html">{html.escape(title)}</a></li>' for name, title in titles.items())
-    rows = "".join(_row(item, entry, link, profile) for item, entry in items.items() if entry["report"] in titles)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>SRS: reports</title><style>{_STYLE}</style></head><body>
-<h1>Serialized randomized smoothing of deep equilibrium models: reports</h1>
-<p>Profile <code>{profile.layout.name}</code>. {html.escape(_whose_task(profile))} {html.escape(note)}</p>
-<h2>Reports</h2>
-<ul>{listed}</ul>
-<h2>Every table and figure of the paper</h2>
-<p>Titles are those of the paper's items; what stands in each report is ours, with published values beside it where they are
-known to us.</p>
-<table><thead><tr><th>item</th><th>in the paper</th><th>report</th><th>stage</th></tr></thead><tbody>{rows}</tbody></table>
-</body></html>
+def table(profile: Profile, items: dict, reports: list[str]) -> str:
+    """A page (Markdown) that leads to every item in ``reports``."""
+    rows = "".join(_row(item, entry, profile) for item, entry in items.items() if entry["report"] in reports)
+    return f"""# Every table and figure of the paper
+
+Titles are those of the paper's items; what stands in each report is ours, with published values beside it where they are
+known to us.
+
+<div class="scroll"><table class="item-list">
+<thead><tr><th>item</th><th>in the paper</th><th>report</th><th>stage</th></tr></thead>
+<tbody>{rows}</tbody>
+</table></div>
 """
 
 
-def _row(item: str, entry: dict, link: str, profile: Profile) -> str:
+def _row(item: str, entry: dict, profile: Profile) -> str:
     report = entry["report"]
-    anchor = f'<a href="{link}{report}.html#{item}">{label(item)}</a>'
+    anchor = f'<a href="{report}.html#{item}">{label(item)}</a>'
     cells = anchor, html.escape(entry["title"]), report, f"<code>{stage(report, profile)}</code>"
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
@@ -116,7 +97,7 @@ def stage(report: str, profile: Profile) -> str:
     return _ALWAYS.get(report) or next(f"{kind}@{report}" for kind, names in kinds.items() if report in names)
 
 
-def _whose_task(profile: Profile) -> str:
+def whose_task(profile: Profile) -> str:
     """Says what is stand-in and what is the paper's own task."""
     told = []
     for name, original in profile.report.stands_for.items():
@@ -126,27 +107,3 @@ def _whose_task(profile: Profile) -> str:
         else:
             told.append(f"{name} is {original}{', as brought in files' if source == 'folder' else ''}.")
     return " ".join(told)
-
-
-def _title(path: Path) -> str:
-    return _cells(path)[0].source.splitlines()[0].lstrip("# ")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m study.reports.index", description=__doc__.splitlines()[0])
-    parser.add_argument("name", help="the profile")
-    name = parser.parse_args().name
-    try:
-        profile, (names, items) = Profile(name), read()
-    except params_file.ParameterError as error:
-        sys.exit(str(error))
-    folder, items = profile.layout.runs / "reports", promised(items, profile)
-    wrong = faults(folder, items)
-    if wrong:
-        sys.exit("the reports lack:\n" + "\n".join(wrong))
-    found = [folder / f"{name}.ipynb" for name in reports(names, profile)]
-    (folder.parent / "index.html").write_text(page(profile, items, found, f"{folder.name}/"), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -13,11 +13,15 @@ from study.votes.plan import VotePlans
 
 
 class Profile:
-    """The sections of the profile ``name``. Raises ParameterError where it has not been checked."""
+    """The sections of the profile ``name`` (empty: that of params.yaml). Raises ParameterError where it has not been run."""
 
-    def __init__(self, name: str):
-        self.layout = Layout(name)
-        shown = json.loads(params_file.text(self.layout.runs / "shown.json"))
+    def __init__(self, name: str = ""):
+        self.layout = Layout(name or params_file.section(params_file.read(), "name"))
+        path = self.layout.runs / "shown.json"
+        if not path.is_file():
+            name = self.layout.name
+            raise params_file.ParameterError(f"name = {name!r} has no results in {path.parent}: make repro PROFILE={name}")
+        shown = json.loads(params_file.text(path))
         planned = ("runs", "models", "votes", "rows", "draws", "samplers")
         self.plans = VotePlans(**{section: shown[section] or {} for section in planned})
         self.runs, self.report = self.plans.runs, Report(**shown["report"])

@@ -1,5 +1,4 @@
-"""Copy the active profile's reports and their index to reports/<profile>/, to be committed, with a note of what they come
-from.
+"""Copy the active profile's reports to reports/<profile>/, to be committed, with a page of what they show and come from.
 
 python -m study.reports.publish
 """
@@ -20,7 +19,7 @@ LARGEST = 2_000_000  # bytes of one file
 
 
 def publish(reports: list[Path], target: Path) -> list[Path]:
-    """Replace ``target`` by executed notebooks, their pages, and their figures as PNG and SVG files.
+    """Replace ``target`` by executed notebooks and their figures as PNG and SVG files.
 
     Raises FileNotFoundError where a report is missing and ValueError for a file over 2 MB.
     """
@@ -31,15 +30,21 @@ def publish(reports: list[Path], target: Path) -> list[Path]:
     target.mkdir(parents=True)
     written = []
     for report in reports:
-        written += [shutil.copy(path, target) for path in (report, report.with_suffix(".html"))]
+        written.append(Path(shutil.copy(report, target)))
         for number, (kind, content) in enumerate(_figures(report), start=1):
             written.append(target / f"{report.stem}-{number}.{kind}")
             written[-1].write_bytes(content)
-    written = [Path(path) for path in written]
     for path in written:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"{path} has {path.stat().st_size:,} bytes: at most {LARGEST:,} may be published")
     return written
+
+
+def readme(name: str, provenance: str, reports: list[str], paper: dict) -> str:
+    """The page of published notebooks that a code host shows: each with the paper's items that stand in it."""
+    found = {report: [items.label(item) for item, entry in paper.items() if entry["report"] == report] for report in reports}
+    lines = [f"- [{report}]({report}.ipynb)" + (f": {', '.join(held)}" if held else "") for report, held in found.items()]
+    return f"# Reports of the profile `{name}`\n\n{provenance}\n\n" + "\n".join(lines) + "\n"
 
 
 def _figures(report: Path) -> list[tuple[str, bytes]]:
@@ -86,12 +91,8 @@ def main() -> None:
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     provenance = _provenance(profile)
-    pages = "".join(f"- [{path.stem}]({path.name})\n" for path in written if path.suffix == ".html")
-    title = f"# Reports of the profile `{profile.layout.name}`"
-    (target / "README.md").write_text(f"{title}\n\n{provenance}\n{pages}", encoding="utf-8")
-    found = [target / f"{name}.ipynb" for name in names]
-    page = index.page(profile, index.promised(paper, profile), found, "", note=provenance.replace("`", ""))
-    (target / "index.html").write_text(page, encoding="utf-8")
+    page = readme(profile.layout.name, f"{provenance}\n{index.whose_task(profile)}", names, index.promised(paper, profile))
+    (target / "README.md").write_text(page, encoding="utf-8")
     print(f"{len(written)} files in {target}")
 
 

@@ -9,13 +9,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
-from IPython.display import HTML, SVG, Markdown, display
+from IPython.display import SVG, Markdown, display
 from matplotlib.figure import Figure
 
 from srs.data.datasets import Dataset
 from srs.votes.samplers import ReleasedSampler, Sampler, StandardSampler
 from study.common import params_file
-from study.reports import figures, tables
+from study.reports import drawn, figures, tables
 from study.reports.items import label, stands_in
 from study.reports.profile import Profile
 from study.votes.rows import released
@@ -253,10 +253,10 @@ def by_estimator(method: str, title: str) -> str:
 
 
 def show_figure(figure: Figure, caption: str) -> None:
-    """A figure as PNG with its caption below."""
+    """A figure as PNG with its caption below, and its numbers beside that."""
     display(figure)
     plt.close(figure)
-    _show_caption(caption)
+    _show_caption(caption, drawn.as_csv(figure))
 
 
 def show_drawing(name: str, caption: str) -> None:
@@ -265,8 +265,9 @@ def show_drawing(name: str, caption: str) -> None:
     _show_caption(caption)
 
 
-def _show_caption(caption: str) -> None:
-    display(HTML(f'<p style="font-size: 9pt; max-width: 60em">{caption}</p>'))
+def _show_caption(caption: str, numbers: str = "") -> None:
+    shown = {"text/html": f'<p style="font-size: 9pt; max-width: 60em">{caption}</p>'}
+    display(shown | ({"text/csv": numbers} if numbers else {}), raw=True)
 
 
 def differences(rows: pd.DataFrame, method: str, reference: str) -> np.ndarray:

@@ -1,0 +1,14 @@
+"""Sphinx's settings for the site, whose sources :mod:`study.reports.site` writes."""
+
+project = "SRS"
+html_title = "Serialized randomized smoothing"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+nb_execution_mode = "off"
+autodoc_default_options = {"members": True, "member-order": "bysource", "exclude-members": "model_config, model_post_init"}
+autodoc_preserve_defaults = True  # as written: an object's own text may hold its address in memory
+html_theme = "furo"
+templates_path = ["."]
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_copy_source = html_show_copyright = html_show_sphinx = html_use_index = html_domain_indices = False
+html_theme_options = {"top_of_page_buttons": []}

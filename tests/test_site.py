@@ -1,0 +1,157 @@
+"""The site: made once from a small report, and looked through as a reader's browser would."""
+
+import io
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from test_index import CAPTION, PICTURE, TABLE, TWO, _profile
+
+from study.reports import drawn, index, site
+
+ROOT = Path(__file__).parent.parent
+CODE = "from study.reports import figures\n\n\ndef shown(rows):\n    figures.plot_curves(rows)\n"
+
+
+def _cell(source, *outputs, tags=()):
+    shown = [nbformat.v4.new_output("display_data", dict(data)) for data in outputs]
+    return nbformat.v4.new_code_cell(source, outputs=shown, metadata={"tags": list(tags)})
+
+
+def _notebook(path):
+    cells = [
+        nbformat.v4.new_markdown_cell("# Main <results>\n\n## First\n\ntext"),
+        _cell(CODE, tags=["hide"]),
+        _cell("hidden = 1", TABLE),
+        _cell("shown(hidden)", PICTURE, CAPTION | {"text/csv": "x,y\n1,2\n"}),
+        _cell("taught = 2", tags=["code"]),
+    ]
+    path.parent.mkdir(exist_ok=True)
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Two builds of one site (some ten seconds each: Sphinx reads all docstrings)."""
+    folder = tmp_path_factory.mktemp("runs")
+    reports = [folder / "reports" / f"{name}.ipynb" for name in ("11_main_results", index.HOME)]
+    for path in reports:
+        _notebook(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        for name in ("site", "again"):
+            site.build(_profile("embedded"), reports, [], TWO, folder / name)
+    return folder / "site"
+
+
+def _pages(folder):
+    return {path: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in sorted(folder.rglob("*.html"))}
+
+
+def broken(folder) -> list[str]:
+    """Links and anchors of a site's pages that lead nowhere, and what a page would fetch from elsewhere."""
+    pages, found = _pages(folder), []
+    anchors = {path: {element["id"] for element in page.find_all(id=True)} for path, page in pages.items()}
+    for path, page in pages.items():
+        for element in page.find_all(["a", "link", "script", "img", "use"]):
+            url = urlsplit(element.get("href") or element.get("src") or "")
+            if url.scheme or url.netloc:
+                if element.name != "a" and url.scheme != "data":
+                    found.append(f"{path.name} fetches {url.geturl()[:80]}")
+                continue
+            target = (path.parent / unquote(url.path)).resolve() if url.path else path.resolve()
+            if not target.exists():
+                found.append(f"{path.name}: no {url.path}")
+            elif url.fragment and target in anchors and url.fragment not in anchors[target]:
+                found.append(f"{path.name}: no #{url.fragment} in {target.name}")
+    return found
+
+
+def test_every_link_and_anchor_leads_somewhere_and_nothing_comes_from_elsewhere(built):
+    assert broken(built) == []
+    page = built / "11_main_results.html"
+    text = page.read_text(encoding="utf-8")
+    page.write_text(text.replace("</article>", '<a href="items.html#no">x</a><img src="https://x.y/z.png"></article>'))
+    found = broken(built)
+    page.write_text(text)
+    assert len(found) == 2 and "no #no in items.html" in found[0] and "fetches https://x.y/z.png" in found[1]
+
+
+def test_equal_builds_give_equal_bytes(built):
+    files = [path.relative_to(built) for path in sorted(built.rglob("*")) if path.is_file()]
+    assert len(files) > 50
+    assert [path for path in files if (built / path).read_bytes() != (built.parent / "again" / path).read_bytes()] == []
+
+
+def test_every_page_has_a_bar_a_title_and_fits_small_screens(built):
+    for path, page in _pages(built).items():
+        if path.parent.name in ("_modules", "api") or path.name == "search.html":
+            continue
+        bar = [link.get_text() for link in page.find("nav", class_="bar").find_all("a")]
+        assert bar[0] == "Home" and page.find("meta", attrs={"name": "viewport"})
+        assert page.title.get_text() not in ("", path.stem)
+    report = _pages(built)[built / "11_main_results.html"]
+    assert report.title.get_text().startswith("Main <results>")
+    assert {"prev", "next"} == {link["rel"][0] for link in report.find("nav", class_="bar").find_all("a", rel=True)}
+    assert "First" in report.find("nav", class_="bar").details.get_text()
+
+
+def test_an_item_is_reached_at_its_top_and_says_what_made_it(built):
+    text = (built / "11_main_results.html").read_text(encoding="utf-8")
+    for item, shows in (("table_1", "<table"), ("figure_1", "<img")):
+        assert text.count(f'id="{item}"') == 1
+        after = text[text.index(f'id="{item}"') :]
+        assert after.index(shows) < after.index("a caption that says") < after.index(f'href="data/{item}.csv"')
+        about = BeautifulSoup(after[after.index('<p class="about">') :].split("</p>")[0], "html.parser").get_text()
+        for part in ("stage page@11_main_results", "notebook 11_main_results", "certificates, data, draws", "commit"):
+            assert part in about
+        assert ("study.reports.figures.plot_curves" in about) == (item == "figure_1")
+    assert pd.read_csv(built / "data" / "table_1.csv", header=None).notna().all(axis=None)
+    assert (built / "data" / "figure_1.csv").read_text() == "x,y\n1,2\n"
+    assert "taught" in text and "hidden = 1" not in text
+
+
+@pytest.mark.parametrize(
+    "page, rows",
+    [
+        ("<table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td> x <b>y</b></td></tr></table>", ["a,b", "1,x y"]),
+        ("<table><tr><th colspan=2>a</th></tr><tr><td>1</td><td>2,3</td></tr></table>", ["a,a", '1,"2,3"']),
+        ("<table><tr><th rowspan=2>a</th><td>1</td></tr><tr><td>2</td></tr></table>", ["a,1", "a,2"]),
+        ("no table", []),
+    ],
+)
+def test_a_tables_cells_as_csv(page, rows):
+    assert site.as_csv(page).splitlines() == rows
+
+
+def test_sections_are_those_of_all_stages_before():
+    graph = {
+        "train": {"params": ["data.${key}", "runs"], "deps": [], "outs": [{"m/models": {"persist": True}}]},
+        "other": {"params": ["speed"], "deps": [], "outs": ["m/speed"]},
+        "page": {"deps": ["m/models/x", "m/shown.json"], "outs": ["p"]},
+    }
+    assert site._sections("page", graph) == ["data", "report", "runs"]
+
+
+def test_a_figures_numbers_are_those_that_it_shows():
+    figure, (curves, bars) = plt.subplots(1, 2)
+    curves.plot([0, 1, 2, 3], [5, 5, 5, 4], label="steps")
+    curves.errorbar([1, 2], [0.5, 0.25], [[0.1, 0.05], [0.2, 0.1]], label="a, b")
+    curves.axhline(1)
+    bars.hist([1, 1, 2], bins=[0.5, 1.5, 2.5], label="counts")
+    bars.set_title("second")
+    plt.close(figure)
+    found = pd.read_csv(io.StringIO(drawn.as_csv(figure)), keep_default_na=False, dtype=str)
+    part = {name: rows[["x", "y", "low", "high"]].values.tolist() for name, rows in found.groupby("series")}
+    assert part["steps"] == [["0", "5", "", ""], ["2", "5", "", ""], ["3", "4", "", ""]]
+    assert part["a, b"] == [["1", "0.5", "0.4", "0.7"], ["2", "0.25", "0.2", "0.35"]]
+    assert part["counts"] == [["1", "2", "", ""], ["2", "1", "", ""]] and set(found["panel"]) == {"", "second"}
+    figure, axes = plt.subplots()
+    axes.imshow([[0, 1]])
+    plt.close(figure)
+    assert drawn.as_csv(figure) == ""
