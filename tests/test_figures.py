@@ -1,10 +1,17 @@
+from itertools import combinations
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pytest
+import yaml
+from matplotlib.colors import to_rgb
 from test_tables import rows  # noqa: F401, a fixture
 
 from study.common import plots
-from study.reports import figures
+from study.reports import figures, results
+from study.reports.statistics import certified_accuracy
 
 
 def test_plots_are_labelled(rows, digits):  # noqa: F811
@@ -44,6 +51,80 @@ def test_curve_panels_share_one_scale(rows):  # noqa: F811
     plt.close("all")
 
 
+def test_many_methods_have_a_panel_for_each_kind_and_the_reference_in_all(rows):  # noqa: F811
+    standard, serialized = rows[rows["k"] == 0], rows[rows["k"] > 0]
+    many = [
+        rows,
+        *(standard.assign(method=f"MDEQ-{n}A", radius=0.1 * n) for n in range(1, 6)),
+        standard.assign(method="AS-MDEQ-1N"),
+    ]
+    figure = figures.plot_curve_panels({"a": pd.concat(many), "b": serialized}, "MDEQ-30A")
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title() for axes in shown] == ["a: standard", "a: serialized", "a: amortized", "b: serialized"]
+    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in shown]
+    assert all(any("MDEQ-30A" in label.split("\n")[0] for label in legend) for legend in legends[:3])
+    assert len({axes.get_xlim() for axes in shown}) == 1
+    plt.close("all")
+
+
+def test_coincident_curves_are_named_as_one(rows):  # noqa: F811
+    twin = rows[rows["k"] == 0].assign(method="MDEQ-30A stopped")
+    (axes,) = figures.plot_curves(pd.concat([rows, twin]), "MDEQ-30A").axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["MDEQ-30A\nMDEQ-30A stopped\n(one curve)", "SRS-MDEQ-3A"]
+    grid, accuracy = axes.lines[0].get_data()
+    assert accuracy.tolist() == (100 * certified_accuracy(rows[rows["k"] == 0], grid)["accuracy"]).tolist()
+    plt.close("all")
+
+
+LISTS = {
+    (path.stem, kind): names
+    for path in sorted((Path(__file__).parent.parent / "profiles").glob("*.yaml"))
+    for kind, names in yaml.safe_load(path.read_text())["rows"].items()
+}
+
+
+@pytest.mark.parametrize("profile, kind", LISTS)
+def test_no_two_methods_of_a_list_look_alike(profile, kind):
+    drawn = plots.looks(LISTS[profile, kind])
+    assert len(set(drawn.values())) == len(drawn)
+
+
+def test_a_method_looks_the_same_in_every_company():
+    every = list(dict.fromkeys(row for names in LISTS.values() for row in names if plots.look(row)))
+    assert len(every) > 15 and {"MDEQ-30A", "SRS-MDEQ-3A", "AS-MDEQ-1N mean", "Unrolled-1N", "ResNet"} <= set(every)
+    whole, backwards = plots.looks([*every, "some variant"]), plots.looks(every[::-1])
+    assert all(whole[row] == backwards[row] == plots.looks([row])[row] for row in every)
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1: how linear RGB is seen without one of the three cones.
+SEEN_BY = {
+    "all three": np.eye(3),
+    "protanopes": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopes": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopes": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def _lab(color, seen):
+    srgb = np.array(to_rgb(color))
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(seen) @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear
+    x, y, z = np.cbrt(np.maximum(xyz / [0.9505, 1, 1.089], 1e-6))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("who", SEEN_BY)
+def test_colour_blind_readers_tell_kinds_of_methods_apart(who):
+    """Lines at least 10 apart in CIELAB; the marker and the line differ besides."""
+    names = ("MDEQ-30A", "MDEQ-5A", "MDEQ-1A", "SRS-MDEQ-1A", "SRS-MDEQ-3A", "AS-MDEQ-1N", "Unrolled-1N", "ResNet-110")
+    labs = [_lab(plots.look(name).color, SEEN_BY[who]) for name in names]
+    assert min(np.linalg.norm(a - b) for a, b in combinations(labs, 2)) > 10
+    estimators = [_lab(one.color, SEEN_BY[who]) for one in plots.ESTIMATORS.values()]
+    assert min(np.linalg.norm(a - b) for a, b in combinations(estimators, 2)) > 10
+
+
 def test_histograms_count_every_image():
     samples = {"A": np.array([-0.1, 0.2, 0.2, 0.9]), "B": np.array([0.5])}
     figure = figures.plot_histograms({"panel": samples, "empty": {"C": np.array([])}}, "gap", bins=5)
@@ -63,22 +144,38 @@ def test_values_beyond_the_last_bin_are_counted_there():
     plt.close("all")
 
 
-def test_levels_have_error_bars():
-    line = {"size": "S", "method": "A", "acr": 0.2, "lower": 0.1, "upper": 0.4}
-    figure = figures.plot_levels(pd.DataFrame([{**line, "sigma": s} for s in (0.25, 0.5)]), ["S"])
-    assert len(figure.axes[0].containers) == 1 and figure.axes[0].get_xlabel()
+def test_levels_have_a_panel_a_kind_with_the_reference():
+    line = {"size": "S", "acr": 0.2, "lower": 0.1, "upper": 0.4}
+    table = pd.DataFrame([{**line, "method": m, "sigma": s} for m in ("MDEQ-30A", "SRS-MDEQ-3A") for s in (0.25, 0.5)])
+    figure = figures.plot_levels(table, ["S"], ["MDEQ-30A"])
+    assert [axes.get_title() for axes in figure.axes] == ["S: standard", "S: serialized"]
+    assert [len(axes.containers) for axes in figure.axes] == [1, 2]
     plt.close("all")
 
 
-def test_costs_have_a_panel_for_each_level_and_cost():
-    table = pd.DataFrame(
-        {"accuracy": [0.5, 0.4], "lower": [0.4, 0.3], "upper": [0.6, 0.5], "evaluations": [1e5, 1e3], "seconds": [5.0, 0.3]},
-        index=["A", "B"],
-    )
-    figure = figures.plot_costs({"sigma = 0.25": table.drop("A"), "sigma = 0.5": table})
-    assert len(figure.axes) == 4 and all(axes.get_xlabel() and axes.get_title() for axes in figure.axes)
-    assert {axes.get_xlabel() for axes in figure.axes} == {"evaluations of f an image", "seconds an image"}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["B", "A"]
-    colors = [{box.get_label(): box[0].get_color() for box in axes.containers} for axes in figure.axes]
-    assert all(found["B"] == colors[0]["B"] for found in colors) and colors[1]["A"] != colors[1]["B"]
+def test_costs_have_a_panel_for_each_level_and_kind():
+    names = ["MDEQ-30A", "SRS-MDEQ-3A", "SRS-MDEQ-1A"]
+    values = {"accuracy": [0.5, 0.4, 0.3], "evaluations": [1e5, 1e3, 9e2], "seconds": [5.0, 0.3, 0.2]}
+    table = pd.DataFrame(values | {"lower": [0.4, 0.3, 0.2], "upper": [0.6, 0.5, 0.4]}, index=names)
+    figure = figures.plot_costs({"sigma = 0.25": table.drop("SRS-MDEQ-3A"), "sigma = 0.5": table}, "seconds", "MDEQ-30A")
+    assert [len(axes.containers) for axes in figure.axes] == [1, 1, 1, 2]
+    assert all(axes.get_xscale() == "log" for axes in figure.axes)
+    assert figure.get_supxlabel() == "seconds an image (logarithmic)"  # an axis that is not linear says so
+    plt.close("all")
+
+
+def test_coverage_has_a_panel_a_case():
+    designs = ["standard", "finite_population, random", "released_code, first_batch"]
+    line = {"rate": 0.01, "lower": 0.0, "upper": 0.02}
+    table = pd.DataFrame([{"case": c, "design": d, "alpha": a, **line} for c in "xyz" for d in designs for a in (0.001, 0.05)])
+    figure = figures.plot_coverage(table)
+    assert [axes.get_title() for axes in figure.axes] == ["x", "y", "z"]
+    words = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert words == ["standard", "exact bound, random audit", "released code, audit of the first batch"]
+    plt.close("all")
+
+
+def test_a_figure_is_told_in_words(rows):  # noqa: F811
+    told = results.described(figures.plot_curve_panels({"a": rows}, "MDEQ-30A"))
+    assert told == "certified accuracy (%) against l2 radius r (pixel units); panels: a; shown: MDEQ-30A, SRS-MDEQ-3A"
     plt.close("all")

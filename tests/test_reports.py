@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -104,33 +105,57 @@ def test_the_published_twin_has_the_papers_rows_alone(results, monkeypatch):
     assert asked == ["MDEQ-1A", "MDEQ-5A", "MDEQ-30A", "SRS-MDEQ-1N", "SRS-MDEQ-1A", "SRS-MDEQ-3A"]
 
 
-def test_captions_say_what_they_rest_on(results):
-    text = results.caption("table_2", "Accuracy.", [("small-050", None)])
+@pytest.fixture
+def boxes(results, monkeypatch):
+    """What is shown as HTML."""
+    shown = []
+    monkeypatch.setattr(reports, "display", lambda thing: shown.append(thing.data))
+    return shown
+
+
+def test_captions_are_short_and_the_box_says_once_what_they_rest_on(results, boxes):
+    captions = [results.caption("table_2", "Accuracy.", [("small-050", None)]) for _ in range(3)]
+    assert all(text in captions[0] for text in ('id="table_2"', "Table 2, ours", "Accuracy.", "2 images, N = 200, K = 40"))
+    results.basis([("small-050", "steps")], reports.THEOREM)
+    assert not any(word in "".join(captions) for word in ("alpha", "2 cores of X", "Stand-in", "exact bound"))
+    results.rests_on()
+    (box,) = boxes
     for part in (
-        'id="table_2"',
-        "Table 2, ours",
-        "Accuracy.",
-        "sigma = 0.5",
-        "2 evenly spaced",
-        "N = 200",
-        "K = 40",
+        "small-050 (mdeq-tiny",
+        "2 images, N = 200, K = 40, n0 = 100, alpha = 0.001; exact bound, with a random audit",
+        "Theorem 3.1 as printed, with a random audit, not a guarantee",
         "2 cores of X",
+        "Stand-in data: digits takes the place of CIFAR-10.",
     ):
-        assert part in text
-    assert "Stand-in data: digits takes the place of CIFAR-10." in text
+        assert box.count(part) == 1, part
     with pytest.raises(KeyError, match="table_99"):
         results.caption("table_99", "")
 
 
-def test_captions_say_once_what_models_have_in_common(results, monkeypatch):
+def test_what_models_have_in_common_is_said_once(results, boxes):
     twin = "small-025"
     results.plans.plans[twin] = results.plans["small-050"]
     for (_, group, design), rows in list(results._certificates.items()):
         results._certificates[twin, group, design] = rows
     results._machines[twin] = results._machines["small-050"]
     text = results.basis([("small-050", None), (twin, None), ("small-050", "steps")])
-    assert "small-025 (network as small-050, sigma = 0.25): 2 evenly spaced" in text
-    assert [text.count(part) for part in ("N = 200", "N = 100", "2 cores of X")] == [1, 1, 1]
+    assert "small-050 (sigma = 0.5), small-025 (sigma = 0.25): 2 images, N = 200" in text
+    results.rests_on()
+    assert "small-025 (network as small-050, sigma = 0.25)" in boxes[0] and "small-050, small-025: 2 images" in boxes[0]
+
+
+def test_where_data_stand_in_models_are_slots(results):
+    assert results.slot("small") == "SMALL's slot"
+    results.data["digits"]["name"] = "cifar10"
+    assert results.slot("small") == "MDEQ-SMALL"
+
+
+def test_seeds_are_compared_on_a_list_of_as_many_images_and_draws(results):
+    assert results.like("small-050", "small-050") == results.plans["small-050"].main
+    main, steps = (results.plans["small-050"].group(kind) for kind in (None, "steps"))
+    other = results.plans["small-050"].groups[steps]
+    results.plans.plans["other"] = SimpleNamespace(main="only", groups={"only": other})
+    assert results.like("small-050", "other") == steps != main
 
 
 def test_combined_rows_keep_their_own_names_and_groups(results):

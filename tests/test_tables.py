@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy import stats
 from srs.certificates import bounds
 from srs.deq.solvers import Solver
 from srs.votes.samplers import SerializedSampler, StandardSampler
-from study.reports import tables
+from study.reports import numbers, tables
 
 ROOT = Path(__file__).parent.parent
 RADII = [0, 0.25, 0.5, 1.0, 1.5]
@@ -83,14 +84,52 @@ def test_cells_beyond_reach_are_no_zeros(table):
     assert page.count(f">{tables.BEYOND}<") == 3
 
 
-def test_best_values_are_bold(table):
-    styler = tables.certified_table(table, "caption")
-    page = styler.to_html()
-    assert "caption" in page and "75 [19, 99]" in page
-    bold = {cell for style in styler._compute().ctx.items() if ("font-weight", "bold") in style[1] for cell in [style[0]]}
-    assert (1, 0) in bold and (0, 0) not in bold  # r = 0: 100 beats 75
-    assert (0, 1) in bold and (1, 1) not in bold  # r = 0.25: 75 beats 50
-    assert not any(column == 4 for _, column in bold)  # r = 1.5: nobody can
+def test_the_largest_radius_is_rounded_down(table):
+    """0.9954 as 1.00 would say that r = 1 is within reach."""
+    page = tables.certified_table(table, "caption").to_html()
+    printed = [float(cell) for cell in re.findall(r"col5[^>]*>([\d.]+)</td>", page)]
+    assert len(printed) == 2
+    assert all(limit - 0.001 < value <= limit for value, limit in zip(printed, table["", "largest r"]))
+
+
+def test_rows_without_a_guarantee_are_grey_and_the_papers_are_folded_below(rows):
+    theirs = rows[rows["k"] > 0].assign(method="SRS-MDEQ-3A, released code", guarantee=False)
+    table = tables.summary(pd.concat([rows, theirs]), RADII, "MDEQ-30A")
+    assert table["", "guarantee"].tolist() == [True, True, False]
+    shown = tables.certified_table(table, "what it shows", folded=["SRS-MDEQ-3A, released code"])
+    above, below = shown.to_html().split("<details>")
+    assert "what it shows" in above and "released code" not in above and "font-style: italic" not in above
+    assert "SRS-MDEQ-3A, released code" in below and "font-style: italic" in below
+    assert above.index("what it shows") < above.index("overflow-x") < above.index("<table")  # the caption does not scroll
+
+
+def test_a_column_that_the_papers_table_lacks_is_not_unknown():
+    methods = ["SRS-MDEQ-1A clean start"]
+    known = yaml.safe_load((ROOT / "data" / "published.yaml").read_text())
+    assert "seconds" not in tables.published_table(known["table24"], known["cifar10_radii"], methods, [0], "").to_html()
+
+
+def test_cells_hold_no_idle_digits():
+    shown = pd.DataFrame({"a": [0.001, None, 1.0], "b": [True, "text", 12_345], "c": [-0.0, np.nan, 1e-12]}, dtype=object)
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", tables.styled(shown, "").to_html())
+    assert cells == ["0.001", "yes", "0", "none", "text", "–", "1", "12,345", "1e-12"]
+
+
+def test_differences_that_round_to_nothing_have_no_sign():
+    assert [numbers.signed(value) for value in (-0.3, 0.0, 0.4, 2.6, -1.2)] == ["0", "0", "0", "+3", "-1"]
+    assert numbers.points(-0.001, -0.25, 0.0) == "0 points (-25 to 0)"
+    assert numbers.points(0.1, np.nan, np.nan) == "+10 points (no interval from so few)"
+    assert numbers.measured(0.5, np.nan, np.nan) == "0.500" and numbers.measured(-1e-5, 0, 1) == "0.000 [0.000, 1.000]"
+    assert [numbers.often(n) for n in (1, 2, 3)] == ["once", "twice", "3 times"] and numbers.plural(1, "step") == "1 step"
+
+
+def test_ours_beside_the_published_where_ours_can_reach(rows):
+    found = tables.beside(rows, {"MDEQ-30A": {"accuracy": [1, 75, 99]}, "MDEQ-5A": {"accuracy": [1, 1, 1]}}, [0, 0.25, 1.5])
+    assert found["r"].tolist() == ["0", "0.25"]
+    assert found["published is"].tolist() == ["below our interval", "within our interval"]
+    assert tables.read_beside(found).startswith(
+        "1 of 2 published accuracies lie within our 95 % intervals, but not MDEQ-30A at r = 0 (below)"
+    )
 
 
 def test_published_twin_shows_what_is_not_known():
@@ -104,11 +143,11 @@ def test_published_twin_shows_what_is_not_known():
 def test_sentences_follow_the_numbers(rows, table):
     samplers = {"MDEQ-30A": StandardSampler(), "SRS-MDEQ-3A": SerializedSampler(chains=220)}
     text = tables.read_comparison(table, rows, "MDEQ-30A", samplers)
-    assert "**MDEQ-30A** certifies 75% of 4 images" in text
-    assert "**SRS-MDEQ-3A** certifies 100% at r = 0 (+25 points against MDEQ-30A, paired 95 % interval -" in text
-    assert "20% of MDEQ-30A's evaluations of f and 25% of its time" in text
-    assert "did not confirm 50.0% of its audited votes" in text
-    assert "20% of its votes are warm-up votes" in text
+    assert "**MDEQ-30A** certifies 75 % of 4 images" in text
+    assert "**SRS-MDEQ-3A** certifies 100 % at r = 0 (+25 points against MDEQ-30A, paired 95 % interval -" in text
+    assert "20 % of MDEQ-30A's evaluations of f and 25 % of its time" in text
+    assert "did not confirm 50.0 % of its audited votes" in text
+    assert "20 % of its votes are warm-up votes" in text
     worse = rows.copy()
     worse.loc[worse["method"] == "SRS-MDEQ-3A", "prediction"] = 4
     other = tables.summary(worse, RADII, "MDEQ-30A")

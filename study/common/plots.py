@@ -33,12 +33,18 @@ _KINDS = {
 }
 _OTHERS, _VARIANTS_OF_ONE = "other networks", "variants"
 #: Rows whose name does not say it, and what a second word of a name changes.
-_SPELLED = {"Unrolled-1N": Look("#CC79A7", "<", (0, (1, 1))), "ResNet-110": Look("#8B4A73", "H", (0, (3, 1, 1, 1)))}
+_SPELLED = {
+    "Unrolled-1N": Look("#CC79A7", "<", (0, (1, 1))),
+    "ResNet": Look("#8B4A73", "H", (0, (3, 1, 1, 1))),
+    "ResNet-110": Look("#8B4A73", "H", (0, (3, 1, 1, 1))),
+    "ResNet-20": Look("#AA4499", "X", (0, (2, 2))),
+}
 _VARIANTS = {
     "stopped": Look("#666666", "d", (0, (5, 1))),
     "as released": Look("#999999", "x", (0, (1, 1.5))),
     "mean": Look("#7FCDB5", "P", (0, (2, 1))),
     "tuned": Look("#33B08C", "*", (0, (4, 1, 1, 1, 1, 1))),
+    "clean start": Look("", "d", ":"),  # its colour is its method's
 }
 #: The three estimators of serialized certificates.
 ESTIMATORS = {
@@ -63,11 +69,11 @@ def look(row: str) -> Look | None:
     parts = _NAME.match(row)
     if parts is None:
         return None
-    if parts["variant"] in _VARIANTS:
-        return _VARIANTS[parts["variant"]]
     _, colors, markers, line = _KINDS[parts["kind"]]
     steps = max((s for s in colors if s <= int(parts["steps"])), default=1)
-    return Look(colors[steps], markers[parts["solver"]], line)
+    own = Look(colors[steps], markers[parts["solver"]], line)
+    variant = _VARIANTS.get(parts["variant"], own)
+    return variant._replace(color=variant.color or own.color)
 
 
 def looks(rows: Iterable[str]) -> dict[str, Look]:

@@ -23,6 +23,7 @@ from srs.training.train import Training
 from study.common import params_file
 from study.reports import tables
 from study.reports.items import stands_in
+from study.reports.numbers import listed, percent, points, signed, signed_interval
 from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, mismatch
 from study.reports.statistics import certified, joint_ratio, mean_interval, paired_interval, ratio_interval
 from study.votes.plan import known
@@ -119,6 +120,16 @@ def decided(lines: pd.DataFrame) -> dict[str, int]:
     """The tally of a :func:`table`: the paper's claims by verdict."""
     counts = lines.loc[lines["whose"] == "the paper", "verdict"].value_counts()
     return {name: int(counts.get(name, 0)) for name in (CONFIRMED, CONTRADICTED, UNDECIDED, ABSENT)}
+
+
+def about_stand_ins(lines: pd.DataFrame) -> str:
+    """How many of the decided claims of a :func:`table` are decided on stand-in data alone, which cannot settle them."""
+    settled = lines[lines["verdict"].isin([CONFIRMED, CONTRADICTED])]
+    for_us = settled[settled["data"] != ""]
+    if for_us.empty:
+        return ""
+    names = listed(list(dict.fromkeys(name for data in for_us["data"] for name in data.split(", "))))
+    return f"{len(for_us)} of these {len(settled)} verdicts are on {names}, which stand in for the paper's images."
 
 
 def verdict(intervals: Iterable[Interval], least: float = -math.inf, most: float = math.inf) -> str:
@@ -264,7 +275,10 @@ def _difference(case: _Case, row: str, other: str, trainings: list[pd.DataFrame]
 
 def _said_beside(case: _Case, rows: pd.DataFrame, row: str) -> str:
     if case.claim.r == "reach":
-        return f"; radii above {bounds.shown(tables.reachable(rows)[row], 2)} are out of its audit's reach"
+        return f"; radii above {bounds.shown(tables.reachable(rows)[row])} are out of its audit's reach"
+    if case.results.report.resnet in case.keys:  # how well a baseline is trained decides what a difference says
+        last = {key: case.results.history(key)["validation_accuracy"].iloc[-1] for key in dict.fromkeys(case.keys)}
+        return f"; right on held-out noisy images: {', '.join(f'{key} {percent(share)}' for key, share in last.items())}"
     if case.claim.r != "sigma":
         return ""
     training = Training(**case.results.schedule(case.keys[0]))
@@ -296,7 +310,7 @@ def _samples(case: _Case) -> Finding:
     names = {f"N = {case.results.plans[key].groups[group].n:,}": (key, group, case.claim.row) for group in groups}
     rows, (least, *_, most) = case.results.combined(names), list(names)
     reach = tables.reachable(rows)
-    more = f"; the largest reachable radius grows from {bounds.shown(reach[least], 2)} to {bounds.shown(reach[most], 2)}"
+    more = f"; the largest reachable radius grows from {bounds.shown(reach[least])} to {bounds.shown(reach[most])}"
     return _difference(case, most, least, [rows], 0.0, more)
 
 
@@ -314,8 +328,7 @@ def _radius_difference(case: _Case) -> Finding:
     other, rows = case.place(case.claim.against)[2], case.results.rows(key, draws)
     closer = differences(rows, row, case.reference) - differences(rows, other, case.reference)
     low, high = mean_interval(closer, LEVEL)
-    shown = "no interval from so few" if np.isnan(low) else f"{low:+.3f} to {high:+.3f}"
-    told = f"mean RRD of {row} and {other} differs by {closer.mean():+.3f} ({shown})"
+    told = f"mean RRD of {row} and {other} differs by {signed(closer.mean(), 3)} ({signed_interval(low, high, 3)})"
     return Finding(told, verdict([(low, high)], *case.claim.limits()), len(closer))
 
 
@@ -377,12 +390,6 @@ def _published_radius(case: _Case) -> Finding:
 def _not_known(case: _Case) -> Finding:
     """A claim that rests on figures that are not known to us."""
     return Finding("the figures that it rests on are not known to us", UNDECIDED, trainings=0)
-
-
-def points(difference: float, low: float, high: float) -> str:
-    """A difference of shares in points, with its interval."""
-    shown = "no interval from so few" if np.isnan(low) else f"{100 * low:+.0f} to {100 * high:+.0f}"
-    return f"{100 * difference:+.0f} points ({shown})"
 
 
 #: How each quantity is measured.

@@ -1,9 +1,9 @@
-"""Plots of the reports.
+"""Plots of the reports. Every method looks the same in all of them: :func:`study.common.plots.looks`.
 
 ``rows`` is a table of certificates: one line an image and method, the columns of :func:`srs.certificates.certify.certificates`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,38 +16,60 @@ from matplotlib.ticker import LogLocator
 from srs.data.datasets import Images
 from srs.votes.noise import NoisyCopies
 from srs.votes.samplers import UNDECIDED
-from study.common.plots import side_by_side
+from study.common.plots import ESTIMATORS, by_kind, looks, side_by_side
 from study.reports.statistics import certified_accuracy
-from study.reports.tables import reachable
+from study.reports.tables import ESTIMATOR_NAMES, design_name, reachable
+
+_MOST = 6  # methods in one panel: where there are more, each kind has a panel of its own
 
 
 def plot_curves(rows: pd.DataFrame, reference: str, axes: Axes | None = None) -> Figure:
-    """Certified accuracy against radius for every method, each up to its largest radius; 95 % band for ``reference``."""
-    limits = reachable(rows)
+    """Certified accuracy against radius for every method, each up to its largest radius; 95 % band for ``reference``. Methods
+    with the same certificates are one curve, which the legend names by all of them."""
+    limits, drawn = reachable(rows), looks(rows["method"])
     if axes is None:
         _, axes = plt.subplots(figsize=(7.5, 4.5))
-    for number, (method, part) in enumerate(rows.groupby("method", sort=False)):
-        grid = np.linspace(0, limits[method], 400)
-        curve = certified_accuracy(part, grid) * 100
-        serialized = part["estimator"].iloc[0] != ""
-        color = sns.color_palette("colorblind")[number % 10]
-        axes.plot(grid, curve["accuracy"], color=color, linestyle="--" if serialized else "-", label=method, linewidth=1.8)
-        axes.plot(limits[method], curve["accuracy"].iloc[-1], marker="|", markersize=12, color=color)
-        if method == reference:
-            axes.fill_between(grid, curve["lower"], curve["upper"], color=color, alpha=0.15, linewidth=0)
+    order = sorted(drawn, key=lambda method: method != reference)  # the reference first: its curve keeps its colour
+    right = rows["radius"].where(rows["prediction"] == rows["label"], -1.0)
+    curves: dict[tuple, list[str]] = {}
+    for method in order:
+        curves.setdefault((limits[method], *np.sort(right[rows["method"] == method])), []).append(method)
+    for width, ((limit, *radii), methods) in zip(np.linspace(3.0, 1.5, len(curves)), curves.items()):  # thick under thin
+        part, one = rows[rows["method"] == methods[0]], drawn[methods[0]]
+        grid = np.linspace(0, limit, 400)
+        accuracy = 100 * (np.array(radii)[:, None] >= grid).mean(axis=0)
+        line = "--" if part["estimator"].iloc[0] and one.line == "-" else one.line
+        label = "\n".join([*methods, "(one curve)"]) if len(methods) > 1 else methods[0]
+        axes.plot(grid, accuracy, color=one.color, linestyle=line, label=label, linewidth=width)
+        axes.plot(limit, accuracy[-1], marker="|", markersize=12, color=one.color)
+        if reference in methods:
+            band = 100 * certified_accuracy(part, grid)
+            axes.fill_between(grid, band["lower"], band["upper"], color=one.color, alpha=0.15, linewidth=0)
     axes.set(xlabel="l2 radius r (pixel units)", ylabel="certified accuracy (%)", xlim=(0, None), ylim=(0, 100))
     axes.legend(fontsize=9)
     return axes.figure
 
 
 def plot_curve_panels(panels: dict[str, pd.DataFrame], reference: str) -> Figure:
-    """:func:`plot_curves` side by side, one panel for each title, on one scale."""
-    figure, row = side_by_side(len(panels), 6.2, 4.3)
-    for axes, (title, rows) in zip(row, panels.items()):
-        plot_curves(rows, reference, axes)
-        axes.set_title(title)
-    largest = max(axes.get_xlim()[1] for axes in row)
-    for axes in row:
+    """:func:`plot_curves`, a panel for each title on one scale; where that has many methods a row of panels, one a kind, each
+    with the reference."""
+    methods = {title: list(rows["method"].unique()) for title, rows in panels.items()}
+    if max(map(len, methods.values())) <= _MOST:
+        lines = [[(title, title, names) for title, names in methods.items()]]
+    else:
+        lines = [[(t, _joined(t, kind), [reference, *part]) for kind, part in by_kind(m).items()] for t, m in methods.items()]
+    columns = max(map(len, lines))
+    size = (min(6.2, 15 / columns) * columns, 4.3 * len(lines))
+    figure, grid = plt.subplots(len(lines), columns, figsize=size, layout="constrained", squeeze=False)
+    for places, cells in zip(grid, lines):
+        for axes, (title, heading, names) in zip(places, cells):
+            plot_curves(panels[title][panels[title]["method"].isin(names)], reference, axes)
+            axes.set_title(heading)
+        for axes in places[len(cells) :]:
+            axes.set_axis_off()
+    shown = [axes for axes in grid.flat if axes.axison]
+    largest = max(axes.get_xlim()[1] for axes in shown)
+    for axes in shown:
         axes.set_xlim(0, largest)
     return figure
 
@@ -74,6 +96,10 @@ def plot_trainings(trainings: Sequence[pd.DataFrame]) -> Figure:
     return figure
 
 
+def _joined(title: str, kind: str) -> str:
+    return f"{title}: {kind}" if title else kind
+
+
 def plot_histograms(panels: dict[str, dict[str, np.ndarray]], xlabel: str, bins: int, most: float = np.inf) -> Figure:
     """Histograms of images, one panel for each title, the samples of a panel side by side over common bins. The last bin has
     all that is larger than ``most``, too; means are of the values as they are."""
@@ -86,12 +112,8 @@ def plot_histograms(panels: dict[str, dict[str, np.ndarray]], xlabel: str, bins:
         labels = [
             f"{name} (mean {v.mean():.3f}, {len(v)} images)" if len(v) else f"{name} (no image)" for name, v in samples.items()
         ]
-        axes.hist(
-            [v.clip(max=most) for v in samples.values()],
-            bins=edges,
-            label=labels,
-            color=sns.color_palette("colorblind")[: len(samples)],
-        )
+        colors = [one.color for one in looks(samples).values()]
+        axes.hist([v.clip(max=most) for v in samples.values()], bins=edges, label=labels, color=colors)
         if edges[0] < 0:
             axes.axvline(0, color="0.3", linewidth=1)
         axes.set(title=title, xlabel=xlabel, ylabel="images")
@@ -100,30 +122,33 @@ def plot_histograms(panels: dict[str, dict[str, np.ndarray]], xlabel: str, bins:
     return figure
 
 
-def plot_levels(table: pd.DataFrame, sizes: Sequence[str]) -> Figure:
-    """ACR against the noise level, a panel a size; ``table`` has columns size, sigma, method, acr, lower, upper."""
-    figure, row = side_by_side(len(sizes), 5, 3.9)
-    for axes, size in zip(row, sizes):
-        part = table[table["size"] == size]
-        for number, (method, line) in enumerate(part.groupby("method", sort=False)):
-            style = "--" if method.startswith("SRS") else "-"
-            error = [line["acr"] - line["lower"], line["upper"] - line["acr"]]
-            color = sns.color_palette("colorblind")[number % 10]
-            offset = 1 + 0.012 * (number - 3)  # error bars side by side
-            axes.errorbar(
-                line["sigma"] * offset,
-                line["acr"],
-                error,
-                label=method,
-                linestyle=style,
-                marker="o",
-                ms=4,
-                capsize=2,
-                color=color,
-            )
-        axes.set(title=size, xlabel="noise level sigma (pixel units)", ylabel="ACR", ylim=(0, None))
-        axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.17))  # no corner is always free
+def plot_levels(table: pd.DataFrame, sizes: Sequence[str], references: Iterable[str] = ()) -> Figure:
+    """ACR against the noise level, a row of panels a size and a panel a kind of method, each with the size's reference;
+    ``table`` has columns size, sigma, method, acr, lower, upper."""
+    kinds = {size: by_kind(table.loc[table["size"] == size, "method"].unique()) for size in sizes}
+    columns = max(map(len, kinds.values()))
+    size = {"figsize": (4.6 * columns, 3.6 * len(sizes)), "sharey": "row"}
+    figure, grid = plt.subplots(len(sizes), columns, layout="constrained", squeeze=False, **size)
+    for line, (name, groups) in zip(grid, kinds.items()):
+        part = table[table["size"] == name]
+        ours = [row for row in references if row in set(part["method"])]
+        for axes, (kind, members) in zip(line, groups.items()):
+            _plot_level(axes, part, list(dict.fromkeys([*ours, *members])))
+            axes.set(title=f"{name}: {kind}", xlabel="noise level sigma (pixel units)", ylim=(0, None))
+        line[0].set_ylabel("ACR (pixel units)")
+        for axes in line[len(groups) :]:
+            axes.set_axis_off()
     return figure
+
+
+def _plot_level(axes: Axes, part: pd.DataFrame, methods: Sequence[str]) -> None:
+    for number, (method, one) in enumerate(looks(methods).items()):
+        line = part[part["method"] == method]
+        error = [line["acr"] - line["lower"], line["upper"] - line["acr"]]
+        offset = 1 + 0.015 * (number - (len(methods) - 1) / 2)  # error bars side by side
+        style = {"color": one.color, "marker": one.marker, "linestyle": one.line, "ms": 5, "capsize": 2}
+        axes.errorbar(line["sigma"] * offset, line["acr"], error, label=method, **style)
+    axes.legend(fontsize=8)
 
 
 def plot_votes(
@@ -152,7 +177,7 @@ def plot_votes(
 def plot_images(part: Images, indices: Sequence[int]) -> Figure:
     """Images side by side, with their labels."""
     figure, row = plt.subplots(1, len(indices), figsize=(1.6 * len(indices), 1.8), squeeze=False)
-    for panel, index in zip(row, indices):
+    for panel, index in zip(row.flat, indices):
         panel.imshow(part.images(np.array([index]))[0].permute(1, 2, 0).numpy().squeeze(), cmap="gray", vmin=0, vmax=1)
         panel.set_title(f"image {index}, label {part.labels[index]}", fontsize=9)
         panel.set_axis_off()
@@ -165,41 +190,40 @@ def plot_reach(
     """Largest radius against K for each estimator; crosses at the radii ``claimed``, drawn at each K of ``at``."""
     figure, axes = plt.subplots(figsize=(7.5, 4.5))
     for name, radii in curves.items():
-        axes.plot(audits, radii, label=name, linewidth=1.8)
+        one = ESTIMATORS[name]
+        axes.plot(audits, radii, color=one.color, linestyle=one.line, label=ESTIMATOR_NAMES[name], linewidth=1.8)
     axes.axhline(standard, color="0.3", linestyle=":", label="standard smoothing")
     for k in at:
         axes.plot([k] * len(claimed), claimed, "x", color="0.2", ms=6, label="published radii" if k == at[0] else None)
-    axes.set(xscale="log", xlabel="K, audited draws", ylabel="largest radius (pixel units)", ylim=(0, None))
+    axes.set(xscale="log", xlabel="K, audited draws (logarithmic)", ylabel="largest radius (pixel units)", ylim=(0, None))
     axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
 def plot_coverage(table: pd.DataFrame) -> Figure:
-    """Share of false certificates by case and design, a panel for each alpha; ``table`` is :func:`study.coverage.tally`'s."""
+    """Share of false certificates by design, a panel for each case, all alphas; ``table`` is :func:`study.coverage.tally`'s."""
     alphas, designs, cases = (list(table[name].unique()) for name in ("alpha", "design", "case"))
-    figure, row = side_by_side(len(alphas), 6, 6.4, sharey=True)
-    for axes, alpha in zip(row, alphas):
-        for number, case in enumerate(cases):
+    columns = min(4, len(cases))
+    lines = -(-len(cases) // columns)
+    size = (3.0 + 2.6 * columns, lines * (0.27 * len(designs) + 1.1))
+    figure, grid = plt.subplots(lines, columns, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False)
+    for axes, case in zip(grid.flat, cases):
+        for number, (alpha, color) in enumerate(zip(alphas, sns.color_palette("colorblind", len(alphas)).as_hex())):
             part = table[(table["case"] == case) & (table["alpha"] == alpha)].set_index("design").loc[designs]
             error = 100 * np.array([part["rate"] - part["lower"], part["upper"] - part["rate"]])
-            place = np.arange(len(designs)) + 0.13 * (number - (len(cases) - 1) / 2)
-            axes.errorbar(
-                *(100 * part["rate"], place),
-                xerr=error,
-                fmt="o",
-                ms=4,
-                capsize=2,
-                linewidth=1,
-                label=case,
-                color=sns.color_palette("colorblind")[number],
-            )
-        axes.axvline(100 * alpha, color="0.3", linestyle="--", linewidth=1)
-        axes.set(xlim=(-0.02, 130), title=f"alpha = {alpha:g}", xlabel="false certificates (%)")
+            place = np.arange(len(designs)) + 0.24 * (number - (len(alphas) - 1) / 2)
+            style = {"fmt": "os^D"[number % 4], "ms": 4, "capsize": 2, "linewidth": 1, "color": color}
+            axes.errorbar(100 * part["rate"], place, xerr=error, label=f"alpha = {alpha:g}", **style)
+            axes.axvline(100 * alpha, color=color, linestyle="--", linewidth=1)
+        axes.set(xlim=(-0.02, 130), title=case)
         axes.set_xscale("symlog", linthresh=0.5)
-        axes.set_xticks([0, 0.5, 5, 50, 100], ["0", "0.5", "5", "50", "100"])
-        axes.set_yticks(range(len(designs)), designs)
-    row[0].invert_yaxis()
-    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(cases), fontsize=9)
+        axes.set_xticks([0, 0.5, 5, 50], ["0", "0.5", "5", "50"])
+        axes.set_yticks(range(len(designs)), map(design_name, designs), fontsize=9)
+    for axes in grid.flat[len(cases) :]:
+        axes.set_axis_off()
+    grid[0, 0].invert_yaxis()
+    figure.supxlabel("false certificates (%): linear up to 0.5, logarithmic beyond", fontsize=11)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(alphas), fontsize=9)
     return figure
 
 
@@ -208,9 +232,11 @@ def plot_mismatch(table: pd.DataFrame) -> Figure:
     shares = list(table["votes_for_a"].unique())
     figure, row = side_by_side(len(shares), 4.4, 3.7, sharey=True)
     for axes, share in zip(row, shares):
-        for (design, line), marker in zip(table[table["votes_for_a"] == share].groupby("design", sort=False), "osD"):
+        for design, line in table[table["votes_for_a"] == share].groupby("design", sort=False):
+            one = ESTIMATORS[design]
             error = 100 * np.array([line["rate"] - line["lower"], line["upper"] - line["rate"]])
-            axes.errorbar(100 * line["mismatch"], 100 * line["rate"], error, label=design, marker=marker, ms=5, capsize=2)
+            style = {"color": one.color, "marker": one.marker, "linestyle": one.line, "ms": 5, "capsize": 2}
+            axes.errorbar(100 * line["mismatch"], 100 * line["rate"], error, label=ESTIMATOR_NAMES[design], **style)
         axes.set(title=f"{share:.0%} of votes for A", xlabel="mismatched votes (%)", ylim=(-3, 103))
     row[0].set_ylabel("false certificates (%)")
     row[0].legend(fontsize=9)
@@ -220,43 +246,45 @@ def plot_mismatch(table: pd.DataFrame) -> Figure:
 def plot_frontier(table: pd.DataFrame, evaluations: float, acr: float, reference: str) -> Figure:
     """ACR against evaluations of f, a line a design (columns design, evaluations, acr), and the reference as a star."""
     figure, axes = plt.subplots(figsize=(7.5, 4.5))
-    for (design, line), marker in zip(table.groupby("design", sort=False), "osD^vP"):
-        axes.plot(line["evaluations"], line["acr"], marker=marker, ms=5, label=design)
-    axes.plot(evaluations, acr, "*", color="0.2", ms=13, label=reference)
-    axes.set(
-        xlabel="evaluations of f an image", ylabel="average certified radius (pixel units)", ylim=(0, None), xlim=(0, None)
-    )
+    for design, one in looks(table["design"]).items():
+        line = table[table["design"] == design]
+        axes.plot(line["evaluations"], line["acr"], color=one.color, marker=one.marker, linestyle=one.line, ms=5, label=design)
+    axes.plot(evaluations, acr, "*", color=looks([reference])[reference].color, ms=13, label=reference)
+    labels = {"xlabel": "evaluations of f an image", "ylabel": "average certified radius (pixel units)"}
+    axes.set(ylim=(0, None), xlim=(0, None), **labels)
     axes.legend(fontsize=9, loc="lower right")
     return figure
 
 
-def plot_costs(panels: dict[str, pd.DataFrame]) -> Figure:
-    """Certified accuracy against both costs, a column for each title; tables with a line a method: accuracy, lower, upper
-    (shares), evaluations and seconds an image."""
-    size = {"figsize": (min(4.6 * len(panels), 13), 7.6), "layout": "constrained", "sharey": "col", "squeeze": False}
-    figure, grid = plt.subplots(2, len(panels), **size)
-    units = {"evaluations": "evaluations of f an image", "seconds": "seconds an image"}
-    methods = dict.fromkeys(method for table in panels.values() for method in table.index)
-    numbers = {method: number for number, method in enumerate(methods)}
-    handles = {}
-    for axes, (title, table), (cost, unit) in zip(
-        grid.flat, [*panels.items()] * 2, np.repeat([*units.items()], len(panels), 0)
-    ):
-        for method, line in table.iterrows():
-            number = numbers[method]
-            error = 100 * np.array([[line["accuracy"] - line["lower"]], [line["upper"] - line["accuracy"]]])
-            color, marker = sns.color_palette("colorblind")[number % 10], "osD^vP*X<>"[number % 10 - number // 10]
-            at = line[cost], 100 * line["accuracy"]
-            handles[method] = axes.errorbar(
-                *at, error, label=method, color=color, marker=marker, ms=8, capsize=2, linewidth=0.8
-            )
-        axes.set(xscale="log", xlabel=unit, title=title)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("certified accuracy (%)")
-    figure.legend([handles[method] for method in methods], list(methods), loc="outside lower center", ncols=4, fontsize=9)
+def plot_costs(panels: dict[str, pd.DataFrame], cost: str, reference: str) -> Figure:
+    """Certified accuracy against a ``cost``, "evaluations" or "seconds": a column for each title, a row for each kind of
+    method; the others of a column in grey, and a line at the accuracy of the ``reference``. Tables have a line a method:
+    accuracy, lower, upper (shares), evaluations and seconds an image."""
+    kinds = by_kind(dict.fromkeys(method for table in panels.values() for method in table.index))
+    size = {"figsize": (3.2 * len(panels) + 1.8, 2.3 * len(kinds) + 0.4), "sharex": "col", "sharey": "col"}
+    figure, grid = plt.subplots(len(kinds), len(panels), layout="constrained", squeeze=False, **size)
+    unit = {"evaluations": "evaluations of f an image", "seconds": "seconds an image"}[cost]
+    for line, (kind, members) in zip(grid, kinds.items()):
+        handles = {}
+        for axes, table in zip(line, panels.values()):
+            axes.plot(table[cost], 100 * table["accuracy"], "o", color="0.85", ms=5, zorder=0)
+            if reference in table.index:
+                axes.axhline(100 * table.loc[reference, "accuracy"], color="0.6", linewidth=1, zorder=0)
+            for method, one in looks(m for m in members if m in table.index).items():
+                found = 100 * table.loc[method, ["accuracy", "lower", "upper"]]
+                error = [[found["accuracy"] - found["lower"]], [found["upper"] - found["accuracy"]]]
+                style = {"color": one.color, "marker": one.marker, "ms": 7, "capsize": 2, "linewidth": 0.8, "linestyle": ""}
+                handles[method] = axes.errorbar(table.loc[method, cost], found["accuracy"], error, label=method, **style)
+            axes.set(xscale="log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+        line[0].set_ylabel(kind)
+        line[-1].legend(list(handles.values()), list(handles), fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.05))
+    for axes, title in zip(grid[0], panels):
+        axes.set_title(title)
+    figure.supxlabel(f"{unit} (logarithmic)", fontsize=11)
+    figure.supylabel("certified accuracy (%)", fontsize=11)
     return figure
 
 
@@ -265,10 +293,12 @@ def plot_probabilities(panels: dict[str, pd.DataFrame]) -> Figure:
     figure, row = side_by_side(len(panels), 6.2, 5.2, sharey=True)
     grid = np.linspace(0.5, 1, 501)
     for axes, (title, rows) in zip(row, panels.items()):
+        drawn = looks(rows["method"])
         for method, part in rows.groupby("method", sort=False):
             right = part["p_a_lower"].where(part["prediction"] == part["label"], -1.0).to_numpy()
-            style = "-" if part["estimator"].iloc[0] == "" else "--" if part["guarantee"].iloc[0] else ":"
-            axes.plot(grid, 100 * (right[:, None] >= grid).mean(axis=0), style, label=method, linewidth=1.8)
+            one = drawn[method] if part["guarantee"].iloc[0] else ESTIMATORS[part["estimator"].iloc[0]]
+            shares = 100 * (right[:, None] >= grid).mean(axis=0)
+            axes.plot(grid, shares, color=one.color, linestyle=one.line, label=method, linewidth=1.8)
         axes.set(title=title, xlabel="p, lower bound on p_A", xlim=(0.5, 1), ylim=(0, 100))
     row[0].set_ylabel("images (%)")
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)

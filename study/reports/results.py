@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
-from IPython.display import SVG, Markdown, display
+from IPython.display import HTML, SVG, Markdown, display
 from matplotlib.figure import Figure
 
 from srs.data.datasets import Dataset
@@ -17,14 +17,34 @@ from srs.votes.samplers import ReleasedSampler, Sampler, StandardSampler
 from study.common import params_file
 from study.reports import drawn, figures, tables
 from study.reports.items import label, stands_in
+from study.reports.numbers import BEYOND, listed, text
 from study.reports.profile import Profile
 from study.votes.rows import released
 
-SIZE_NAMES = {"small": "MDEQ-SMALL", "large": "MDEQ-LARGE", "imagenet": "MDEQ, ImageNet's slot"}
+#: The sizes as the paper calls them, and the places of those that are smaller here, on other data.
+SIZE_NAMES = {"small": "MDEQ-SMALL", "large": "MDEQ-LARGE", "imagenet": "MDEQ-SMALL on ImageNet"}
+SLOTS = {"small": "SMALL's slot", "large": "LARGE's slot", "imagenet": "ImageNet's slot"}
 Source = tuple[str, str | None]  # a run and one of its lists of rows (None: the main one)
 
 #: The paper's own two estimators, as columns ``design`` of the table of certificates name them; "exact" is the sound one.
 THEOREM, RELEASED_CODE = "Theorem 3.1 as printed", "released code"
+
+#: What the paper's numbers rest on.
+PAPERS = "the paper has 500 images and N = 10,000"
+
+#: How every page is to be read.
+WORDS = (
+    "MDEQ-30A: standard smoothing, every noisy copy solved from scratch in 30 steps; SRS-: serialized, each solve from "
+    "where the one before ended; AS-: each from an amortized start, a function of the noisy copy alone. A: Anderson's "
+    "method, N: naive iteration, B: Broyden's. N, a number: noisy copies of an image whose votes are counted; n0: those "
+    "that choose its class before; K: serialized votes audited, which is to say solved again by the reference, the most "
+    "exact standard row. Radii are l2, of pixels in [0, 1]; upper ends of what can be certified are rounded down. "
+    "Intervals have level 95 %: Clopper and Pearson's over images for a share, exact and conservative for a difference "
+    "that is paired by image, bootstrap over images for a mean. ACR, the average certified radius, is over all images, "
+    f"0 for wrong or abstained ones; as released: wrong predictions' radii counted, too. {BEYOND}: beyond the largest "
+    "radius that N, K and alpha allow, whatever the votes. Costs are what a method alone would need, warm-up and audit "
+    "included."
+)
 
 #: What the released baseline is, beside which its speed-ups are to be read.
 RELEASED = (
@@ -38,6 +58,10 @@ class Results(Profile):
 
     Lists of rows are asked for by the name of the list, or of the draws that use it (None: the run's main ones).
     """
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self._shown: dict[tuple[str, str | None, str], None] = {}  # what the page shows: run, list of rows, design
 
     @cached_property
     def items(self) -> dict:
@@ -108,31 +132,68 @@ class Results(Profile):
             self._datasets[name] = Dataset.load(self.layout.dataset(name))
         return self._datasets[name]
 
-    def basis(self, sources: Sequence[Source], design: str = "") -> str:
-        """The sentences that every caption ends with: what its numbers rest on; ``design`` as in :meth:`rows`."""
-        models: dict[str, dict[str, None]] = {}  # by what they have in common
-        for (key, kind), model in zip(sources, self._models(sources)):
-            rows = self.rows(key, kind, design)
-            first, serialized = rows.iloc[0], rows[rows["estimator"] != ""]
-            common = (
-                f"{rows['index'].nunique()} evenly spaced test images, N = {first['n']:,}, n0 = {first['n0']}, "
-                f"alpha = {first['alpha']:g}"
-            )
-            if len(serialized):
-                common += f", K = {serialized['k'].max()} audited draws, {tables.audited_by(serialized.iloc[0])}"
-            models.setdefault(common, {})[model] = None
-        machines = dict.fromkeys(machine for key, _ in sources for machine in self._machines[key])
-        return (
-            "; ".join(f"{', '.join(named)}: {common}" for common, named in models.items())
-            + f". Measured on {'; '.join(machines)}. "
-            + self.about_data([key for key, _ in sources])
-        )
+    def slot(self, size: str) -> str:
+        """What the runs of a size are: the paper's model, or what stands in its place."""
+        source = self.data[self.plans.data(self.report.sizes()[size].main)]["name"]
+        return (SLOTS if stands_in(source) else SIZE_NAMES)[size]
 
-    def _models(self, sources: Sequence[Source]) -> list[str]:
-        """A text for each source; a network that an earlier one has, too, is described there."""
+    def like(self, key: str, other: str) -> str | None:
+        """The list of rows of ``key`` that has as many images and draws as the main one of ``other``, and most of its rows;
+        None: its main one, where there is no such list."""
+        wanted = self.plans[other].groups[self.plans[other].main]
+        shared = {
+            name: len(set(group.samplers) & set(wanted.samplers))
+            for name, group in self.plans[key].groups.items()
+            if (group.images, group.n) == (wanted.images, wanted.n)
+        }
+        return max(shared, key=shared.get, default=None)
+
+    def basis(self, sources: Sequence[Source], design: str = "") -> str:
+        """On how many images and draws of which runs something rests, in short; :meth:`rests_on` says the rest of it, once a
+        page. ``design`` as in :meth:`rows`."""
+        told: dict[str, dict[str, None]] = {}  # runs by what they have in common
+        for key, kind in sources:
+            self._shown[key, kind, design] = None
+            told.setdefault(self._amount(key, kind, design), {})[f"{key} (sigma = {self.sigma(key):g})"] = None
+        return "; ".join(f"{', '.join(runs)}: {amount}" for amount, runs in told.items()) + "."
+
+    def _amount(self, key: str, kind: str | None, design: str) -> str:
+        rows = self.rows(key, kind, design)
+        audit = f", K = {rows['k'].max():,}" if rows["k"].max() else ""
+        return f"{rows['index'].nunique()} images, N = {rows['n'].iloc[0]:,}{audit}"
+
+    def weaker(self, sources: Sequence[Source]) -> str:
+        """A sentence that says on how much less than the paper something rests, and on which data."""
+        images, draws = zip(*((rows["index"].nunique(), rows["n"].iloc[0]) for rows in (self.rows(*s) for s in sources)))
+        about = self.about_data([key for key, _ in sources])
+        told = f"All of this rests on {_span(images)} images and N = {_span(draws)}; {PAPERS}."
+        return f"{told} {about}".strip()
+
+    def rests_on(self) -> None:
+        """Show the box that ends a page: how to read it, and what all that it shows rests on."""
+        sources = [(key, kind) for key, kind, _ in self._shown]
+        keys = list(dict.fromkeys(key for key, _ in sources))
+        amounts: dict[str, dict[str, None]] = {}
+        for key, kind, design in self._shown:
+            rows = self.rows(key, kind, design)
+            serialized = rows[rows["estimator"] != ""].drop_duplicates("estimator")
+            common = f"{self._amount(key, kind, design)}, n0 = {rows['n0'].iloc[0]}, alpha = {rows['alpha'].iloc[0]:g}"
+            audits = dict.fromkeys(tables.audited_by(row) for _, row in serialized.iterrows())
+            amounts.setdefault("; ".join([common, *audits]), {})[key] = None
+        lines = [f"Networks: {'; '.join(self._models(keys))}."] if keys else []
+        lines += [f"{', '.join(runs)}: {common}." for common, runs in amounts.items()]
+        machines = dict.fromkeys(machine for key in keys for machine in self._machines[key])
+        lines += [f"Seconds measured on {listed(list(machines))}."] if machines else []
+        lines += [f"Images are evenly spaced among the test images. {self.about_data(keys)}"] if keys else []
+        told = "".join(f"<li>{line}</li>" for line in [*lines, WORDS])
+        style = "border: 1px solid #999; border-radius: 4px; padding: 0.6em 1em; font-size: 9pt; max-width: 75em"
+        display(HTML(f'<div class="rests-on" style="{style}"><b>What this rests on</b><ul>{told}</ul></div>'))
+
+    def _models(self, keys: Sequence[str]) -> list[str]:
+        """A text for each run; a network that an earlier one has, too, is described there."""
         first: dict[str, str] = {}
         told = []
-        for key, _ in sources:
+        for key in keys:
             model = self._model(key)
             same = first.setdefault(model, key)
             network = model if same == key else f"network as {same}"
@@ -141,7 +202,7 @@ class Results(Profile):
 
     def _model(self, key: str) -> str:
         spec = self.plans.models[self.runs[key].model]
-        changes = ", ".join(f"{name} = {value}" for name, value in spec.overrides.items())
+        changes = text(spec.overrides)
         return spec.preset + (f" with {changes}" if changes else "") + f", on {spec.data}"
 
     def about_data(self, keys: Sequence[str]) -> str:
@@ -154,14 +215,16 @@ class Results(Profile):
                 told.append(f"Data: {name}, {dataset.described()}")
         return " ".join(told)
 
-    def caption(self, item: str, text: str, sources: Sequence[Source] = ()) -> str:
-        """HTML that marks and captions an item of the paper: its number, ``text``, and what it rests on.
+    def caption(self, item: str, said: str, sources: Sequence[Source] = (), design: str = "") -> str:
+        """HTML that marks and captions an item of the paper: its number, what is ``said``, and the :meth:`basis` of
+        ``sources``.
 
         Raises KeyError for an item that the paper does not have.
         """
         if item not in self.items:
             raise KeyError(f"item {item!r} is unknown: choose from data/items.yaml")
-        return f'<span id="{item}"></span><b>{label(item)}, ours.</b> {text} {self.basis(sources) if sources else ""}'
+        told = f" {self.basis(sources, design)}" if sources else ""
+        return f'<span id="{item}"></span><b>{label(item)}, ours.</b> {said}{told}'
 
     def comparison(
         self, item: str, key: str, kind: str | None = None, what: str = "", estimators: bool = False
@@ -171,26 +234,16 @@ class Results(Profile):
         ``estimators``: serialized rows by the paper's own estimators stand below.
         """
         rows, reference = self.rows(key, kind), self.reference(key, kind)
-        source = [(key, kind)]
-        shown = tables.summary(self.with_estimators(key, kind) if estimators else rows, self.radii(key), reference)
+        every = self.with_estimators(key, kind) if estimators else rows
+        shown = tables.summary(every, self.radii(key), reference)
         table = shown.loc[rows["method"].unique()]
-        text = (
-            f"{what} Certified accuracy in percent at l2 radius r, with its 95 % Clopper-Pearson interval over the images; "
-            f"best in bold. {tables.BEYOND}: beyond the largest r that N, K and alpha allow, whatever the votes. ACR: average "
-            "certified radius, wrong or abstained images counting 0; as released: every radius counted, wrong predictions "
-            "included."
+        text = f"{what} Certified accuracy in percent at l2 radius r.".strip()
+        title = (
+            self.caption(item, text, [(key, kind)]) if item else f"<b>Not in the paper.</b> {text} {self.basis([(key, kind)])}"
         )
-        if estimators:
-            text += (
-                f" Below, the same votes by the paper's own two estimators: Theorem 3.1 as printed, with a random audit, and "
-                f"its released code, which audits the first batch and scales count and total; {tables.NO_GUARANTEE}."
-            )
-        title = self.caption(item, text, source) if item else f"<b>Not in the paper.</b> {text} {self.basis(source)}"
-        sound = rows.groupby("method")["guarantee"].all()
-        display(tables.certified_table(shown, title, best_of=[method for method in table.index if sound[method]]))
-        cost = "Cost per image, ours: what each method alone would need, warm-up and audit included; speed-up against"
+        display(tables.certified_table(shown, title, folded=[row for row in shown.index if row not in table.index]))
         theirs = f" {released(reference)}: {RELEASED}" if released(reference) in table.index else ""
-        display(tables.cost_table(table, f"{cost} {reference}.{theirs} {self.basis(source)}"))
+        display(tables.cost_table(table, f"<b>Cost per image, ours;</b> speed-ups against {reference}.{theirs}"))
         if item:
             samplers = self.samplers(key, kind)
             self.twin(item, [row for row in table.index if in_paper(samplers[row])], self.radii(key))
@@ -221,14 +274,12 @@ class Results(Profile):
         """Show the published values of a table of certified accuracies, as far as they are known to us."""
         entries = self.published.get(item.replace("_", ""), {})
         name, setting = label(item), self.items[item]["title"]
+        rows = self.items[item].get("rows", rows)
         if not any(row in entries for row in rows):
             display(Markdown(f"*{name}, as published ({setting}): no value is known to us.*"))
             return
         at = self.published["imagenet_radii" if "ImageNet" in setting else "cifar10_radii"]
-        caption = (
-            f"<b>{name}, as published</b> ({setting}; N = 10,000, 500 images, one A100). Not our numbers; {tables.NOT_KNOWN}: "
-            "not among the published values that are known to us."
-        )
+        caption = f"<b>{name}, as published</b> ({setting}; N = 10,000, 500 images, one A100), as far as it is known to us."
         display(tables.published_table(entries, at, rows, radii, caption))
 
     def combined(self, parts: dict[str, tuple[str, str | None, str]]) -> pd.DataFrame:
@@ -252,22 +303,55 @@ def by_estimator(method: str, title: str) -> str:
     return f"{method}, {title} ({tables.NO_GUARANTEE})"
 
 
+def takeaway(sentences: Sequence[str]) -> None:
+    """What a page shows, before it shows it."""
+    display(Markdown("**In short.** " + " ".join(sentences)))
+
+
 def show_figure(figure: Figure, caption: str) -> None:
-    """A figure as PNG with its caption below, and its numbers beside that."""
-    display(figure)
+    """A figure as PNG with its caption below, and in words for who cannot see it; its numbers beside the caption."""
+    display(figure, metadata={"image/png": {"alt": described(figure)}})
+    height, numbers = figure.get_figheight() * figure.dpi, drawn.as_csv(figure)
     plt.close(figure)
-    _show_caption(caption, drawn.as_csv(figure))
+    _show_caption(caption, height, numbers)
+
+
+def described(figure: Figure) -> str:
+    """A figure in words: its panels, their axes, and what is drawn in them."""
+    shown = [axes for axes in figure.axes if axes.axison]
+    names = [
+        text.get_text() for legend in [*figure.legends, *filter(None, (a.get_legend() for a in shown))] for text in legend.texts
+    ]
+    titles = list(dict.fromkeys(filter(None, (axes.get_title() for axes in shown))))
+    across, up = (
+        next(filter(None, (*found, where)), "")
+        for found, where in (
+            ([axes.get_xlabel() for axes in shown], figure.get_supxlabel()),
+            ([axes.get_ylabel() for axes in shown], figure.get_supylabel()),
+        )
+    )
+    told = [f"{up or 'pictures'} against {across}" if across and up else across or "pictures"]
+    told += [f"panels: {', '.join(titles)}"] if titles else []
+    told += [f"shown: {', '.join(dict.fromkeys(names))}"] if names else []
+    return " ".join("; ".join(told).split())
 
 
 def show_drawing(name: str, caption: str) -> None:
     """One of the drawings beside this module, which explain and show no result, with its caption below."""
     display(SVG(filename=Path(__file__).parent / "drawings" / f"{name}.svg"))
-    _show_caption(caption)
+    _show_caption(caption, 420)
 
 
-def _show_caption(caption: str, numbers: str = "") -> None:
-    shown = {"text/html": f'<p style="font-size: 9pt; max-width: 60em">{caption}</p>'}
+def _show_caption(caption: str, height: float, numbers: str = "") -> None:
+    """``height``: of the picture above in pixels, so that a link to the caption lands on the picture; ``numbers``: CSV."""
+    caption = caption.replace("<span id=", f'<span style="scroll-margin-top: {height + 40:.0f}px" id=', 1)
+    shown = {"text/html": f'<p class="caption" style="font-size: 9pt; max-width: 60em">{caption}</p>'}
     display(shown | ({"text/csv": numbers} if numbers else {}), raw=True)
+
+
+def _span(values: Sequence[int]) -> str:
+    least, most = min(values), max(values)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def differences(rows: pd.DataFrame, method: str, reference: str) -> np.ndarray:

@@ -14,22 +14,58 @@ from pandas.io.formats.style import Styler
 
 from srs.certificates import bounds
 from srs.votes.samplers import Sampler
+from study.reports import numbers
+from study.reports.numbers import BEYOND, fixed, percent
 from study.reports.statistics import average_certified_radius, certified, certified_accuracy, joint_interval, paired_interval
 from study.votes.rows import released, stopped
 
-BEYOND = "–"
 NOT_KNOWN = "not known"
 NO_GUARANTEE = "not a guarantee"
+ESTIMATOR_NAMES = {
+    "finite_population": "exact bound",
+    "theorem_3_1": "Theorem 3.1 as printed",
+    "released_code": "released code",
+}
+_AUDITS = {"random": "random audit", "first_batch": "audit of the first batch"}
 _GREY = "color: #888; font-style: italic"
-_BOLD = "font-weight: bold"
+_PAGE = "var(--pst-color-background, var(--jp-layout-color0, Canvas))"  # behind a first column that stays in sight
 _WRAPPED = "white-space: normal !important; min-width: 14em;"  # a rule for all cells of a table outranks that for one
 _TABLE_STYLES = [
-    {"selector": "", "props": "border-collapse: collapse; font-size: 10pt; margin: 0.5em 0"},
-    {"selector": "caption", "props": "caption-side: bottom; text-align: left; font-size: 9pt; padding-top: 0.6em"},
+    {"selector": "", "props": "border-collapse: collapse; font-size: 10pt; margin: 0.3em 0"},
     {"selector": "th, td", "props": "padding: 0.25em 0.5em; text-align: right; white-space: nowrap"},
-    {"selector": "thead th", "props": "border-bottom: 1.5px solid #444; vertical-align: bottom; white-space: normal"},
-    {"selector": "tbody th", "props": "text-align: left"},
+    {"selector": "thead th", "props": "border-bottom: 1.5px solid #888; vertical-align: bottom; white-space: normal"},
+    {"selector": "tbody th", "props": "text-align: left; white-space: normal; min-width: 7em; max-width: 15em"},
+    {"selector": "th.row_heading.level0, th.blank", "props": f"position: sticky; left: 0; background: {_PAGE}"},
 ]
+_LEFT = [
+    {"selector": "td", "props": "white-space: normal; text-align: left; max-width: 26em; vertical-align: top"},
+    {"selector": "thead th", "props": "text-align: left"},
+]
+
+
+class Table:
+    """A table as HTML: its caption above, outside the box in which it scrolls, and rows that are folded below it."""
+
+    def __init__(self, caption: str, table: Styler, folded: Styler | None = None, summary: str = ""):
+        self.caption, self.table, self.folded, self.summary = caption, table, folded, summary
+
+    def to_html(self) -> str:
+        below = f"<details><summary>{self.summary}</summary>{_scrolling(self.folded)}</details>" if self.folded else ""
+        return f'<div class="table"><p class="caption">{self.caption}</p>{_scrolling(self.table)}{below}</div>'
+
+    _repr_html_ = to_html
+
+
+def _scrolling(styler: Styler) -> str:
+    return f'<div class="scroll" style="overflow-x: auto">{styler.to_html()}</div>'
+
+
+def design_name(design: str) -> str:
+    """A design of the coverage study in words: finite_population, random -> exact bound, random audit."""
+    first, *more = design.split(", ")
+    words = [ESTIMATOR_NAMES.get(first, first), *(_AUDITS.get(word, word) for word in more)]
+    words = [f"{percent(float(w[6:]))} of alpha for it" if w.startswith("split ") else w for w in words]
+    return ", ".join(f"doubtful {percent(float(w[7:]))} all solved" if w.startswith("census ") else w for w in words)
 
 
 def reachable(rows: pd.DataFrame) -> pd.Series:
@@ -48,16 +84,16 @@ def _largest(row: pd.Series) -> float:
 
 
 def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.DataFrame:
-    """One line a method: (r, accuracy | lower | upper) for each radius (NaN beyond reach), largest radius, ACR by both
-    definitions, evaluations and seconds an image, and the speed-up in both against ``reference``; where there are rows
-    of the reference :func:`stopped` or as :func:`released`, the speed-ups against those, too."""
+    """One line a method: (r, accuracy | lower | upper) for each radius (NaN beyond reach), largest radius, whether it is a
+    guarantee, ACR by both definitions, evaluations and seconds an image, and the speed-up in both against ``reference``;
+    where there are rows of the reference :func:`stopped` or as :func:`released`, the speed-ups against those, too."""
     limits = reachable(rows)
     table = {}
     for method, part in rows.groupby("method", sort=False):
         accuracy = certified_accuracy(part, radii).drop(columns="images")
         accuracy[accuracy.index > limits[method]] = np.nan
         line = {(f"r = {r:.3g}", name): value for r, cells in accuracy.iterrows() for name, value in cells.items()}
-        line["", "largest r"] = limits[method]
+        line["", "largest r"], line["", "guarantee"] = limits[method], bool(part["guarantee"].all())
         line["ACR", "ours"] = average_certified_radius(part)
         line["ACR", "as released"] = average_certified_radius(part, released=True)
         line["per image", "evaluations"] = part["evaluations"].mean()
@@ -75,28 +111,29 @@ def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.Da
     return table
 
 
-def certified_table(table: pd.DataFrame, caption: str, best_of: Sequence[str] | None = None) -> Styler:
-    """The accuracies of a :func:`summary` in percent with their 95 % intervals, the largest radius and both ACRs.
-
-    The best of the rows ``best_of`` (all, if not given) are bold; other rows are grey.
-    """
-    rows = table.index if best_of is None else list(best_of)
-    shown, best = pd.DataFrame(index=table.index), pd.DataFrame(index=rows)
+def certified_table(table: pd.DataFrame, caption: str, folded: Sequence[str] = ()) -> Table:
+    """The accuracies of a :func:`summary` in percent with their 95 % intervals, the largest radius, rounded down, and both
+    ACRs. Rows without a guarantee are grey; those named ``folded`` stand folded below. None is marked as best: among so many
+    rows that would be chance."""
+    shown = pd.DataFrame(index=table.index)
     for column in [c for c in dict.fromkeys(table.columns.get_level_values(0)) if c.startswith("r = ")]:
         cells = table[column]
         shown[column] = [
             BEYOND if np.isnan(c.accuracy) else with_interval(c.accuracy, c.lower, c.upper) for c in cells.itertuples()
         ]
-        best[column] = bold(cells.loc[rows, "accuracy"])
-    shown["largest r"] = table["", "largest r"].map(lambda r: bounds.shown(r, 2))
+    shown["largest r"] = table["", "largest r"].map(bounds.shown)
     shown["ACR"] = table["ACR", "ours"].map("{:.3f}".format)
     shown["ACR as released"] = table["ACR", "as released"].map("{:.3f}".format)
-    best["ACR"] = bold(table.loc[rows, ("ACR", "ours")])
-    css = best.reindex(columns=shown.columns, fill_value="").reindex(index=shown.index, fill_value=_GREY)
-    return styled(shown, caption, css)
+    grey = ["" if sound else _GREY for sound in table["", "guarantee"]]
+    css = pd.DataFrame({column: grey for column in shown}, index=shown.index)
+    above = [row for row in shown.index if row not in folded]
+    below = _styler(shown.loc[list(folded)], caption + "folded", css.loc[list(folded)]) if len(folded) else None
+    return Table(
+        caption, _styler(shown.loc[above], caption, css.loc[above]), below, f"The paper's own estimators ({NO_GUARANTEE})"
+    )
 
 
-def cost_table(table: pd.DataFrame, caption: str) -> Styler:
+def cost_table(table: pd.DataFrame, caption: str) -> Table:
     """The cost columns of a :func:`summary`: evaluations of f and seconds an image, and the speed-ups."""
     shown = pd.DataFrame(
         {
@@ -149,7 +186,7 @@ def spread_table(spread: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
     """Texts of :func:`over_trainings`, a line a method."""
     told = {
         (line.method, f"r = {line.r:.3g}"): (
-            f"{100 * line.mean:.0f} ± {100 * line.deviation:.0f} [{100 * line.lower:.0f}, {100 * line.upper:.0f}]"
+            f"{fixed(100 * line.mean)} ± {fixed(100 * line.deviation)} [{fixed(100 * line.lower)}, {fixed(100 * line.upper)}]"
         )
         for line in spread.itertuples()
     }
@@ -163,35 +200,40 @@ def read_trainings(spread: pd.DataFrame) -> str:
     share = widest["mean"]
     widest["images alone"] = np.sqrt(share * (1 - share) / widest["images"])
     lines = [
-        f"- **{line['method']}** at r = {line['r']:g}: {line['least']:.0%} to {line['most']:.0%} from training to training "
-        f"(standard deviation {100 * line['deviation']:.0f} points; from {line['images']} other images one would expect "
-        f"{100 * line['images alone']:.0f})."
+        f"- **{line['method']}** at r = {line['r']:g}: {percent(line['least'])} to {percent(line['most'])} from training to "
+        f"training (standard deviation {fixed(100 * line['deviation'])} points; from {line['images']} other images one would "
+        f"expect {fixed(100 * line['images alone'])})."
         for _, line in widest[widest["deviation"] > 0].nlargest(3, "deviation").iterrows()
     ]
     return "\n".join(["Where trainings differ most:\n", *lines]) if lines else "All trainings agree in every cell."
 
 
-def published_table(entries: dict, at: Sequence[float], rows: Sequence[str], radii: Sequence[float], caption: str) -> Styler:
-    """Published accuracies (percent, at the radii ``at``) and seconds of ``rows``; what is not known to us is said to be so."""
-    table = {}
+def published_table(entries: dict, at: Sequence[float], rows: Sequence[str], radii: Sequence[float], caption: str) -> Table:
+    """Published accuracies (percent, at the radii ``at``) of ``rows``, and seconds where the paper's table has them; what is
+    not known to us is said to be so."""
+    table, timed = {}, any("seconds" in entry for entry in entries.values())
     for row in rows:
         entry = entries.get(row, {})
         cells = dict(zip(at, entry.get("accuracy", [])))
         table[row] = {f"r = {r:.3g}": f"{cells[r]:g}" if r in cells else NOT_KNOWN for r in radii}
-        table[row]["seconds"] = f"{entry['seconds']:.2f}" if "seconds" in entry else NOT_KNOWN
+        if timed:
+            table[row]["seconds"] = f"{entry['seconds']:.2f}" if "seconds" in entry else NOT_KNOWN
     return styled_known(pd.DataFrame.from_dict(table, orient="index"), caption)
 
 
-def styled(shown: pd.DataFrame, caption: str, css: pd.DataFrame | None = None) -> Styler:
-    """A table of texts with its caption; ``css`` has a style for each cell of some columns. Long texts are wrapped."""
-    wrapped = shown.map(lambda text: _WRAPPED if len(str(text)) > 40 else "")
+def styled(shown: pd.DataFrame, caption: str, css: pd.DataFrame | None = None, left: bool = False) -> Table:
+    """A table with its caption; ``css`` has a style for each cell of some columns. Long texts are wrapped; ``left``: cells
+    of words, aligned left. Numbers are shown by :func:`study.reports.numbers.text`."""
+    return Table(caption, _styler(shown, caption, css, left))
+
+
+def _styler(shown: pd.DataFrame, name: str, css: pd.DataFrame | None = None, left: bool = False) -> Styler:
+    shown = shown.map(numbers.text)
+    wrapped = shown.map(lambda text: _WRAPPED if len(text) > 40 else "")
     css = wrapped if css is None else wrapped + css.reindex(columns=shown.columns, fill_value="")
     css, shown = css.rename(columns=_unbroken), shown.rename(columns=_unbroken)
-    styler = (
-        shown.style.set_caption(caption)
-        .set_table_styles(_TABLE_STYLES)
-        .set_uuid(hashlib.sha1(caption.encode()).hexdigest()[:8])
-    )
+    styler = shown.style.set_table_styles(_TABLE_STYLES + (_LEFT if left else []))
+    styler = styler.set_uuid(hashlib.sha1(name.encode()).hexdigest()[:8])
     return styler.apply(lambda _: css, axis=None) if css.any(axis=None) else styler
 
 
@@ -200,32 +242,54 @@ def _unbroken(head: str) -> str:
     return head.replace(" = ", "\u00a0=\u00a0").replace("largest r", "largest\u00a0r") if isinstance(head, str) else head
 
 
-def styled_known(shown: pd.DataFrame, caption: str) -> Styler:
+def styled_known(shown: pd.DataFrame, caption: str) -> Table:
     """:func:`styled`, with what is not known in grey."""
     return styled(shown, caption, shown.map(lambda text: _GREY if text == NOT_KNOWN else ""))
 
 
-def bold(values: pd.Series, least: bool = False) -> list[str]:
-    """A style for each of ``values``: bold for the best, the greatest above 0 (or the ``least``)."""
-    best = values.min() if least else values.max()
-    return [_BOLD if v == best and (least or best > 0) else "" for v in values]
-
-
 def audited_by(row: pd.Series) -> str:
     """How the serialized certificates of a row are made, and whether that is a guarantee."""
-    draw = {"random": "a random audit", "first_batch": "an audit of the first batch"}[row["audit_draw"]]
-    told = f"estimator {row['estimator']} with {draw}" + (f" and a census of {row['census']}" if row["census"] else "")
+    draw = f"{'a' if row['audit_draw'] == 'random' else 'an'} {_AUDITS[row['audit_draw']]}"
+    told = f"{ESTIMATOR_NAMES[row['estimator']]}, with {draw}"
+    if row["census"]:
+        told += f", and the {row['census']} most doubtful draws all solved"
     return told if row["guarantee"] else f"{told}, {NO_GUARANTEE}"
 
 
 def with_interval(share: float, lower: float, upper: float) -> str:
     """A share and its interval in percent."""
-    return f"{100 * share:.0f} [{100 * lower:.0f}, {100 * upper:.0f}]"
+    return f"{fixed(100 * share)} [{fixed(100 * lower)}, {fixed(100 * upper)}]"
 
 
 def share(count: int, total: int) -> str:
     """``count`` of ``total`` in percent with its exact 95 % interval; a dash where ``total`` is 0."""
     return with_interval(count / total, *bounds.clopper_pearson_interval(count, total, 0.05)) if total else BEYOND
+
+
+def beside(rows: pd.DataFrame, published: dict, at: Sequence[float]) -> pd.DataFrame:
+    """Our certified accuracies beside published ones (percent, at the radii ``at``), where our rows can reach: columns row, r,
+    ours (%), published (%), published is (within, below or above our 95 % interval), width (of that interval)."""
+    reach, lines = reachable(rows), []
+    for row in (row for row in published if row in reach.index):
+        accuracy = certified_accuracy(rows[rows["method"] == row], at)
+        for r, known in ((r, known) for r, known in zip(at, published[row]["accuracy"]) if r <= reach[row]):
+            share, low, high = accuracy.loc[r, ["accuracy", "lower", "upper"]]
+            where = "below" if known < 100 * low else "above" if known > 100 * high else "within"
+            lines.append(
+                {"row": row, "r": f"{r:g}", "ours (%)": with_interval(share, low, high), "published (%)": f"{known:g}"}
+            )
+            lines[-1] |= {"published is": f"{where} our interval", "width": high - low}
+    return pd.DataFrame(lines)
+
+
+def read_beside(found: pd.DataFrame) -> str:
+    """What :func:`beside` says, in a sentence or two."""
+    outside = found[found["published is"] != "within our interval"]
+    told = f"{len(found) - len(outside)} of {len(found)} published accuracies lie within our 95 % intervals"
+    named = ", ".join(f"{line.row} at r = {line.r} ({line[5].split()[0]})" for line in outside.itertuples())
+    return (
+        f"{told}{f', but not {named}' if named else ''}; these are {fixed(100 * found['width'].mean())} points wide on average."
+    )
 
 
 def paired_difference(
@@ -276,8 +340,8 @@ def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str, sam
     at_zero, images = table["r = 0"], rows["index"].nunique()
     ours = at_zero.loc[reference]
     lines = [
-        f"**{reference}** certifies {ours['accuracy']:.0%} of {images} images at r = 0 "
-        f"(95 % interval {ours['lower']:.0%} to {ours['upper']:.0%}), with an ACR of "
+        f"**{reference}** certifies {percent(ours['accuracy'])} of {images} images at r = 0 "
+        f"(95 % interval {percent(ours['lower'])} to {percent(ours['upper'])}), with an ACR of "
         f"{table.loc[reference, ('ACR', 'ours')]:.3f}."
     ]
     for method, part in rows.groupby("method", sort=False):
@@ -304,14 +368,20 @@ def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str, sam
     return "\n".join(f"- {line}" for line in lines)
 
 
+def against(difference: tuple[float, float, float], reference: str) -> str:
+    """A :func:`paired_difference` in words."""
+    value, low, high = difference
+    interval = numbers.signed_interval(100 * low, 100 * high)
+    return f"{numbers.signed(100 * value)} points against {reference}, paired 95 % interval {interval}"
+
+
 def _read_row(table: pd.DataFrame, rows: pd.DataFrame, method: str, reference: str) -> str:
-    difference, lower, upper = paired_difference(rows, method, reference)
     fast = table["speed-up"].loc[method]
     return (
-        f"**{method}** certifies {table.loc[method, ('r = 0', 'accuracy')]:.0%} at r = 0 "
-        f"({100 * difference:+.0f} points against {reference}, paired 95 % interval {100 * lower:+.0f} to {100 * upper:+.0f}), "
-        f"with an ACR of {table.loc[method, ('ACR', 'ours')]:.3f}, for {1 / fast['evaluations']:.0%} of {reference}'s "
-        f"evaluations of f and {1 / fast['seconds']:.0%} of its time."
+        f"**{method}** certifies {percent(table.loc[method, ('r = 0', 'accuracy')])} at r = 0 "
+        f"({against(paired_difference(rows, method, reference), reference)}), with an ACR of "
+        f"{table.loc[method, ('ACR', 'ours')]:.3f}, for {percent(1 / fast['evaluations'])} of {reference}'s "
+        f"evaluations of f and {percent(1 / fast['seconds'])} of its time."
     )
 
 
@@ -321,9 +391,9 @@ def _read_audit(table: pd.DataFrame, part: pd.DataFrame, reference: str, sampler
     total = int((part["n0"] + part["n"]).iloc[0])
     audit = (part["n2"] + part["census"]).mean() / total * table.loc[reference, ("per image", "evaluations")]
     return (
-        f" The audit is {audit / table.loc[method, ('per image', 'evaluations')]:.0%} of its evaluations, and "
-        f"{sampler.warm_share(total):.0%} of its votes are warm-up votes: both shares shrink as N grows. "
-        f"{reference} did not confirm {wrong:.1%} of its audited votes for the selected class. Its certificates "
-        f"cannot pass r = {bounds.shown(table.loc[method, ('', 'largest r')], 2)}, whatever the votes; those from independent "
-        f"votes end at r = {bounds.shown(table.loc[reference, ('', 'largest r')], 2)}."
+        f" The audit is {percent(audit / table.loc[method, ('per image', 'evaluations')])} of its evaluations, and "
+        f"{percent(sampler.warm_share(total))} of its votes are warm-up votes: both shares shrink as N grows. "
+        f"{reference} did not confirm {percent(wrong, 1)} of its audited votes for the selected class. Its certificates "
+        f"cannot pass r = {bounds.shown(table.loc[method, ('', 'largest r')])}, whatever the votes; those from independent "
+        f"votes end at r = {bounds.shown(table.loc[reference, ('', 'largest r')])}."
     )

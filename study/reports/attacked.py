@@ -1,0 +1,95 @@
+"""Certified images under attack."""
+
+from functools import cached_property
+from typing import NamedTuple
+
+import pandas as pd
+
+from study.reports import tables
+from study.reports.numbers import BEYOND, plural
+from study.reports.results import Results
+from study.reports.statistics import certified
+from study.robustness import Robustness
+
+
+class Outcome(NamedTuple):
+    """Images that PREDICT classifies correctly when clean, and among them those that an attack leaves so, makes abstain and
+    fools (once fooled by a smaller budget, always fooled)."""
+
+    correct: set
+    left: set
+    abstaining: set
+    fooled: set
+
+
+class Attacked:
+    """The attacks on the run ``key``, and the certificates of the attacked images."""
+
+    def __init__(self, results: Results, key: str, config: Robustness):
+        self.key, self.config, self.row = key, config, config.runs[key]
+        self.found = pd.read_csv(results.layout.runs / "attacks" / f"{key}.csv")
+        rows = results.rows(key)
+        rows = rows[rows["method"] == self.row]
+        self.reach = tables.reachable(rows)[self.row]
+        self.rows = rows[rows["index"].isin(self.found["index"])].set_index("index")
+        self.images, self.decisions = self.found["index"].nunique(), int((self.found["draws"] > 0).sum())
+
+    def outcome(self, attack: str, r: float) -> Outcome:
+        """Of an attack of budget ``r``."""
+        clean = self.found[self.found["attack"] == "none"]
+        correct = set(clean.loc[clean["prediction"] == clean["label"], "index"])
+        if r == 0:
+            return Outcome(correct, correct, set(), set())
+        at = self.found[(self.found["attack"] == attack) & (self.found["radius"] == r) & self.found["index"].isin(correct)]
+        fooled = set(at.loc[at["fooled"], "index"])
+        left = set(at.loc[at["prediction"] == at["label"], "index"]) - fooled
+        return Outcome(correct, left, correct - left - fooled, fooled)
+
+    def certified(self) -> dict[str, str]:
+        """Certified accuracy at each budget; a dash beyond the audit's reach."""
+        counts = {r: int(certified(self.rows, r).sum()) for r in self.config.radii}
+        return {f"r = {r:g}": tables.share(n, self.images) if r <= self.reach else BEYOND for r, n in counts.items()}
+
+    def success(self, attack: str, kind: str) -> dict[str, str]:
+        """How many of the ``certified`` or ``uncertified`` points an attack fooled, at each budget."""
+        cells = {}
+        for r in (r for r in self.config.radii if r > 0):
+            points = self._points(attack, r, kind)
+            won = points & self.outcome(attack, r).fooled
+            cells[f"r = {r:g}"] = f"{tables.share(len(won), len(points))} ({len(won)} of {len(points)})" if points else BEYOND
+        return cells
+
+    def _points(self, attack: str, r: float, kind: str) -> set:
+        sure = set(self.rows.index[certified(self.rows, r)])
+        correct = self.outcome(attack, r).correct
+        return correct & sure if kind == "certified" else correct - sure
+
+    @cached_property
+    def _pairs(self) -> list[tuple[str, float, int]]:
+        budgets = [(attack, r) for attack in self.config.attacks for r in self.config.radii if r > 0]
+        return [(attack, r, index) for attack, r in budgets for index in sorted(self._points(attack, r, "certified"))]
+
+    def inside(self) -> list[tuple[str, float, int]]:
+        """The attacks that fooled the classifier within a certified radius: attack, budget, image."""
+        return [(attack, r, index) for attack, r, index in self._pairs if index in self.outcome(attack, r).fooled]
+
+    def told(self) -> str:
+        """Whether an attack succeeded within a certified radius, and in how many cases it might have."""
+        pairs = {(r, index) for _, r, index in self._pairs}
+        images, succeeded = len({index for _, index in pairs}), len(self.inside())
+        if not pairs:
+            return "no attacked image is certified at any budget, so that nothing can be said of certified points."
+        return (
+            f"{succeeded or 'none'} of {plural(len(self._pairs), 'attack')} within a certified radius succeeded; these are on "
+            f"{plural(images, 'image')}, {plural(len(pairs), 'pair')} of image and budget."
+        )
+
+    def worst(self) -> str:
+        """What the attack that leaves least does at the largest budget."""
+        r = self.config.radii[-1]
+        attack = min(self.config.attacks, key=lambda attack: len(self.outcome(attack, r).left))
+        correct, left, abstaining, fooled = self.outcome(attack, r)
+        return (
+            f"At r = {r:g}, of {plural(len(correct), 'image')} that PREDICT classifies correctly when clean ({self.images} "
+            f"were attacked), {attack} leaves {len(left)} so, makes {len(abstaining)} abstain and fools {len(fooled)}."
+        )

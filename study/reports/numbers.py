@@ -1,0 +1,79 @@
+"""Numbers in print: one way to write each kind, on every page."""
+
+import math
+
+import numpy as np
+
+BEYOND = "–"  # beyond reach, or nothing there
+
+
+def text(value: object) -> str:
+    """A cell of a table. Numbers without idle zeros, a dash for NaN, words for what Python calls None, True and False."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return "none"
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {text(part)}" for name, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(text, value))}]"
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}"
+    if isinstance(value, (float, np.floating)):
+        return BEYOND if math.isnan(value) else f"{value:,.6g}" if value else "0"
+    return str(value)
+
+
+def fixed(value: float, digits: int = 0) -> str:
+    """A number to so many decimals; what rounds to zero has no sign."""
+    shown = f"{value:,.{digits}f}"
+    return shown.lstrip("-") if float(shown.replace(",", "")) == 0 else shown
+
+
+def signed(value: float, digits: int = 0) -> str:
+    """A difference: with its sign, unless it rounds to zero."""
+    shown = fixed(value, digits)
+    return shown if shown.startswith("-") or float(shown.replace(",", "")) == 0 else f"+{shown}"
+
+
+def signed_interval(low: float, high: float, digits: int = 0) -> str:
+    """The interval of a difference; said to be none where it is NaN."""
+    return "no interval from so few" if np.isnan(low) else f"{signed(low, digits)} to {signed(high, digits)}"
+
+
+def points(difference: float, low: float, high: float) -> str:
+    """A difference of shares in percentage points, with its interval."""
+    return f"{signed(100 * difference)} points ({signed_interval(100 * low, 100 * high)})"
+
+
+def difference(value: float, low: float, high: float, scale: float = 1, digits: int = 0) -> str:
+    """A difference and its interval, for a table's cell."""
+    return f"{signed(scale * value, digits)} [{signed(scale * low, digits)}, {signed(scale * high, digits)}]"
+
+
+def measured(value: float, low: float, high: float, digits: int = 3) -> str:
+    """A value and its interval, for a table's cell; without where it is NaN."""
+    return fixed(value, digits) + ("" if np.isnan(low) else f" [{fixed(low, digits)}, {fixed(high, digits)}]")
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share, as in 40 %."""
+    return f"{fixed(100 * share, digits)} %"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and what is counted: 1 step, 3 steps."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def often(count: int) -> str:
+    """How many times something is done: once, twice, 3 times."""
+    return {1: "once", 2: "twice"}.get(count, f"{count:,} times")
+
+
+def listed(names: list[str]) -> str:
+    """a, b and c."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,76 @@
+"""What the report past the paper says of the amortized row that was chosen on held-out images."""
+
+import numpy as np
+import pandas as pd
+
+from study.reports import tables
+from study.reports.numbers import listed, plural, points
+from study.reports.results import Results
+from study.reports.statistics import average_certified_radius
+from study.votes.rows import stopped
+
+
+def choice(results: Results, key: str) -> str:
+    """The amortized row that was chosen on held-out images."""
+    held_out = pd.read_csv(results.layout.runs / "starts" / key / "held_out.csv")
+    return held_out.loc[held_out["chosen"], "row"].iloc[0]
+
+
+def speeds(results: Results, key: str) -> pd.DataFrame:
+    """Seconds of whole certificates, a line a method."""
+    return pd.read_csv(results.layout.runs / "speed" / key / "methods.csv")
+
+
+def read_speed(speed: pd.DataFrame, row: str, reference: str) -> str:
+    """How much faster a row is than the reference, whole and stopped."""
+    fast = speed.set_index("method").loc[row]
+    return (
+        f"**{row}** is {fast[f'speed over {reference}']:.1f} times as fast as {reference} and "
+        f"{fast[f'speed over {stopped(reference)}']:.1f} times as fast as the same solver stopped at its tolerance."
+    )
+
+
+def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
+    """Where a row certifies least beside the reference, over all radii at which one of the two changes."""
+    both = rows[rows["method"].isin([row, reference])]
+    radii = np.unique(both["radius"])  # between two of these nothing changes
+    found = [tables.paired_difference(both, row, reference, r) for r in radii]
+    part = pd.DataFrame(found, columns=["difference", "lower", "upper"]).assign(r=radii)
+    below, worst = part.loc[part["upper"] < 0, "r"], part.loc[part["difference"].idxmin()]
+    verdict = (
+        f"none of {len(part)} radii shows it to certify less than {reference} (which does not show that it certifies as much)"
+        if below.empty
+        else f"it certifies less than {reference}, beyond the paired interval, at {len(below)} of {len(part)} radii, between "
+        f"{below.min():.3f} and {below.max():.3f}"
+    )
+    return (
+        f"**{row}**, chosen on held-out images: {verdict}; at its worst, r = {worst['r']:.3f}, the difference is "
+        f"{points(*worst[['difference', 'lower', 'upper']])}."
+    )
+
+
+def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], speed: pd.DataFrame, reference: str) -> str:
+    """The chosen rows in a sentence: at r = 0 against the reference, and how fast."""
+    told = []
+    for title, row in chosen.items():
+        fast = speed.loc[title].set_index("method").loc[row]
+        gap = points(*tables.paired_difference(rows[title], row, reference))
+        over = [fast[f"speed over {name}"] for name in (reference, stopped(reference))]
+        told.append(f"{title}: {row} {gap}, {over[0]:.1f} and {over[1]:.1f} times as fast")
+    return f"At r = 0 against {reference}, and in time against that and against it stopped at its tolerance: {'; '.join(told)}."
+
+
+def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str | None]) -> str:
+    """Whether the same layer, trained for one evaluation and no DEQ, has a larger ACR than the chosen rows."""
+    acr = {
+        title: [average_certified_radius(rows[title][rows[title]["method"] == name]) for name in (once, chosen[title])]
+        for title, once in trained_once.items()
+        if once
+    }
+    if not acr:
+        return ""
+    ahead = [f"{title} ({ours:.3f} against {theirs:.3f})" for title, (ours, theirs) in acr.items() if ours > theirs]
+    return (
+        f"The control, the same layer trained for one evaluation and no DEQ, has the larger ACR at {len(ahead)} of "
+        f"{plural(len(acr), 'noise level')}{': ' + listed(ahead) if ahead else ''}."
+    )

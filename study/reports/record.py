@@ -1,0 +1,284 @@
+"""The record set straight: what each estimator can certify, what the published rows rest on, and what audits cost."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import bisect
+
+from srs.certificates import bounds
+from srs.certificates.certify import standard_certificate
+from study.reports import tables
+from study.reports.numbers import fixed, listed, percent, plural
+from study.reports.raw import RawVotes
+from study.reports.results import Results
+from study.reports.statistics import average_certified_radius, rejected
+from study.votes.table import EXACT, settings
+
+FAST = "SRS-MDEQ-3A"
+N, ALPHA, SIGMA = 10_000, 0.001, 0.5  # of the paper's CIFAR-10 tables
+SHARES = (0.55, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)  # of Table 23
+_TABLES = ("table1", "table2", "table4", "table5", "table7", "table24")  # with serialized rows at that sigma
+_RELEASED = f"SRS, released code ({tables.NO_GUARANTEE})"
+
+
+def reach(estimator: str, k: int) -> float:
+    """The largest radius that an estimator can certify with the paper's N and alpha and ``k`` audited draws: a perfect run's,
+    at the best split of alpha where there is a choice."""
+    splits = bounds.SPLITS if estimator == "finite_population" else [0.5]
+    return max(bounds.largest_radius(N, ALPHA, SIGMA, int(k), estimator, split) for split in splits)
+
+
+def published_radii(published: dict) -> dict[tuple[str, str], list[float]]:
+    """The radii at which each published serialized row certifies images, by table and row; a row that stands in several tables
+    counts once."""
+    found = {}
+    for table in _TABLES:
+        for row, entry in published[table].items():
+            if row.startswith("SRS"):
+                found.setdefault(tuple(entry["accuracy"]), (table, row))
+    at = published["cifar10_radii"]
+    return {place: [r for r, accuracy in zip(at, row) if accuracy > 0] for row, place in found.items()}
+
+
+def read_reach(published: dict) -> str:
+    """How far each estimator reaches, and how many published cells lie beyond the theorem."""
+    rows, both = published_radii(published), (400, 1_000)
+    told = {name: [bounds.shown(reach(name, k)) for k in both] for name in bounds.ESTIMATORS}
+    beyond = [sum(r > reach("theorem_3_1", k) for radii in rows.values() for r in radii) for k in both]
+    ends = "; ".join(f"{tables.ESTIMATOR_NAMES[name]}: {few} and {many}" for name, (few, many) in told.items())
+    return (
+        f"With K = 400 and K = 1,000 audited draws a perfect run ends at r = {ends}. Of the {sum(map(len, rows.values()))} "
+        f"published cells known to us, of {len(rows)} different rows, in which a serialized row certifies images at sigma = "
+        f"{SIGMA:g}, {beyond[0]} lie beyond the theorem with K = 400 and {beyond[1]} with K = 1,000."
+    )
+
+
+def cut_off(published: dict, audit: int = 1_000) -> pd.DataFrame:
+    """Table 23: the radius by the share of votes for the class, by standard smoothing and each estimator, rounded down."""
+    known, shown = published["table23"], {}
+    for share in SHARES:
+        votes, confirmed = round(share * N), round(share * audit)
+        serialized = {
+            name: bounds.radius(bounds.serialized_bound(name, votes, N, confirmed, confirmed, ALPHA).p_a_lower, SIGMA)
+            for name in bounds.ESTIMATORS
+        }
+        shown[f"{share:g}"] = {
+            "standard": bounds.shown(bounds.radius(bounds.clopper_pearson_lower(votes, N, ALPHA), SIGMA)),
+            "SRS, exact bound": bounds.shown(serialized["finite_population"]),
+            "SRS, Theorem 3.1": bounds.shown(serialized["theorem_3_1"]),
+            _RELEASED: bounds.shown(serialized["released_code"]),
+            "standard, alpha = 1/e": bounds.shown(bounds.radius(bounds.clopper_pearson_lower(votes, N, np.exp(-1)), SIGMA)),
+            "published, standard": f"{known['standard']['ratio_1']:.3f}" if share == 1 else tables.NOT_KNOWN,
+            "published, SRS": f"{known['srs']['ratio_1']:.3f}" if share == 1 else tables.NOT_KNOWN,
+        }
+    return pd.DataFrame.from_dict(shown, orient="index").rename_axis("votes for A, of N")
+
+
+def read_cut_off(table: pd.DataFrame) -> str:
+    """What the :func:`cut_off` radii say of the published ones."""
+    top = table.loc["1"]
+    off = {name: abs(float(top["published, SRS"]) - float(top[name])) for name in (_RELEASED, "SRS, Theorem 3.1")}
+    return (
+        f"With every vote for the class, alpha = {ALPHA:g} allows a radius of {top['standard']} to standard smoothing; the "
+        f"published {top['published, standard']} is what alpha = 1/e gives ({top['standard, alpha = 1/e']}). The published "
+        f"{top['published, SRS']} for serialized votes differs by {off[_RELEASED]:.3f} from what the released code's scaling "
+        f"of both count and total gives ({top[_RELEASED]}), which is {tables.NO_GUARANTEE}, and by "
+        f"{off['SRS, Theorem 3.1']:.3f} from the theorem's {top['SRS, Theorem 3.1']}."
+    )
+
+
+def worst_cases(coverage: pd.DataFrame) -> pd.DataFrame:
+    """The case with most false certificates of each design and alpha."""
+    worst = coverage.loc[coverage.groupby(["design", "alpha"], sort=False)["rate"].idxmax()]
+    return worst.sort_values(["guarantee", "rate"], ascending=[False, True], kind="stable")
+
+
+def read_coverage(coverage: pd.DataFrame) -> str:
+    """The most and the least trustworthy of the designs, in a sentence."""
+    worst = worst_cases(coverage[coverage["alpha"] == coverage["alpha"].min()])
+    held, broken = worst[worst["guarantee"]], worst[~worst["guarantee"]]
+    most, bad = held.loc[held["rate"].idxmax()], broken.loc[broken["rate"].idxmax()]
+    return (
+        f"Where the truth is known, at alpha = {most['alpha']:g}, the guarantees are false in at most "
+        f"{percent(most['rate'], 2)} of {most['runs']:,} runs of a case; by the {tables.design_name(bad['design'])} "
+        f"{percent(bad['rate'])} are, on '{bad['case']}'."
+    )
+
+
+def read_rounding(rounding: pd.DataFrame) -> str:
+    """What a classifier that reads low bits makes of noise in floating point, and of noise on the grid."""
+    told = {
+        name: ", ".join(f"{row.false:,} of {row.runs:,} runs at alpha = {row.alpha:g}" for row in part.itertuples())
+        for name, part in rounding.groupby("design")
+    }
+    return (
+        f"**A classifier that reads low bits** is certified falsely in {told['noise added in single precision']}, where noise "
+        f"is added in single precision, as is usual ({tables.NO_GUARANTEE}), and in {told['noise on the grid']}, where it lies "
+        "on the grid, as all of ours does."
+    )
+
+
+def significantly_above(*found: pd.DataFrame) -> str:
+    """How many cases with a guarantee are false more often than alpha allows, beyond chance."""
+    held = pd.concat([table[table["guarantee"]] for table in found])
+    above = held[rejected(held["p_value"])]
+    named = "".join(f"; {row.design} at alpha = {row.alpha:g}, {row.false} of {row.runs:,}" for row in above.itertuples())
+    return (
+        f"Of {len(held)} cases with a guarantee, {len(above)} are significantly above alpha{named} (one-sided exact binomial "
+        "tests at 5 % for all together, by Holm's method)."
+    )
+
+
+def speed_up(k: int, steps: int = 3, full: int = 30, warmup: int = 10, chains: int = 400, n0: int = 100) -> float:
+    """Of a serialized run at the paper's N with ``k`` audits, every vote for the class, in evaluations of f."""
+    return full * (N + n0) / (steps * (N + n0) + (warmup - steps) * chains + full * k)
+
+
+def least_audit(r: float) -> int | None:
+    """The least K with which a perfect serialized run has a true certificate at ``r``; None where not even N is enough."""
+    if reach("finite_population", N) < r:
+        return None
+    return int(np.ceil(bisect(lambda k: reach("finite_population", int(k)) - r, 1, N, xtol=0.5)))
+
+
+def read_price(published: dict, radii: Sequence[float] = (1.25, 1.5)) -> str:
+    """What is left of the published speed-up where certificates are to hold."""
+    entries = published["table1"]
+    told = entries["MDEQ-30A"]["seconds"] / entries[FAST]["seconds"]
+    sentences = [
+        f"The paper reports {FAST} to be {told:.1f} times as fast as MDEQ-30A (LARGE, CIFAR-10, N = {N:,}). In evaluations of "
+        f"f, three serialized steps and an audit of K draws (every vote for the class) make {speed_up(400):.1f} times at K = "
+        f"400, where a true certificate ends at r = {bounds.shown(reach('finite_population', 400))}."
+    ]
+    for r in radii:
+        k = least_audit(r)
+        sentences.append(
+            f"No K up to N allows a true certificate at r = {r:g}."
+            if k is None
+            else f"To certify r = {r:g} at all, a perfect run must audit K = {k:,}, which leaves {speed_up(k):.1f} times."
+        )
+    return " ".join(sentences)
+
+
+class Frontier:
+    """Certificates of one list of serialized rows by other audits, beside its reference with fewer draws.
+
+    ``table``: columns design, audit (NaN for the reference), evaluations, acr; a line for each choice.
+    """
+
+    def __init__(self, results: Results, raw: RawVotes, key: str, kind: str):
+        self.reference, self.audit = results.reference(key, kind), results.confidence.audit
+        self.count = results.plans[key].groups[results.plans[key].group(kind)].n
+        self._default: pd.DataFrame | None = None  # the serialized certificates by the audit of the settings
+        self._fewer: list[pd.DataFrame] = []  # the reference's, with more and more draws
+        lines = [*self._audits(results, raw, key, kind), *self._with_fewer(results, raw, key, kind)]
+        self.table = pd.DataFrame(lines)
+
+    def _audits(self, results: Results, raw: RawVotes, key: str, kind: str) -> list[dict]:
+        even = [EXACT | {"audit": k, "split": 0.5} for k in (100, 200, 400, 800, 1200, 1600) if k < self.count]
+        best = {c["audit"]: bounds.best_split(self.count, c["audit"], results.confidence.alpha) for c in even}
+        designs = {
+            "audit at random, alpha split evenly": even,
+            "audit at random, best split": [c | {"split": best[c["audit"]]} for c in even],
+        }
+        for doubt in ("margin", "residual"):
+            designs[f"doubtful 10 % by {doubt} all solved, audit of the rest"] = [
+                c | {"census": 0.1, "doubt": doubt} for c in even
+            ]
+        default, lines = min(even, key=lambda c: abs(c["audit"] - self.audit)), []
+        for design, every in designs.items():
+            for choices in every:
+                rows = raw.rows(key, kind, **choices)
+                rows = rows[rows["method"] == FAST]
+                if choices == default:
+                    self._default = rows
+                lines.append({"design": design, **choices} | _mean_of(rows))
+        return lines
+
+    def _with_fewer(self, results: Results, raw: RawVotes, key: str, kind: str) -> list[dict]:
+        plan, lines = results.plans[key], []
+        labels = results.dataset(key).test.labels[raw[key].index[plan.members(plan.group(kind))]]
+        config = settings(plan, plan.group(kind), results.confidence)
+        for n in [self.count * tenth // 10 for tenth in range(1, 11)]:
+            few = config.model_copy(update={"n": n})
+            found = [vars(standard_certificate(votes, few)) for votes in raw.cast(key, kind, self.reference, n)]
+            self._fewer.append(pd.DataFrame(found).assign(label=labels))
+            lines.append({"design": f"{self.reference} with fewer draws"} | _mean_of(self._fewer[-1]))
+        return lines
+
+    def speed_at_equal_acr(self, resamples: int = 2_000, seed: int = 0) -> tuple[float, float, float]:
+        """How many times the evaluations the reference needs, with as many draws as it takes for the ACR of the serialized row;
+        with its 95 % bootstrap interval over the images (percentile)."""
+        radii = np.array([_radii(found) for found in [self._default, *self._fewer]])
+        spent = np.array([found["evaluations"] for found in [self._default, *self._fewer]])
+        pick = np.random.default_rng(seed).integers(0, radii.shape[1], (resamples, radii.shape[1]))
+        ratios = [_ratio(radii[:, chosen].mean(1), spent[:, chosen].mean(1)) for chosen in pick]
+        return _ratio(radii.mean(1), spent.mean(1)), *np.quantile(ratios, (0.025, 0.975))
+
+    def told(self) -> str:
+        """What of the speed-up a true certificate leaves."""
+        ours, whole = _mean_of(self._default), _mean_of(self._fewer[-1])
+        ratio, low, high = self.speed_at_equal_acr()
+        images, k = len(self._default), int(self._default["k"].max())
+        return (
+            f"How much of the speed-up survives a true certificate? In evaluations of f at N = {self.count:,} and K = {k:,} "
+            f"{FAST} is {whole['evaluations'] / ours['evaluations']:.1f} times as fast as {self.reference}, with "
+            f"{percent(ours['acr'] / max(whole['acr'], 1e-9))} of its ACR. With fewer draws {self.reference} has as much ACR, "
+            f"too: beside that serialized smoothing is {ratio:.2f} times as fast (95 % bootstrap interval over "
+            f"{plural(images, 'image')} {low:.2f} to {high:.2f})."
+        )
+
+
+def _radii(found: pd.DataFrame) -> np.ndarray:
+    return found["radius"].where(found["prediction"] == found["label"], 0.0).to_numpy()
+
+
+def _mean_of(found: pd.DataFrame) -> dict[str, float]:
+    return {"evaluations": float(found["evaluations"].mean()), "acr": average_certified_radius(found)}
+
+
+def _ratio(acr: np.ndarray, spent: np.ndarray) -> float:
+    """Of the evaluations with which the others reach the first's ACR, to those of the first."""
+    return float(np.interp(acr[0], [0, *np.maximum.accumulate(acr[1:])], [0, *spent[1:]]) / spent[0])
+
+
+def plans(alpha: float) -> pd.DataFrame:
+    """The largest radius, in units of sigma, that a budget of evaluations buys when all goes as planned: serialized with the
+    best audit, and standard smoothing with as many draws as the budget allows."""
+    lines = {}
+    for votes, wrong in ((0.9, 0.01), (0.9, 0.002), (0.99, 0.002)):
+        for budget in (30_000, 60_000, 100_000, 300_000):
+            plan, few = bounds.best_audit(budget, 3, 30, alpha, votes, wrong), budget // 30
+            alone = bounds.radius(bounds.clopper_pearson_lower(round(votes * few), few, alpha), 1.0)
+            lines[f"{percent(votes)} for A, {percent(wrong, 1)} mismatched; {budget:,}"] = {
+                "serialized: radius": plan.radius,
+                "N": plan.n,
+                "K": plan.audit,
+                "share of alpha for the audit": fixed(plan.split, 2),
+                "standard: radius": alone,
+                "standard: N": few,
+            }
+    return pd.DataFrame.from_dict(lines, orient="index").rename_axis("planned votes; evaluations of f")
+
+
+def read_plans(table: pd.DataFrame) -> str:
+    """In how many of the :func:`plans` serialized votes pay."""
+    wins = int((table["serialized: radius"] > table["standard: radius"]).sum())
+    whole = listed([name for name, line in table.iterrows() if line["K"] == line["N"]] or ["none here"])
+    return (
+        "For the same evaluations of f, serialized votes with a true audit plan a larger radius than standard smoothing with "
+        f"fewer draws in {wins} of {len(table)} plans. Where the best audit is of all draws (K = N: {whole}), serialized votes "
+        "buy nothing."
+    )
+
+
+def read_arithmetic(found: pd.DataFrame) -> str:
+    """What other batches and another precision change."""
+    batch, double = found[found["change"] != "float64"], found[found["change"] == "float64"]
+    changed = batch[["different", "only_before", "only_after"]].to_numpy().sum()
+    return (
+        f"Batch size and order changed {changed:,} of {batch['votes'].sum():,} votes; float64 gave "
+        f"{double['different'].sum():,} of {double['votes'].sum():,} votes to another class, and left "
+        f"{double['only_before'].sum():,} undecided that count here."
+    )
