@@ -37,7 +37,7 @@ def _notebook(path):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Two builds of one site (some ten seconds each: Sphinx reads all docstrings)."""
+    """Two builds of one site (most of a minute each: Sphinx reads all docstrings)."""
     folder = tmp_path_factory.mktemp("runs")
     reports = [folder / "reports" / f"{name}.ipynb" for name in ("11_main_results", index.HOME)]
     for path in reports:
@@ -84,13 +84,13 @@ def test_every_link_and_anchor_leads_somewhere_and_nothing_comes_from_elsewhere(
 
 def test_equal_builds_give_equal_bytes(built):
     files = [path.relative_to(built) for path in sorted(built.rglob("*")) if path.is_file()]
-    assert len(files) > 50
+    assert len(files) > 30
     assert [path for path in files if (built / path).read_bytes() != (built.parent / "again" / path).read_bytes()] == []
 
 
 def test_every_page_has_a_bar_a_title_and_fits_small_screens(built):
     for path, page in _pages(built).items():
-        if path.parent.name in ("_modules", "api") or path.name == "search.html":
+        if path.parent.name == "api" or path.name == "search.html":
             continue
         bar = [link.get_text() for link in page.find("nav", class_="bar").find_all("a")]
         assert bar[0] == "Home" and page.find("meta", attrs={"name": "viewport"})

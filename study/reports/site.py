@@ -3,7 +3,7 @@
     python -m study.reports.site NAME
 
 Sphinx with MyST-NB builds runs/NAME/site from sources that are written here. A trial said that its pages open from disk
-without a network (search included), that two builds give equal bytes, and that one takes some ten seconds of a core. It fails
+without a network (search included), that two builds give equal bytes; one takes less than a minute of a core. It fails
 when an item is missing from its report, empty, or without its caption (:mod:`study.reports.index`).
 """
 

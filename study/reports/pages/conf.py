@@ -2,7 +2,7 @@
 
 project = "SRS"
 html_title = "Serialized randomized smoothing"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
 nb_execution_mode = "off"
 autodoc_default_options = {"members": True, "member-order": "bysource", "exclude-members": "model_config, model_post_init"}
 autodoc_preserve_defaults = True  # as written: an object's own text may hold its address in memory
