@@ -17,6 +17,7 @@ from srs.data.datasets import Images
 from srs.votes.noise import NoisyCopies
 from srs.votes.samplers import UNDECIDED
 from study.common.plots import ESTIMATORS, by_kind, looks, side_by_side
+from study.reports.numbers import percent
 from study.reports.statistics import certified_accuracy
 from study.reports.tables import ESTIMATOR_NAMES, design_name, reachable
 
@@ -237,7 +238,7 @@ def plot_mismatch(table: pd.DataFrame) -> Figure:
             error = 100 * np.array([line["rate"] - line["lower"], line["upper"] - line["rate"]])
             style = {"color": one.color, "marker": one.marker, "linestyle": one.line, "ms": 5, "capsize": 2}
             axes.errorbar(100 * line["mismatch"], 100 * line["rate"], error, label=ESTIMATOR_NAMES[design], **style)
-        axes.set(title=f"{share:.0%} of votes for A", xlabel="mismatched votes (%)", ylim=(-3, 103))
+        axes.set(title=f"{percent(share)} of votes for A", xlabel="mismatched votes (%)", ylim=(-3, 103))
     row[0].set_ylabel("false certificates (%)")
     row[0].legend(fontsize=9)
     return figure

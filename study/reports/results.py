@@ -324,10 +324,10 @@ def described(figure: Figure) -> str:
     ]
     titles = list(dict.fromkeys(filter(None, (axes.get_title() for axes in shown))))
     across, up = (
-        next(filter(None, (*found, where)), "")
-        for found, where in (
-            ([axes.get_xlabel() for axes in shown], figure.get_supxlabel()),
-            ([axes.get_ylabel() for axes in shown], figure.get_supylabel()),
+        next(filter(None, (own, *others)), "")
+        for own, others in (
+            (figure.get_supxlabel(), [axes.get_xlabel() for axes in shown]),
+            (figure.get_supylabel(), [axes.get_ylabel() for axes in shown]),
         )
     )
     told = [f"{up or 'pictures'} against {across}" if across and up else across or "pictures"]
