@@ -35,13 +35,14 @@ def plot_curves(rows: pd.DataFrame, reference: str, axes: Axes | None = None) ->
     curves: dict[tuple, list[str]] = {}
     for method in order:
         curves.setdefault((limits[method], *np.sort(right[rows["method"] == method])), []).append(method)
-    for width, ((limit, *radii), methods) in zip(np.linspace(3.0, 1.5, len(curves)), curves.items()):  # thick under thin
+    for number, ((limit, *radii), methods) in enumerate(curves.items()):
         part, one = rows[rows["method"] == methods[0]], drawn[methods[0]]
         grid = np.linspace(0, limit, 400)
         accuracy = 100 * (np.array(radii)[:, None] >= grid).mean(axis=0)
         line = "--" if part["estimator"].iloc[0] and one.line == "-" else one.line
         label = "\n".join([*methods, "(one curve)"]) if len(methods) > 1 else methods[0]
-        axes.plot(grid, accuracy, color=one.color, linestyle=line, label=label, linewidth=width)
+        style = {"color": one.color, "linestyle": line, "linewidth": 3.0 - 1.5 * number / len(curves)}  # thick under thin
+        axes.plot(grid, accuracy, label=label, marker=one.marker, ms=5, markevery=(17 * number % 70, 70), **style)
         axes.plot(limit, accuracy[-1], marker="|", markersize=12, color=one.color)
         if reference in methods:
             band = 100 * certified_accuracy(part, grid)

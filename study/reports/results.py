@@ -333,7 +333,7 @@ def described(figure: Figure) -> str:
     told = [f"{up or 'pictures'} against {across}" if across and up else across or "pictures"]
     told += [f"panels: {', '.join(titles)}"] if titles else []
     told += [f"shown: {', '.join(dict.fromkeys(names))}"] if names else []
-    return " ".join("; ".join(told).split())
+    return "; ".join(told).replace("\n", ", ")
 
 
 def show_drawing(name: str, caption: str) -> None:
