@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from test_tables import rows  # noqa: F401, a fixture
 
 from study.common import plots
-from study.reports import figures, results
+from study.reports import drawn, figures, results
 from study.reports.statistics import certified_accuracy
 
 
@@ -150,6 +150,14 @@ def test_levels_have_a_panel_a_kind_with_the_reference():
     figure = figures.plot_levels(table, ["S"], ["MDEQ-30A"])
     assert [axes.get_title() for axes in figure.axes] == ["S: standard", "S: serialized"]
     assert [len(axes.containers) for axes in figure.axes] == [1, 2]
+    plt.close("all")
+
+
+def test_a_bar_without_an_interval_has_no_ends_in_the_csv():
+    lines = [{"size": "S", "method": "MDEQ-30A", "sigma": s, "acr": 0.2} for s in (0.25, 0.5)]
+    table = pd.DataFrame(lines).assign(lower=[np.nan, 0.1], upper=[np.nan, 0.4])
+    _, first, second = drawn.as_csv(figures.plot_levels(table, ["S"])).splitlines()
+    assert first == "S: standard,MDEQ-30A,0.25,0.2,," and second == "S: standard,MDEQ-30A,0.5,0.2,0.1,0.4"
     plt.close("all")
 
 

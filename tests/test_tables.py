@@ -113,6 +113,9 @@ def test_cells_hold_no_idle_digits():
     shown = pd.DataFrame({"a": [0.001, None, 1.0], "b": [True, "text", 12_345], "c": [-0.0, np.nan, 1e-12]}, dtype=object)
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", tables.styled(shown, "").to_html())
     assert cells == ["0.001", "yes", "0", "none", "text", "–", "1", "12,345", "1e-12"]
+    index = pd.MultiIndex.from_tuples([("test", 0.001), ("test", 0.05)], names=["design", "alpha"])
+    page = tables.styled(pd.DataFrame({"a": ["x", "y"]}, index=index), "").to_html()
+    assert re.findall(r"<th[^>]*level1[^>]*row[^>]*>([^<]*)</th>", page) == ["0.001", "0.05"]
 
 
 def test_differences_that_round_to_nothing_have_no_sign():
@@ -203,7 +206,7 @@ def test_rows_over_trainings_are_told_with_the_spread_and_never_narrower_than_th
     )
     text = tables.spread_table(spread.reset_index(), RADII).loc["MDEQ-30A", "r = 0.25"]
     assert text.startswith("38 ± 53 [")
-    assert "**MDEQ-30A** at r = 0.25: 0% to 75% from training to training" in tables.read_trainings(spread.reset_index())
+    assert "**MDEQ-30A** at r = 0.25: 0 % to 75 % from training to training" in tables.read_trainings(spread.reset_index())
 
 
 def test_share_of_nothing_is_a_dash():

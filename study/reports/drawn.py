@@ -25,10 +25,11 @@ def _of(axes: Axes) -> Iterator[tuple]:
     for container in axes.containers:
         name = container.get_label()
         if isinstance(container, ErrorbarContainer):
-            collections = container.lines[2]
-            ends = np.array([segment.T for segment in collections[0].get_segments()]) if collections else np.empty((0, 2, 2))
-            moving = int(len(ends) > 0 and bool((ends[:, 0, 0] == ends[:, 0, 1]).all()))  # 1: bars stand, 0: they lie
-            bars[container.lines[0]] = name, [tuple(end[moving]) for end in ends]
+            segments = container.lines[2][0].get_segments() if container.lines[2] else []
+            whole = [segment for segment in segments if len(segment) == 2]  # a bar whose ends are not known has none
+            moving = int(bool(whole) and all(one[0] == other[0] for one, other in whole))  # 1: bars stand, 0: they lie
+            ends = [tuple(segment[:, moving]) if len(segment) == 2 else ("", "") for segment in segments]
+            bars[container.lines[0]] = name, ends
         elif isinstance(container, BarContainer):
             own = container.patches[0].get_label()  # of a histogram's
             for bar in container.patches:
@@ -47,7 +48,7 @@ def _of(axes: Axes) -> Iterator[tuple]:
         ends = ends if len(ends) == len(y) else [("", "")] * len(y)
         for i in range(len(y)):
             if not 0 < i < len(y) - 1 or not y[i - 1] == y[i] == y[i + 1] or ends[i] != ("", ""):
-                yield panel, name, _short(x[i]), _short(y[i]), *map(_short, ends[i])
+                yield panel, name.replace("\n", ", "), _short(x[i]), _short(y[i]), *map(_short, ends[i])
 
 
 def _short(value: object) -> str:

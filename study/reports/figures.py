@@ -17,6 +17,7 @@ from srs.data.datasets import Images
 from srs.votes.noise import NoisyCopies
 from srs.votes.samplers import UNDECIDED
 from study.common.plots import ESTIMATORS, by_kind, looks, side_by_side
+from study.reports.numbers import percent
 from study.reports.statistics import certified_accuracy
 from study.reports.tables import ESTIMATOR_NAMES, design_name, reachable
 
@@ -34,13 +35,14 @@ def plot_curves(rows: pd.DataFrame, reference: str, axes: Axes | None = None) ->
     curves: dict[tuple, list[str]] = {}
     for method in order:
         curves.setdefault((limits[method], *np.sort(right[rows["method"] == method])), []).append(method)
-    for width, ((limit, *radii), methods) in zip(np.linspace(3.0, 1.5, len(curves)), curves.items()):  # thick under thin
+    for number, ((limit, *radii), methods) in enumerate(curves.items()):
         part, one = rows[rows["method"] == methods[0]], drawn[methods[0]]
         grid = np.linspace(0, limit, 400)
         accuracy = 100 * (np.array(radii)[:, None] >= grid).mean(axis=0)
         line = "--" if part["estimator"].iloc[0] and one.line == "-" else one.line
         label = "\n".join([*methods, "(one curve)"]) if len(methods) > 1 else methods[0]
-        axes.plot(grid, accuracy, color=one.color, linestyle=line, label=label, linewidth=width)
+        style = {"color": one.color, "linestyle": line, "linewidth": 3.0 - 1.5 * number / len(curves)}  # thick under thin
+        axes.plot(grid, accuracy, label=label, marker=one.marker, ms=5, markevery=(17 * number % 70, 70), **style)
         axes.plot(limit, accuracy[-1], marker="|", markersize=12, color=one.color)
         if reference in methods:
             band = 100 * certified_accuracy(part, grid)
@@ -237,7 +239,7 @@ def plot_mismatch(table: pd.DataFrame) -> Figure:
             error = 100 * np.array([line["rate"] - line["lower"], line["upper"] - line["rate"]])
             style = {"color": one.color, "marker": one.marker, "linestyle": one.line, "ms": 5, "capsize": 2}
             axes.errorbar(100 * line["mismatch"], 100 * line["rate"], error, label=ESTIMATOR_NAMES[design], **style)
-        axes.set(title=f"{share:.0%} of votes for A", xlabel="mismatched votes (%)", ylim=(-3, 103))
+        axes.set(title=f"{percent(share)} of votes for A", xlabel="mismatched votes (%)", ylim=(-3, 103))
     row[0].set_ylabel("false certificates (%)")
     row[0].legend(fontsize=9)
     return figure

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import bisect
 
 from srs.certificates import bounds
 from srs.certificates.certify import standard_certificate
@@ -46,12 +45,17 @@ def read_reach(published: dict) -> str:
     rows, both = published_radii(published), (400, 1_000)
     told = {name: [bounds.shown(reach(name, k)) for k in both] for name in bounds.ESTIMATORS}
     beyond = [sum(r > reach("theorem_3_1", k) for radii in rows.values() for r in radii) for k in both]
-    ends = "; ".join(f"{tables.ESTIMATOR_NAMES[name]}: {few} and {many}" for name, (few, many) in told.items())
+    ends = listed([f"{few} and {many} by {_by(name)}" for name, (few, many) in told.items()])
     return (
         f"With K = 400 and K = 1,000 audited draws a perfect run ends at r = {ends}. Of the {sum(map(len, rows.values()))} "
         f"published cells known to us, of {len(rows)} different rows, in which a serialized row certifies images at sigma = "
         f"{SIGMA:g}, {beyond[0]} lie beyond the theorem with K = 400 and {beyond[1]} with K = 1,000."
     )
+
+
+def _by(estimator: str) -> str:
+    name = tables.ESTIMATOR_NAMES[estimator]
+    return name if name[0].isupper() else f"the {name}"
 
 
 def cut_off(published: dict, audit: int = 1_000) -> pd.DataFrame:
@@ -95,14 +99,14 @@ def worst_cases(coverage: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_coverage(coverage: pd.DataFrame) -> str:
-    """The most and the least trustworthy of the designs, in a sentence."""
+    """How often guarantees are false, and certificates as the released code makes them."""
     worst = worst_cases(coverage[coverage["alpha"] == coverage["alpha"].min()])
-    held, broken = worst[worst["guarantee"]], worst[~worst["guarantee"]]
-    most, bad = held.loc[held["rate"].idxmax()], broken.loc[broken["rate"].idxmax()]
+    held = worst[worst["guarantee"]]
+    most, theirs = held.loc[held["rate"].idxmax()], worst[worst["design"] == "released_code, first_batch"].iloc[0]
     return (
-        f"Where the truth is known, at alpha = {most['alpha']:g}, the guarantees are false in at most "
-        f"{percent(most['rate'], 2)} of {most['runs']:,} runs of a case; by the {tables.design_name(bad['design'])} "
-        f"{percent(bad['rate'])} are, on '{bad['case']}'."
+        f"Where the truth is known, at alpha = {most['alpha']:g}, guarantees are false in at most {most['false']} of "
+        f"{most['runs']:,} runs of a case; certificates as the released code makes them in {theirs['false']:,} of "
+        f"{theirs['runs']:,}, on '{theirs['case']}'."
     )
 
 
@@ -139,7 +143,11 @@ def least_audit(r: float) -> int | None:
     """The least K with which a perfect serialized run has a true certificate at ``r``; None where not even N is enough."""
     if reach("finite_population", N) < r:
         return None
-    return int(np.ceil(bisect(lambda k: reach("finite_population", int(k)) - r, 1, N, xtol=0.5)))
+    low, high = 0, N
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reach("finite_population", middle) >= r else (middle, high)
+    return high
 
 
 def read_price(published: dict, radii: Sequence[float] = (1.25, 1.5)) -> str:
@@ -264,12 +272,11 @@ def plans(alpha: float) -> pd.DataFrame:
 
 def read_plans(table: pd.DataFrame) -> str:
     """In how many of the :func:`plans` serialized votes pay."""
-    wins = int((table["serialized: radius"] > table["standard: radius"]).sum())
-    whole = listed([name for name, line in table.iterrows() if line["K"] == line["N"]] or ["none here"])
+    wins, whole = int((table["serialized: radius"] > table["standard: radius"]).sum()), int((table["K"] == table["N"]).sum())
     return (
-        "For the same evaluations of f, serialized votes with a true audit plan a larger radius than standard smoothing with "
-        f"fewer draws in {wins} of {len(table)} plans. Where the best audit is of all draws (K = N: {whole}), serialized votes "
-        "buy nothing."
+        f"For the same evaluations of f, serialized votes with a true audit plan a larger radius than standard smoothing with "
+        f"fewer draws in {wins} of {len(table)} plans. In {whole} the best audit is of all draws: there serialized votes buy "
+        "nothing."
     )
 
 

@@ -137,17 +137,6 @@ class Results(Profile):
         source = self.data[self.plans.data(self.report.sizes()[size].main)]["name"]
         return (SLOTS if stands_in(source) else SIZE_NAMES)[size]
 
-    def like(self, key: str, other: str) -> str | None:
-        """The list of rows of ``key`` that has as many images and draws as the main one of ``other``, and most of its rows;
-        None: its main one, where there is no such list."""
-        wanted = self.plans[other].groups[self.plans[other].main]
-        shared = {
-            name: len(set(group.samplers) & set(wanted.samplers))
-            for name, group in self.plans[key].groups.items()
-            if (group.images, group.n) == (wanted.images, wanted.n)
-        }
-        return max(shared, key=shared.get, default=None)
-
     def basis(self, sources: Sequence[Source], design: str = "") -> str:
         """On how many images and draws of which runs something rests, in short; :meth:`rests_on` says the rest of it, once a
         page. ``design`` as in :meth:`rows`."""
@@ -324,16 +313,16 @@ def described(figure: Figure) -> str:
     ]
     titles = list(dict.fromkeys(filter(None, (axes.get_title() for axes in shown))))
     across, up = (
-        next(filter(None, (*found, where)), "")
-        for found, where in (
-            ([axes.get_xlabel() for axes in shown], figure.get_supxlabel()),
-            ([axes.get_ylabel() for axes in shown], figure.get_supylabel()),
+        next(filter(None, (own, *others)), "")
+        for own, others in (
+            (figure.get_supxlabel(), [axes.get_xlabel() for axes in shown]),
+            (figure.get_supylabel(), [axes.get_ylabel() for axes in shown]),
         )
     )
     told = [f"{up or 'pictures'} against {across}" if across and up else across or "pictures"]
     told += [f"panels: {', '.join(titles)}"] if titles else []
     told += [f"shown: {', '.join(dict.fromkeys(names))}"] if names else []
-    return " ".join("; ".join(told).split())
+    return "; ".join(told).replace("\n", ", ")
 
 
 def show_drawing(name: str, caption: str) -> None:

@@ -229,12 +229,22 @@ def styled(shown: pd.DataFrame, caption: str, css: pd.DataFrame | None = None, l
 
 def _styler(shown: pd.DataFrame, name: str, css: pd.DataFrame | None = None, left: bool = False) -> Styler:
     shown = shown.map(numbers.text)
+    if css is not None:
+        css = css.set_axis(_index(css.index), axis=0)
+    shown = shown.set_axis(_index(shown.index), axis=0)
     wrapped = shown.map(lambda text: _WRAPPED if len(text) > 40 else "")
     css = wrapped if css is None else wrapped + css.reindex(columns=shown.columns, fill_value="")
     css, shown = css.rename(columns=_unbroken), shown.rename(columns=_unbroken)
     styler = shown.style.set_table_styles(_TABLE_STYLES + (_LEFT if left else []))
     styler = styler.set_uuid(hashlib.sha1(name.encode()).hexdigest()[:8])
     return styler.apply(lambda _: css, axis=None) if css.any(axis=None) else styler
+
+
+def _index(index: pd.Index) -> pd.Index:
+    """The same names, as cells are shown."""
+    if isinstance(index, pd.MultiIndex):
+        return pd.MultiIndex.from_frame(index.to_frame(allow_duplicates=True).map(numbers.text), names=index.names)
+    return index.map(numbers.text)
 
 
 def _unbroken(head: str) -> str:

@@ -1,0 +1,62 @@
+"""Sentences that pages open with, on made-up results whose answers are known."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from test_tables import _rows
+
+from study.reports import past, takeaways
+from study.reports.attacked import Attacked
+
+
+@pytest.mark.parametrize("accuracy, follows", [(0.42, False), (0.59, True)])
+def test_nothing_follows_from_an_undertrained_baseline(accuracy, follows):
+    rows = pd.concat([_rows("SRS-MDEQ-3A", [0.5] * 20, k=200), _rows("ResNet-110", [0.5] * 20, wrong=15)])
+    told = takeaways.baselines(rows, {"ResNet-110": accuracy, "MDEQ-30A": 0.6})
+    assert told[0].startswith("SRS-MDEQ-3A at r = 0: +75 points against ResNet-110, paired 95 % interval +")
+    assert [("Nothing follows" in line and "42 %" in line) for line in told[1:]] == ([] if follows else [True])
+
+
+def test_no_loss_beyond_the_interval_is_not_said_to_be_equality():
+    same = pd.concat([_rows("MDEQ-30A", [0.3, 0.6]), _rows("AS-MDEQ-1N", [0.3, 0.5])])
+    told = past.read_worst(same, "AS-MDEQ-1N", "MDEQ-30A")
+    assert "none of 3 radii shows it to certify less than MDEQ-30A (which does not show that it certifies as much)" in told
+    assert "at its worst, r = 0.600, the difference is -50 points" in told
+    lower = pd.concat([_rows("MDEQ-30A", [0.6] * 30), _rows("AS-MDEQ-1N", [0.2] * 30)])
+    assert "beyond the paired interval, at 1 of 2 radii, between 0.600 and 0.600" in past.read_worst(
+        lower, "AS-MDEQ-1N", "MDEQ-30A"
+    )
+
+
+def test_the_control_is_told_where_it_is_ahead():
+    rows = {"sigma = 1": pd.concat([_rows("Unrolled-1N", [0.4, 0.4]), _rows("AS-MDEQ-1N", [0.3, 0.3])])}
+    told = past.read_control(rows, {"sigma = 1": "AS-MDEQ-1N"}, {"sigma = 1": "Unrolled-1N"})
+    assert "larger ACR at 1 of 1 noise level: sigma = 1 (0.400 against 0.300)" in told
+    assert past.read_control(rows, {"sigma = 1": "AS-MDEQ-1N"}, {"sigma = 1": None}) == ""
+
+
+@pytest.fixture
+def attacked(tmp_path):
+    """Four images: 0 and 1 certified at 0.5, 2 at nothing, 3 wrong from the beginning. PGD fools 1 and 2 at 0.5."""
+    rows = _rows("SRS-MDEQ-3A", [0.55, 0.6, 0.1, 0.0], k=200)
+    clean = [{"attack": "none", "radius": 0.0, "prediction": p, "fooled": False} for p in (3, 3, 3, 4)]
+    after = [{"attack": "PGD", "radius": 0.5, "prediction": p, "fooled": p == 4} for p in (3, 4, 4, 4)]
+    found = pd.DataFrame(clean + after).assign(index=[0, 1, 2, 3] * 2, label=3, draws=100)
+    (tmp_path / "attacks").mkdir()
+    found.to_csv(tmp_path / "attacks" / "s.csv", index=False)
+    results = SimpleNamespace(layout=SimpleNamespace(runs=tmp_path), rows=lambda key: rows)
+    config = SimpleNamespace(runs={"s": "SRS-MDEQ-3A"}, radii=[0, 0.5, 1.5], attacks=["PGD"])
+    return Attacked(results, "s", config)
+
+
+def test_attacks_are_counted_among_images_that_were_right(attacked):
+    assert attacked.outcome("PGD", 0.5) == ({0, 1, 2}, {0}, set(), {1, 2})
+    assert attacked.success("PGD", "certified")["r = 0.5"].endswith("(1 of 2)")
+    assert attacked.success("PGD", "uncertified")["r = 0.5"].endswith("(1 of 1)")
+    assert attacked.inside() == [("PGD", 0.5, 1)]
+    assert attacked.told().startswith("1 of 2 attacks within a certified radius succeeded; these are on 2 images, 2 pairs")
+
+
+def test_what_is_beyond_the_audits_reach_is_no_zero(attacked):
+    assert attacked.certified()["r = 1.5"] == "–" and attacked.certified()["r = 0.5"].startswith("50 [")
