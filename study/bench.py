@@ -40,6 +40,7 @@ from srs.votes.samplers import DirectSampler, ReleasedSampler, Sampler, Serializ
 from study.common import params_file
 from study.common.layout import Layout
 from study.common.memory import restart_with_kept_memory
+from study.known_answers import FloatCopies
 from study.speed import Count, Speed, Work, cast, methods_table, noisy_images, race, summary, time_methods
 from study.votes.rows import released, stopped
 
@@ -47,7 +48,8 @@ STANDARD, ONE_STEP = "MDEQ-30A", "AS-MDEQ-1N"
 STOPPED = stopped(STANDARD)
 PLAIN = (20, 110)  # depths of plain networks
 LAYER, KEPT = "f plain / f as loaded", "f plain, same allocator / f as loaded"
-TARGETS = {STANDARD: "at most 1.15", ONE_STEP: "at most 1.25", LAYER: "at least 1.6", KEPT: ""}
+GRID = f"{ONE_STEP}, noise on the grid / plain"
+TARGETS = {STANDARD: "at most 1.15", ONE_STEP: "at most 1.25", GRID: "at most 1.05", LAYER: "at least 1.6", KEPT: ""}
 
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 
@@ -86,7 +88,8 @@ def methods(chains: int) -> dict[str, Sampler]:
 
 def time_engine(model: DEQ, images: Images, sigma: float, config: Bench) -> pd.DataFrame:
     """Pairs: casting votes, and the bare passes it cannot do without, with ``model`` and with MDEQ-SMALL at 32x32 (random
-    weights and starts); f of the latter as it is trained, with a memory allocator untuned and tuned, and as it is loaded.
+    weights and starts); the same one-step votes on noise on the grid and on plain single precision's; f of the latter model as
+    it is trained, with a memory allocator untuned and tuned, and as it is loaded.
 
     Columns measured, side ("whole" or "bare"), repeat, evaluations, seconds.
     """
@@ -103,6 +106,10 @@ def time_engine(model: DEQ, images: Images, sigma: float, config: Bench) -> pd.D
             measured = f"{name}, {x.shape[-2]}x{x.shape[-1]}"
             runners[measured, "whole"] = partial(cast, deq, [copies], rows[name], draws, config.batch_size)
             runners[measured, "bare"] = partial(pass_through, deq, x, rows[name].solver.steps, config.batch_size)
+        added = FloatCopies(copies.image, copies.index, sigma, copies.seed)
+        for side, one in (("whole", copies), ("bare", added)):
+            work = partial(cast, deq, [one], rows[ONE_STEP], draws, config.batch_size)
+            runners[f"{GRID}, {x.shape[-2]}x{x.shape[-1]}", side] = work
     with _plain_process(config, tuned=False) as untuned, _plain_process(config, tuned=True) as tuned:
         for measured, plain in {LAYER: untuned, KEPT: tuned}.items():
             runners[f"{measured}, 32x32", "whole"] = partial(plain.apply, _apply_plain)
@@ -269,7 +276,8 @@ def report(found: dict[str, pd.DataFrame], config: Bench, device: str) -> str:
     captions = [
         f"A certificate from N = {config.n:,} draws, audit included; seconds of {config.repeats} x {config.images} runs.",
         f"Median seconds for votes on {usual} (32x32: {config.batch_size} draws), noise and starts included, against bare "
-        f"passes; f of MDEQ-SMALL as trained ({kinds}) against f as loaded, one batch.",
+        f"passes; noise on the grid against plain noise in single precision; f of MDEQ-SMALL as trained ({kinds}) against f "
+        "as loaded, one batch.",
         f"Votes on {config.batch_size} draws of one 32x32 picture, noise included: the shipped DEQ of CIFAR-10, and plain "
         f"networks with random weights; {config.engine_repeats} turns.",
         f"Median seconds for 1,000 draws; where not varied, {usual}.",

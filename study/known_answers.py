@@ -158,8 +158,8 @@ class FloatCopies(NoisyCopies):
 
     def noise(self, draws: np.ndarray) -> Tensor:
         words = np.random.SeedSequence([self.seed, self.index, int(draws[0])]).generate_state(1, np.uint64)
-        drawn = torch.randn(len(draws), self.image.numel(), generator=torch.Generator().manual_seed(int(words[0])))
-        return self.sigma * drawn
+        generator = torch.Generator(self.image.device).manual_seed(int(words[0]))
+        return self.sigma * torch.randn(len(draws), self.image.numel(), generator=generator, device=self.image.device)
 
     def add(self, noise: Tensor) -> Tensor:
         return self.image + noise.view(-1, *self.image.shape)

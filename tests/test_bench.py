@@ -168,12 +168,13 @@ def run(trained_state, started, digits, tmp_path_factory):
 def test_one_run_from_models_to_tables(run):
     out, printed = run
     assert (out / "tables.md").read_text() == printed
-    shown = [*bench.methods(1), f"{bench.LAYER}, 32x32", f"{bench.KEPT}, 32x32", "draws", "batch size", "images at once"]
+    pairs = [f"{measured}, 32x32" for measured in (bench.GRID, bench.LAYER, bench.KEPT)]
+    shown = [*bench.methods(1), *pairs, "draws", "batch size", "images at once"]
     for row in [*shown, "MDEQ-SMALL of the paper, 32x32"]:
         assert f"| {row} |" in printed
     assert f"torch {torch.__version__}" in printed and "N = 40 draws" in printed
     lines = {name: len(pd.read_csv(out / f"{name}.csv")) for name in ("methods", "engine", "networks", "scaling", "memory")}
-    assert lines == {"methods": 8 * TINY["images"], "engine": 12, "networks": 5, "scaling": 10, "memory": 2}
+    assert lines == {"methods": 8 * TINY["images"], "engine": 16, "networks": 5, "scaling": 10, "memory": 2}
     memory = pd.read_csv(out / "memory.csv")
     if sys.platform == "linux":
         grown = (memory["peak"] - memory["before"])[1]
@@ -213,9 +214,11 @@ def test_engine_is_compared_with_as_many_evaluations_of_f(run):
     assert counted["bare"].to_dict() == {
         f"{STANDARD}, 8x8": 900,
         f"{ONE_STEP}, 8x8": 30,
+        f"{bench.GRID}, 8x8": 30,
         f"{STANDARD}, 32x32": 600,
         f"{ONE_STEP}, 32x32": 20,
+        f"{bench.GRID}, 32x32": 20,
         f"{bench.LAYER}, 32x32": 20,
         f"{bench.KEPT}, 32x32": 20,
     }
-    assert list(runs["side"]) == ["whole", "bare"] * 6
+    assert list(runs["side"]) == ["whole", "bare"] * 8
