@@ -18,7 +18,7 @@ from study.reports.profile import Profile
 #: Stages of the reports that every profile has.
 _ALWAYS = {"00_method": "method", "10_table2": "table2", "21_claims": "claims", "23_past_the_paper": "past"}
 _PICTURES = {"image/png": 10_000, "image/svg+xml": 2_000}  # characters (of a PNG in base64): one without content has fewer
-_STYLE = """
+STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 }
 th, td { text-align: left; padding: .3em .9em .3em 0; border-bottom: 1px solid #ddd }
@@ -83,17 +83,18 @@ def _faults_of(item: str, outputs: list[dict]) -> list[str]:
     return found
 
 
-def page(profile: Profile, items: dict, reports: list[Path], link: str, note: str = "") -> str:
-    """The index of the executed ``reports`` as HTML; hrefs to them begin with ``link``."""
+def page(profile: Profile, items: dict, reports: list[Path], link: str, note: str = "", beside: str = "") -> str:
+    """The index of the executed ``reports`` as HTML; hrefs to them begin with ``link``. ``beside``: what follows their list."""
     titles = {path.stem: _title(path) for path in reports}
     listed = "".join(f'<li><a href="{link}{name}.html">{html.escape(title)}</a></li>' for name, title in titles.items())
     rows = "".join(_row(item, entry, link, profile) for item, entry in items.items() if entry["report"] in titles)
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>SRS: reports</title><style>{_STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><title>SRS: reports</title><style>{STYLE}</style></head><body>
 <h1>Serialized randomized smoothing of deep equilibrium models: reports</h1>
 <p>Profile <code>{profile.layout.name}</code>. {html.escape(_whose_task(profile))} {html.escape(note)}</p>
 <h2>Reports</h2>
 <ul>{listed}</ul>
+{beside}
 <h2>Every table and figure of the paper</h2>
 <p>Titles are those of the paper's items; what stands in each report is ours, with published values beside it where they are
 known to us.</p>
@@ -145,7 +146,9 @@ def main() -> None:
     if wrong:
         sys.exit("the reports lack:\n" + "\n".join(wrong))
     found = [folder / f"{name}.ipynb" for name in reports(names, profile)]
-    (folder.parent / "index.html").write_text(page(profile, items, found, f"{folder.name}/"), encoding="utf-8")
+    beside = '<p><a href="comparison.html">Your run and ours</a>: every cell beside the published one.</p>'
+    text = page(profile, items, found, f"{folder.name}/", beside=beside)
+    (folder.parent / "index.html").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
