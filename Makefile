@@ -11,7 +11,7 @@ MUTANTS ?= # a pattern of names; all, unless given
 repro: $(INSTALLED) # dvc repro, and the installation
 	@$(if $(PROFILE),python -m study.switch $(PROFILE))
 	dvc repro
-	@python -c "import yaml, pathlib; name = yaml.safe_load(open('params.yaml'))['name']; print('Reports:', pathlib.Path('runs', name, 'site/index.html').resolve())"
+	@python -c "import yaml, pathlib; name = yaml.safe_load(open('params.yaml'))['name']; print(pathlib.Path('runs', name, 'comparison.txt').read_text(encoding='utf-8'), end=''); print('Reports:', pathlib.Path('runs', name, 'site/index.html').resolve())"
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadfile
@@ -25,8 +25,9 @@ bench: $(INSTALLED) # what each method costs on this machine: Markdown tables; s
 	python -m study.bench
 	python -m study.scaling
 
-publish: $(INSTALLED) # the present profile's reports -> reports/<profile>/, to be committed
+publish: $(INSTALLED) # the present profile's reports -> reports/<profile>/, its data -> data/snapshots/<profile>/, to be committed
 	python -m study.reports.publish
+	dvc repro -q # which compares the run with itself
 
 lint: $(INSTALLED)
 	ruff check . && ruff format --check .

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
@@ -15,7 +15,9 @@ from srs.common.settings import Section, faults, reason
 from srs.data.datasets import DataConfig
 from srs.models import configure
 from srs.training.train import Training
+from study import training
 from study.arithmetic import Arithmetic
+from study.common import snapshot
 from study.common.engine import Machine
 from study.common.params_file import ParameterError, read, text
 from study.common.runs import Model, Name, Run
@@ -32,19 +34,21 @@ SHOWN = ("data", "models", "training", "runs", "samplers", "rows", "draws", "vot
 SHOWN += ("robustness",)
 
 #: Folders beside those of the profiles.
-_TAKEN = ("bench", "notebooks", "scratch", "work")
+_TAKEN = ("bench", "kernels", "notebooks", "scratch", "snapshots", "work")
 
 
 class Study(Section):
     """params.yaml: one size of the whole study, as section by section its classes have it. ``training`` holds a schedule for
     each model (:class:`srs.training.train.Training`), ``samplers`` the rows whose name does not say what they are, ``rows``
-    lists of rows, ``machine`` what no result depends on."""
+    lists of rows, ``published`` whose networks and starts are taken from the snapshot in place of being trained, ``machine``
+    what no result depends on."""
 
     name: Name
     data: dict[Name, DataConfig]
     models: dict[str, Model]
     training: dict[str, dict[str, Any]]
     runs: dict[Name, Run]
+    published: Literal["none", "all"] | list[str] = "none"
     starts: Starts
     samplers: dict[str, Spelling] = {}
     rows: dict[str, list[str]]
@@ -61,7 +65,52 @@ class Study(Section):
     @property
     def plans(self) -> VotePlans:
         names = ("runs", "models", "votes", "rows", "draws", "samplers")
-        return VotePlans(**self.model_dump(include=set(names)))
+        return VotePlans(**{"samplers": {}} | self.model_dump(include=set(names), exclude_unset=True))  # unset is not default
+
+    def made_by(self) -> dict[str, dict]:
+        """What each result of training and of fitting is made by, under its place in the profile's folder."""
+        sections, found = self.model_dump(mode="json"), {}
+        for key, run in self.plans.runs.items():
+            parts = training.parameters(run, sections["models"], sections["training"], sections["data"])
+            found[f"{'models' if run.base is None else 'tuned'}/{key}"] = {
+                name: part.model_dump(mode="json") for name, part in parts.items()
+            }
+        return found | {f"starts/{key}": {"starts": sections["starts"]} for key in self.plans.with_starts()}
+
+    def taken(self) -> dict[str, dict]:
+        """The published results that stand for training and fitting. Raises ValueError where one is missing, or not what
+        would be made here."""
+        if self.published == "none":
+            return {}
+        there, found = snapshot.networks(self.name), {}
+        runs = {result.partition("/")[2]: None for result in there if not result.startswith("starts/")}
+        if not runs:
+            raise ValueError(
+                f"published = {self.published!r}: {snapshot.SNAPSHOTS / self.name} has no networks: none is wanted"
+            )
+        chosen = [key for key in self.plans.runs if key in runs] if self.published == "all" else self.published
+        for key in chosen:
+            known("published", key, runs)
+        for result, made_by in self.made_by().items():
+            stage, _, key = result.partition("/")
+            if key not in chosen or (stage == "starts" and result not in there):
+                continue
+            told = there.get(result, {"made_by": {}})["made_by"]
+            for place, ours, theirs in _differences(made_by, told, "", set()):
+                raise ValueError(
+                    f"published = {self.published!r}: {result} was made by other settings, {place or 'all'} is {ours} here and "
+                    f"{theirs} there: list the runs to take without {key}, or none"
+                )
+            snapshot.require_whole(self.name, result, there[result]["sha256"])
+            found[result] = there[result]
+        return found
+
+    @field_validator("published", mode="before")
+    @classmethod
+    def _runs_or_all(cls, published: Any) -> Any:
+        if published not in ("none", "all") and not isinstance(published, list):
+            raise ValueError("none, all or a list of runs is wanted")
+        return published
 
     @field_validator("name")
     @classmethod
@@ -88,6 +137,8 @@ class Study(Section):
             if self.robustness.images > main.images:
                 raise ValueError(f"robustness.images = {self.robustness.images} is out of range: 1 to {main.images}")
         known("arithmetic.run", self.arithmetic.run, self.runs)
+        for key in self.published if isinstance(self.published, list) else ():
+            known("published", key, plans.runs)
         Requirements(self.report, plans, self.starts.candidates, self.robustness.runs).check()
         return self
 
@@ -219,14 +270,18 @@ def _field_names(model: type[BaseModel]) -> set[str]:
 def main() -> None:
     try:
         values, study = read(), load()
+        taken = study.taken()
         if read() != values:  # DVC reads it when the stage ends, and would take what it finds for what was checked
             raise ParameterError("params.yaml was edited while it was checked: run the stage again")
     except ParameterError as error:
         sys.exit(str(error))
+    except ValueError as error:
+        sys.exit(f"params.yaml: {error}")
     folder = Path("runs") / study.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "checked").write_text("params.yaml is well formed\n", encoding="utf-8")
     (folder / "shown.json").write_text(json.dumps({name: values.get(name) for name in SHOWN}, indent=1), encoding="utf-8")
+    (folder / "published.json").write_text(json.dumps(taken, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from srs.models import starts as networks
 from srs.starts import StartSettings, fit_starts
 from srs.votes.noise import NoisyCopies
 from srs.votes.samplers import StandardSampler
-from study.common import code, engine
+from study.common import code, engine, snapshot
 from study.common.engine import Machine, Task
 from study.common.layout import Layout
 from study.votes.plan import VotePlans
@@ -39,16 +39,18 @@ class Starts(StartSettings):
 
 
 def start_jobs(plans: VotePlans, starts: dict, layout: Layout, settings: Machine) -> list[list[Task]]:
-    """A job for each run whose starts are asked for, by a row of its own or by a run that goes on from it."""
+    """A job for each run whose starts are asked for, by a row of its own or by a run that goes on from it; published ones that
+    are asked for (:mod:`study.common.snapshot`) are taken as they are."""
     config, rests_on, jobs = Starts(**starts), list(code.of_modules("srs.starts", "study.starts")), []
     candidates = {row: sampler_of(row, plans.spelled, plans.votes.chains) for row in config.candidates}
     for key in plans.with_starts():
         run, data = plans.runs[key], layout.dataset(plans.data(key))
-        parameters = [config.model_dump(), run.sigma, {row: sampler.model_dump() for row, sampler in candidates.items()}]
-        origin = fingerprint([layout.model(key), data], parameters, rests_on)
+        settled = [config.model_dump(), run.sigma, {row: sampler.model_dump() for row, sampler in candidates.items()}]
+        origin = fingerprint([layout.model(key), data], settled, rests_on)
         arguments = {"model": layout.model(key), "data": data, "sigma": run.sigma, "config": config}
         arguments |= {"candidates": candidates, "settings": settings}
-        jobs.append([Task(layout.runs / "starts" / key, layout.record("starts", key), origin, fit_run, arguments)])
+        task = Task(layout.runs / "starts" / key, layout.record("starts", key), origin, fit_run, arguments)
+        jobs.append(snapshot.or_published([task], layout))
     return jobs
 
 

@@ -8,9 +8,10 @@ import pandas as pd
 from srs import models
 from srs.common import machine
 from srs.common.resume import fingerprint, remove_older
+from srs.common.settings import Section
 from srs.data.datasets import DataConfig, Dataset
 from srs.training.train import Training, train
-from study.common import code, engine
+from study.common import code, engine, snapshot
 from study.common.engine import Machine, Task
 from study.common.layout import Layout
 from study.common.runs import Model, Run
@@ -20,21 +21,29 @@ def training_jobs(
     keys: Iterable[str], runs: dict[str, Run], networks: dict, training: dict, data: dict, layout: Layout, settings: Machine
 ) -> list[list[Task]]:
     """A job for each of the runs ``keys``, the longest first; ``networks`` (models), ``training`` and ``data`` are sections of
-    params.yaml. A run with a base waits in the folder ``tuned`` for its base's network and starts."""
+    params.yaml. A run with a base waits in the folder ``tuned`` for its base's network and starts. A published network that is
+    asked for (:mod:`study.common.snapshot`) is taken as it is."""
     jobs, rests_on = [], list(code.of_modules("srs.training.train"))
     for key in keys:
         run = runs[key]
-        spec, config = Model(**networks[run.model]), Training(**run.schedule(training))
+        made_by = parameters(run, networks, training, data)
+        spec, config, augmentation = made_by.values()
         stage = "models" if run.base is None else "tuned"
         base = [] if run.base is None else [layout.model(run.base), layout.starts(run.base)]
-        augmentation = DataConfig(**data[spec.data])
-        parameters = [spec.model_dump(), config.model_dump(), augmentation.model_dump()]
-        origin = fingerprint([layout.dataset(spec.data), *base], parameters, rests_on)
+        settled = [section.model_dump() for section in made_by.values()]
+        origin = fingerprint([layout.dataset(spec.data), *base], settled, rests_on)
         arguments = {"spec": spec, "config": config, "augmentation": augmentation, "base": base, "settings": settings}
         arguments |= {"data": layout.dataset(spec.data), "resumed": layout.work / f"{key}.{origin}.pt"}
         place, alone = (layout.runs / stage / key, layout.record(stage, key)), config.processes > 1
         jobs.append([Task(*place, origin, train_run, arguments, alone=alone)])
-    return sorted(jobs, key=lambda job: -job[0].arguments["config"].epochs)
+    jobs.sort(key=lambda job: -job[0].arguments["config"].epochs)
+    return [snapshot.or_published(job, layout) for job in jobs]
+
+
+def parameters(run: Run, networks: dict, training: dict, data: dict) -> dict[str, Section]:
+    """What a run's network is made by, from sections of params.yaml: its model, its schedule, how its images are augmented."""
+    spec = Model(**networks[run.model])
+    return {"model": spec, "training": Training(**run.schedule(training)), "data": DataConfig(**data[spec.data])}
 
 
 def train_run(

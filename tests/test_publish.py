@@ -41,13 +41,13 @@ def test_provenance_tells_of_uncommitted_changes_except_the_choice_of_profile(tm
         path.write_text("name: embedded\nalpha: 0.001\n")
     for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm begin"):
         subprocess.run(["git", *command.split()], check=True)
-    told = publish._provenance(profile)
+    told = publish._provenance(profile, publish._origin(profile))
     assert "an abacus" in told and "uncommitted" not in told
     knobs.write_text(knobs.read_text().replace("0.001", "0.01"))
-    assert "with uncommitted changes" in publish._provenance(profile)
+    assert "with uncommitted changes" in publish._provenance(profile, publish._origin(profile))
     subprocess.run(["git", "checkout", "-q", "params.yaml"], check=True)
     code.write_text("x = 2\n")
-    assert "with uncommitted changes" in publish._provenance(profile)
+    assert "with uncommitted changes" in publish._provenance(profile, publish._origin(profile))
 
 
 def test_the_published_snapshot_shows_every_item():

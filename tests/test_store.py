@@ -1,6 +1,7 @@
 """Votes of a profile: cast in tasks, stored, read again, certified; and refused where they are others."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from srs.deq.interface import LOOKED_AT
 from srs.deq.solvers import Solver
 from srs.models import write_checkpoint
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import SerializedSampler, StandardSampler
-from study import scaling
+from srs.votes.samplers import UNDECIDED, SerializedSampler, StandardSampler
+from study import kernels, scaling
 from study.common.engine import Machine, compute
 from study.common.layout import Layout
 from study.votes.cast import vote_jobs
@@ -207,3 +208,34 @@ def test_scaling_is_measured_on_votes_and_on_jobs_that_sleep(place, monkeypatch)
     assert lengths.tolist() == [5 * (191 + 186) + 2 * 170 + 2 * 2 * 320, 5 * 2 * 170 + 2 * 170 + 2 * 2 * 170]
     found = scaling.simulated(lengths, 2, 0.4)
     assert found["ideal"] >= 0.2 and found["makespan"] >= found["ideal"] * 0.99
+
+
+def test_votes_that_were_cast_again_are_compared(whole, layout, tmp_path):
+    plans = _plans()
+    (moved,) = {task.out.parent for job in kernels.jobs_again(plans, layout, ALONE, tmp_path) for task in job}
+    assert moved == tmp_path / "votes" / "one"
+    shutil.copytree(whole.folder, moved)
+    assert kernels.report(plans, layout, tmp_path, CONFIDENCE).startswith(
+        f"{_count(whole):,} votes: 0 for another class (0.0e+00)"
+    )
+    sampler = whole.plan.sampler("main", "STD-5A")
+    path = moved / f"{whole.name(sampler, 0)}.npz"
+    with np.load(path) as arrays:
+        cast = dict(arrays)
+    decided = np.flatnonzero(cast["classes"] >= 0)
+    cast["classes"][decided[:90]] = (cast["classes"][decided[:90]] + 1) % 10  # most votes of the first image
+    cast["classes"][decided[100]] = UNDECIDED
+    np.savez_compressed(path, **cast)
+    again = open_store(plans, layout, "one", tmp_path)
+    found = kernels.changes(whole, again).set_index("row")
+    assert found.loc["STD-5A", ["different", "only_before", "only_after"]].tolist() == [90, 1, 0]
+    assert found.drop(index="STD-5A")[["different", "only_before", "only_after"]].to_numpy().sum() == 0
+    labels = np.zeros(500, int)
+    changed, count = kernels.changed_certificates(whole, again, labels, CONFIDENCE)
+    assert count == 3 * 4 + 2 and ("main", "STD-5A", 0) in set(
+        changed[["group", "method", "index"]].itertuples(index=False, name=None)
+    )
+
+
+def _count(store):
+    return sum(len(numbers) for draws in store.draws.values() for numbers in draws)

@@ -10,14 +10,16 @@ import torch
 
 
 def describe(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Hardware and versions, for captions beside timings."""
+    """Hardware, which kernels torch takes on it, and versions: what the last digits depend on, and captions of timings say."""
     device = torch.device(device)
     if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
+        hardware, kernels = torch.cuda.get_device_name(device), f"CUDA {torch.version.cuda}"
     else:
         cores, threads = usable_cores(), torch.get_num_threads()
         hardware = f"{f'{threads} of ' if threads < cores else ''}{cores} cores of {_processor()}"
-    return {"hardware": hardware, "python": platform.python_version(), "torch": torch.__version__}
+        limit = os.environ.get("ONEDNN_MAX_CPU_ISA")  # of convolutions and products
+        kernels = torch.backends.cpu.get_cpu_capability() + (f" (oneDNN: {limit})" if limit else "")
+    return {"hardware": hardware, "kernels": kernels, "python": platform.python_version(), "torch": torch.__version__}
 
 
 def prepare_device(threads: int | None = None) -> str:

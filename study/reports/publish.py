@@ -1,4 +1,5 @@
-"""Copy the active profile's reports to reports/<profile>/, to be committed, with a page of what they show and come from.
+"""Copy the active profile's reports to reports/<profile>/, to be committed, with a page of what they show and come from; and to
+data/snapshots/<profile>/ what others compare their run with, and its networks.
 
 python -m study.reports.publish
 """
@@ -11,8 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from srs.common.resume import sha256
+from study import params
 from study.common import params_file
-from study.reports import index, items
+from study.common.engine import read_record
+from study.common.snapshot import SNAPSHOTS
+from study.reports import cells, comparison, index, items, printed
 from study.reports.profile import Profile
 
 LARGEST = 2_000_000  # bytes of one file
@@ -47,6 +52,29 @@ def readme(name: str, provenance: str, reports: list[str], paper: dict) -> str:
     return f"# Reports of the profile `{name}`\n\n{provenance}\n\n" + "\n".join(lines) + "\n"
 
 
+def publish_data(profile: Profile, made_by: dict[str, dict], origin: dict, target: Path) -> list[Path]:
+    """Replace the snapshot ``target``: ``run.json`` (``origin``, and :func:`study.reports.comparison.facts`), certificates,
+    tables, and the results of training and fitting, ``made_by`` those settings, but for those with a file over 2 MB."""
+    layout, networks = profile.layout, {}
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for result, settings in made_by.items():
+        files = sorted(path for path in (layout.runs / result).iterdir() if path.is_file())
+        if max(path.stat().st_size for path in files) > LARGEST:
+            continue
+        (target / result).mkdir(parents=True)
+        hashes = {path.name: sha256(shutil.copy(path, target / result)) for path in files}
+        record = read_record(layout.runs / "timings" / f"{result}.npz")
+        del record["origin"]
+        networks[result] = {"made_by": settings, "sha256": hashes, "record": record}
+    (target / "networks.json").write_text(json.dumps(networks, indent=1), encoding="utf-8")
+    (target / "run.json").write_text(json.dumps(origin | comparison.facts(profile), indent=1), encoding="utf-8")
+    rows = cells.read(layout.runs)[cells.KEPT].round({"radius": 6, "seconds": 4})
+    for name, table in {"certificates": rows, "tables": printed.read(comparison.pages(profile))}.items():
+        table.to_csv(target / f"{name}.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
+    return [path for path in target.rglob("*") if path.is_file()]
+
+
 def _figures(report: Path) -> list[tuple[str, bytes]]:
     """The figures of a report in order: suffix and content."""
     found = []
@@ -58,18 +86,23 @@ def _figures(report: Path) -> list[tuple[str, bytes]]:
     return found
 
 
-def _provenance(profile: Profile) -> str:
+def _origin(profile: Profile) -> dict:
+    """When a profile is published, from which commit, and whether it has changes that were not committed."""
     name = profile.layout.name
     commit = _git("rev-parse", "HEAD").strip()
     changed = _git("status", "--porcelain", "srs", "study", "notebooks", "data", "dvc.yaml")
     known = Path("profiles") / f"{name}.yaml"
     edited = not known.is_file() or params_file.read(known) != params_file.read()  # which profile it is needs no commit
-    state = " with uncommitted changes" if changed or edited else ""
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"published": today, "commit": commit, "changed": bool(changed or edited)}
+
+
+def _provenance(profile: Profile, origin: dict) -> str:
+    state = " with uncommitted changes" if origin["changed"] else ""
     folder = profile.layout.runs / "timings" / "certificates"
     found = json.loads((folder / "machines.json").read_text(encoding="utf-8"))
-    machines = dict.fromkeys(machine for some in found.values() for machine in some)
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return f"Published on {today} from commit `{commit}`{state}.\n\nMeasured on: {'; '.join(machines)}.\n"
+    machines = "; ".join(dict.fromkeys(machine for some in found.values() for machine in some))
+    return f"Published on {origin['published']} from commit `{origin['commit']}`{state}.\n\nMeasured on: {machines}.\n"
 
 
 def _git(*arguments: str) -> str:
@@ -78,7 +111,8 @@ def _git(*arguments: str) -> str:
 
 def main() -> None:
     try:
-        profile = Profile(params_file.section(params_file.read(), "name"))
+        study = params.load()
+        profile = Profile(study.name)
         names, paper = items.read()
     except params_file.ParameterError as error:
         sys.exit(str(error))
@@ -90,10 +124,12 @@ def main() -> None:
         written = publish([runs / "reports" / f"{name}.ipynb" for name in names], target)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
-    provenance = _provenance(profile)
+    origin = _origin(profile)
+    provenance = _provenance(profile, origin)
     page = readme(profile.layout.name, f"{provenance}\n{index.whose_task(profile)}", names, index.promised(paper, profile))
     (target / "README.md").write_text(page, encoding="utf-8")
-    print(f"{len(written)} files in {target}")
+    data = publish_data(profile, study.made_by(), origin, SNAPSHOTS / study.name)
+    print(f"{len(written)} files in {target}, {len(data)} in {SNAPSHOTS / study.name}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The numbers that tables are made of."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,7 @@ def mean_interval(values: Sequence[float], alpha: float = 0.05, seed: int = 0) -
     return _bootstrap((values,), np.mean, alpha, seed)
 
 
+@cache  # of few distinct counts a comparison of whole runs asks for thousands
 def paired_interval(gained: int, lost: int, images: int, alpha: float = 0.05) -> tuple[float, float]:
     """An interval of (gained - lost) / images that is exact and conservative: from Clopper-Pearson intervals, each at level
     1 - alpha / 2, for the shares of images gained and lost (Bonferroni)."""

@@ -85,13 +85,15 @@ class VoteStore:
         return found
 
 
-def open_store(plans: VotePlans, layout: Layout, key: str) -> VoteStore:
-    """The votes of a run, of its model, starts and data as they are now."""
+def open_store(plans: VotePlans, layout: Layout, key: str, within: Path | None = None) -> VoteStore:
+    """The votes of a run, of its model, starts and data as they are now; ``within``: the folder where votes and timings lie,
+    if not the profile's."""
     files = {"model": layout.model(key), "data": layout.dataset(plans.data(key))}
     if (starts := layout.starts(key)) is not None:
         files["starts"] = starts
     total = len(Dataset.load(files["data"]).test)
-    return VoteStore(layout.runs / "votes" / key, layout.runs / "timings" / "votes" / key, plans[key], total, files)
+    within = layout.runs if within is None else within
+    return VoteStore(within / "votes" / key, within / "timings" / "votes" / key, plans[key], total, files)
 
 
 def write_votes(out: Path, origin: dict, votes: Sequence[Votes]) -> None:

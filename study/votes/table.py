@@ -1,5 +1,6 @@
 """Certificates of whole runs, from their votes."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -60,8 +61,9 @@ def machines(plans: VotePlans, layout: Layout) -> dict[str, list[str]]:
     found = {}
     for key in plans.plans:
         records = map(read_record, sorted((layout.runs / "timings" / "votes" / key).glob("*.npz")))
-        described = [record["machine"] for record in records]
-        found[key] = list(dict.fromkeys(f"{machine['hardware']}, torch {machine['torch']}" for machine in described))
+        described = (record["machine"] for record in records)
+        told = ("{hardware}, {kernels} kernels, torch {torch}".format(**machine) for machine in described)
+        found[key] = list(dict.fromkeys(told))
     return found
 
 
@@ -77,7 +79,8 @@ def certificate_table(
 
     ``labels`` are those of the whole test part. Beside the fields of :class:`srs.Certificate`: group, method, index, label;
     ``mismatched``: of the ``n_a`` counted votes those that the reference does not confirm (NaN where it has not voted on all
-    draws); and what the method alone would have cost, audit included: ``evaluations`` and ``seconds``.
+    draws); ``votes``: a hash of their classes; and what the method alone would have cost, audit included: ``evaluations`` and
+    ``seconds``.
 
     Raises ValueError where the audit needs votes that the reference has not cast.
     """
@@ -99,7 +102,7 @@ def _certificate(store: VoteStore, position: int, sampler: Sampler, config: Cert
     votes = store.of(sampler, position, every)
     if not sampler.audited:
         found = standard_certificate(votes, config, sampler)
-        return _columns(found) | {"mismatched": np.nan, "seconds": float(votes.seconds.sum())}
+        return _columns(found) | {"mismatched": np.nan, "votes": _hash(votes), "seconds": float(votes.seconds.sum())}
 
     def look_up(draws: np.ndarray) -> Votes:
         return store.of(reference, position, draws)
@@ -110,7 +113,12 @@ def _certificate(store: VoteStore, position: int, sampler: Sampler, config: Cert
     if store.complete(reference, position, every):
         top, _, counted = tally(votes, config)
         mismatched = int(((counted == top) & (look_up(every).classes[config.n0 :] != top)).sum())
-    return _columns(certificate) | {"mismatched": mismatched, "seconds": float(votes.seconds.sum() + truth.seconds.sum())}
+    seconds = float(votes.seconds.sum() + truth.seconds.sum())
+    return _columns(certificate) | {"mismatched": mismatched, "votes": _hash(votes), "seconds": seconds}
+
+
+def _hash(votes: Votes) -> str:
+    return f"v{hashlib.sha256(votes.classes.tobytes()).hexdigest()[:8]}"  # with a letter, lest a table take it for a number
 
 
 def _columns(found: Certificate) -> dict:
