@@ -47,9 +47,9 @@ class StartSettings(Section):
 
 
 def fit_starts(model: DEQ, images: Images | Tensor, sigma: float, config: StartSettings | None = None) -> nn.ModuleDict:
-    """The starts ``mean`` and ``learned`` of a trained model, on its device, in evaluation mode; ``model.starts`` is where
-    samplers look for them. ``images``: training images, never those that will be certified; a tensor is (n, C, H, W), pixels
-    in [0, 1].
+    """The starts ``mean`` and ``learned`` of a trained model, on its device and of its type, in evaluation mode;
+    ``model.starts`` is where samplers look for them. ``images``: training images, never those that will be certified; a tensor
+    is (n, C, H, W), pixels in [0, 1].
 
     Raises ValueError for a negative sigma, for a model in training mode, and where the map must be convolutional and the model
     does not tell its ``state_shapes``; FloatingPointError where no fixed point is finite.
@@ -66,7 +66,7 @@ def fit_starts(model: DEQ, images: Images | Tensor, sigma: float, config: StartS
         learned = _fit_ridge(injections, states, config)
     else:
         learned = _fit_convolutions(injections, states, shapes, config)
-    return nn.ModuleDict({"mean": mean, "learned": learned}).to(injections.device).eval()
+    return nn.ModuleDict({"mean": mean, "learned": learned}).to(injections).eval()
 
 
 def _is_linear(model: CheckedDEQ, images: Images | Tensor, config: StartSettings, shapes) -> bool:

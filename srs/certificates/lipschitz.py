@@ -29,7 +29,7 @@ class LipschitzCertificate:
 @full_precision()
 def certify_lipschitz(model, images: Tensor, solver: Solver | None = None) -> list[LipschitzCertificate]:
     """A certificate for each of ``images`` (n, C, H, W), of a DEQ with the methods ``proved_margin`` and ``lipschitz``
-    (:class:`srs.models.mondeq.MonDEQ`, folded); ``solver`` takes 100 naive steps, where none is given.
+    (:class:`srs.models.mondeq.MonDEQ`, folded); ``solver`` takes 100 Anderson steps, where none is given.
 
     Margins are proved in the type of images and model: float32 costs some 1e-4 of them. Raises ValueError for unusable
     images, a model that lacks a method, or one whose ``proved_margin`` or ``lipschitz`` does.
@@ -41,7 +41,7 @@ def certify_lipschitz(model, images: Tensor, solver: Solver | None = None) -> li
     x = images.detach().to(device_of(model, images))
     with torch.autocast(x.device.type, enabled=False):
         injection, lipschitz = deq.inject(x.clone()), float(model.lipschitz())
-        solution = solve(deq.f, deq.initial_state(injection), injection, solver or Solver(method="naive", steps=100))
+        solution = solve(deq.f, deq.initial_state(injection), injection, solver or Solver(steps=100))
         fz = deq.f(solution.z, injection)
         classes = deq.head(fz).argmax(dim=1).tolist()
         margins = deq.proved_margin(solution.z, fz, injection, torch.finfo(x.dtype).eps).tolist()

@@ -87,8 +87,11 @@ def read(path: str | Path, fitted: str | Path | None = None) -> nn.Module:
 
 
 def load(path: str | Path, device: torch.device | str = "cpu", fitted: str | Path | None = None) -> nn.Module:
-    """As :func:`read`, but to be used: on ``device``, in evaluation mode, its normalizing layers folded."""
+    """As :func:`read`, but to be used: on ``device``, in evaluation mode, its normalizing layers folded; a monotone DEQ, which
+    is small, in double precision, where rounding leaves next to no vote unproved."""
     model = read(path, fitted).eval()
+    if isinstance(model, MonDEQ):
+        return model.fold().double().to(device)
     # on a processor with caches, pieces of a batch are faster than a batch whose activations do not fit
     return (model.fold(CACHE) if isinstance(model, MDEQ) and torch.device(device).type == "cpu" else model.fold()).to(device)
 

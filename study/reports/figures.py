@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator
 
 from srs.data.datasets import Images
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import UNDECIDED
+from srs.votes.samplers import UNDECIDED, Votes
 from study.common.plots import ESTIMATORS, by_kind, looks, side_by_side
 from study.reports.numbers import percent
 from study.reports.statistics import certified_accuracy
@@ -304,4 +304,18 @@ def plot_probabilities(panels: dict[str, pd.DataFrame]) -> Figure:
         axes.set(title=title, xlabel="p, lower bound on p_A", xlim=(0.5, 1), ylim=(0, 100))
     row[0].set_ylabel("images (%)")
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def plot_settled(cast: dict[str, list[Votes]]) -> Figure:
+    """Share of votes that are settled after so many evaluations of f, a line a row; the right end is all that ever were."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.2))
+    last = max(votes.evaluations.max() for row in cast.values() for votes in row)
+    for number, (row, votes) in enumerate(cast.items()):
+        spent = np.concatenate([one.evaluations[one.classes != UNDECIDED] for one in votes])
+        share = np.bincount(spent, minlength=last + 1).cumsum() / sum(len(one.classes) for one in votes)
+        color, style = sns.color_palette("colorblind")[number % 10], ["-", "--", "-."][number % 3]
+        axes.step(np.arange(last + 1), 100 * share, style, where="post", color=color, label=row, linewidth=1.8)
+    axes.set(xlabel="evaluations of f", ylabel="votes settled (%)", xlim=(0, last), ylim=(0, 101))
+    axes.legend(fontsize=9, loc="lower right")
     return figure

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pydantic import field_validator
 
 from srs.common.settings import Section
+from srs.models import PRESETS
 from study.common.runs import Name
 from study.votes.plan import VotePlans, known
 from study.votes.rows import stopped
@@ -74,8 +75,10 @@ class Pages(Section):
 class Report(Section):
     """What the reports show: which run stands where the paper has which; ``others`` are shown though it has none.
     ``stands_for`` and ``radii``: by data set, what it stands for and the radii of its tables. ``past``: the runs of the report
-    that goes past the paper, one a noise level. Pages of the paper's items need all of ``large``, ``imagenet``, ``resnet``,
-    ``plain`` (the plain network to beat), ``smoothadv``, ``consistency`` (regularization) and ``no_jacobian``."""
+    that goes past the paper, one a noise level. ``mondeq``: the monotone DEQ whose exact certificates that shows;
+    ``lipschitz``: one trained for its deterministic certificate. Pages of the paper's items need all of ``large``,
+    ``imagenet``, ``resnet``, ``plain`` (the plain network to beat), ``smoothadv``, ``consistency`` (regularization) and
+    ``no_jacobian``."""
 
     stands_for: dict[str, str]
     radii: dict[str, list[float]]
@@ -88,6 +91,8 @@ class Report(Section):
     consistency: str | None = None
     no_jacobian: str | None = None
     past: dict[Name, Past]
+    mondeq: str | None = None
+    lipschitz: str | None = None
     others: list[str] = []
     pages: Pages
 
@@ -125,6 +130,11 @@ class Requirements:
             self._has("report.others", key)
         for key, past in report.past.items():
             self._past(key, past)
+        for name in ("mondeq", "lipschitz"):
+            if (key := getattr(report, name)) is not None:
+                self._is_monotone(f"report.{name}", key)
+        if report.mondeq is not None:
+            self._has("report.mondeq", report.mondeq, "mondeq")
 
     def _papers_items(self) -> None:
         report = self.report
@@ -163,6 +173,11 @@ class Requirements:
             known("report.past", other, self.plans.runs)
             self._has("report.past", other, reference=False)
             self._same_images((other, None), (key, "past"))
+
+    def _is_monotone(self, path: str, key: str) -> None:
+        model = self.plans.runs[known(path, key, self.plans.runs)].model
+        if PRESETS[self.plans.models[model].preset]["family"] != "mondeq":
+            raise ValueError(f"{path} = {key!r} is no monotone DEQ: the preset of models.{model} must be 'mondeq'")
 
     def _has(self, path: str, key: str, kind: str | None = None, rows: Iterable[str] = (), reference: bool = True) -> None:
         """Whether a run has a list of rows (None: its main one), with some rows by name and as a rule the reference."""
