@@ -24,9 +24,9 @@ def _cell(source, *outputs, tags=()):
 
 def _notebook(path):
     cells = [
-        nbformat.v4.new_markdown_cell("# Main <results>\n\n## First\n\ntext"),
+        nbformat.v4.new_markdown_cell("# Main results\n\n## First\n\ntext"),
         _cell(CODE, tags=["hide"]),
-        _cell("hidden = 1", TABLE),
+        _cell("hidden = 1", {"text/html": TABLE["text/html"].replace("<td>1", "<tr><td>1", 1)}),
         _cell("shown(hidden)", PICTURE, CAPTION | {"text/csv": "x,y\n1,2\n"}),
         _cell("taught = 2", tags=["code"]),
     ]
@@ -90,13 +90,13 @@ def test_equal_builds_give_equal_bytes(built):
 
 def test_every_page_has_a_bar_a_title_and_fits_small_screens(built):
     for path, page in _pages(built).items():
-        if path.parent.name == "api" or path.name == "search.html":
+        if path.parent.name == "api" or path.name in ("search.html", "calculator.html"):
             continue
         bar = [link.get_text() for link in page.find("nav", class_="bar").find_all("a")]
         assert bar[0] == "Home" and page.find("meta", attrs={"name": "viewport"})
         assert page.title.get_text() not in ("", path.stem)
     report = _pages(built)[built / "11_main_results.html"]
-    assert report.title.get_text().startswith("Main <results>")
+    assert report.title.get_text().startswith("Main results")
     assert {"prev", "next"} == {link["rel"][0] for link in report.find("nav", class_="bar").find_all("a", rel=True)}
     assert "First" in report.find("nav", class_="bar").details.get_text()
 

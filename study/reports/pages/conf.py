@@ -1,5 +1,7 @@
 """Sphinx's settings for the site, whose sources :mod:`study.reports.site` writes."""
 
+import re
+
 project = "SRS"
 html_title = "Serialized randomized smoothing"
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
@@ -12,3 +14,13 @@ html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = html_show_copyright = html_show_sphinx = html_use_index = html_domain_indices = False
 html_theme_options = {"top_of_page_buttons": []}
+
+
+def _plainly(app, what, name, obj, options, lines):
+    """Docstrings are read as text: a star, a bar or a trailing underscore outside of backticks marks nothing."""
+    parts = [re.split(r"(`[^`]*`+)", line) for line in lines]
+    lines[:] = ["".join(p if i % 2 else re.sub(r"([*|]|(?<=\w)_\b)", r"\\\1", p) for i, p in enumerate(line)) for line in parts]
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _plainly)
