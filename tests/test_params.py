@@ -61,7 +61,7 @@ def test_the_committed_profile_is_the_default():
         ("preset: mdeq-small, overrides: {expansion: 2", "preset: mdeq-smal, overrides: {expansion: 2", "'mdeq-smal' is unknown"),
         ("learning_rate: 0.002", "learning_rate: fast", r"training.large.learning_rate: .*number.*\(got 'fast'\)"),
         ("{jacobian_weight: 0}}", "{jacobian_weigth: 0}}", "runs.small-050-no-jacobian.training.jacobian_weigth"),
-        ("imagenet: MDEQ-14B}", "imagenet: MDEQ-15B}", "draws.imagenet has serialized rows: list the reference among its rows"),
+        ("imagenet: MDEQ-14B, mondeq", "imagenet: MDEQ-15B, mondeq", "draws.imagenet has serialized rows: list the reference among its rows"),
         ("small: {data: digits", "small: {data: letters", "models.small.data = 'letters' is unknown: choose one of digits, mnist"),
         ("{main: small-050,", "{main: small-051,", "report.small = 'small-051' is unknown: choose one of small-050"),
         ("resnet: resnet-050", "resnet: vgg", "report.resnet = 'vgg' is unknown"),
