@@ -44,6 +44,7 @@ def built(tmp_path_factory):
         _notebook(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
+        patch.setattr(site, "CODE", ("srs/certificates", "study/reports"))
         for name in ("site", "again"):
             site.build(_profile("embedded"), reports, [], TWO, folder / name)
     return folder / "site"

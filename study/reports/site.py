@@ -28,6 +28,7 @@ from study.reports import index
 from study.reports.items import as_table, read
 from study.reports.profile import Profile
 
+CODE = ("srs", "study")  # whose docstrings are the reference
 PAGES = Path(__file__).parent / "pages"  # of Sphinx: its settings, style and template
 _HIDDEN_TAGS = {"parameters", "injected-parameters", "hide"}
 _SHOWN_TAG = "code"  # of cells whose code is what the page is about
@@ -87,7 +88,7 @@ _TREE = "```{{toctree}}\n:maxdepth: 1\n:caption: {caption}\n{names}\n```\n\n"
 def _write_api(folder: Path) -> list[str]:
     """A page for each package of srs and study, from their docstrings."""
     modules: dict[str, list[str]] = {}
-    for path in sorted([*Path("srs").rglob("*.py"), *Path("study").rglob("*.py")]):
+    for path in sorted(path for root in CODE for path in Path(root).rglob("*.py")):
         name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
         if path.stem != "__main__" and path.with_name("__init__.py").is_file():
             package = name if path.stem == "__init__" else name.rpartition(".")[0]
