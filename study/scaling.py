@@ -17,7 +17,7 @@ import pandas as pd
 
 from study.bench import markdown
 from study.common import params_file
-from study.common.engine import Machine, Task, compute, workers, write_arrays
+from study.common.engine import LOCAL, Machine, Task, compute, workers, write_arrays
 from study.common.layout import Layout
 from study.votes.cast import vote_jobs
 from study.votes.plan import VotePlans
@@ -114,8 +114,7 @@ def simulated(lengths: np.ndarray, number: int, seconds: float) -> dict:
     lengths = lengths[np.linspace(0, len(lengths) - 1, min(len(lengths), EACH * number)).astype(int)]
     lengths = lengths * (seconds * number / lengths.sum())
     ideal = max(lengths.sum() / number, lengths.max())
-    local = {"n_workers": number, "threads_per_worker": 1, "processes": False, "dashboard_address": None, "memory_limit": 0}
-    with LocalCluster(**local) as cluster, Client(cluster) as client:
+    with LocalCluster(n_workers=number, processes=False, **LOCAL) as cluster, Client(cluster) as client:
         pool = client.get_executor()
         began = time.perf_counter()
         list(pool.map(_asleep, lengths.tolist(), range(len(lengths))))

@@ -146,7 +146,7 @@ def test_killed_at_work_the_next_run_ends_alike(tmp_path, who):
 def test_a_cluster_works_from_its_address(tmp_path, monkeypatch):
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster:
+    with LocalCluster(n_workers=1, **engine.LOCAL) as cluster:
         monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
         compute(_tasks(tmp_path, 3), settings=Machine())
         monkeypatch.setattr(engine, "CODE", "of an edit after the workers were started")
@@ -163,3 +163,9 @@ def test_the_machine_is_a_section_of_params_yaml(tmp_path, monkeypatch):
     assert Machine.of_params() == Machine(workers=3, batch_size=5)
     Path("params.yaml").write_text("name: x\n")
     assert Machine.of_params() == Machine() and engine.device(Machine()) == "cpu"
+
+
+def test_two_engines_work_side_by_side_on_one_machine():
+    """Warnings are errors here: of a port that the other has."""
+    with engine.workers(1) as one, engine.workers(1) as other:
+        assert [pool.submit(abs, -1).result() for pool in (one, other)] == [1, 1]

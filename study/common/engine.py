@@ -31,6 +31,14 @@ from study.common.layout import Layout
 #: The code that this process runs, as it was when it started: a cluster's workers may be older.
 CODE = fingerprint([], [], sorted([*(code.ROOT / "srs").rglob("*.py"), *(code.ROOT / "study").rglob("*.py")]))
 
+#: Of Dask's LocalCluster. Without a dashboard, and its port for HTTP any: others have clusters on this machine, too.
+LOCAL = {
+    "threads_per_worker": 1,
+    "memory_limit": 0,
+    "dashboard_address": None,
+    "scheduler_kwargs": {"dashboard_address": ":0"},
+}
+
 
 class Machine(Section):
     """How the work is spread, which changes no result: ``workers`` (None: one a core, or one a GPU), each with so many
@@ -121,7 +129,7 @@ def workers(count: int, address: str | None = None) -> Iterator[Executor]:
     undone at the end is cancelled."""
     from distributed import Client, LocalCluster  # a second to import, which little work need not wait for
 
-    local = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": None, "memory_limit": 0}
+    local = LOCAL | {"n_workers": count}
     with nullcontext(address) if address else LocalCluster(**local) as place, Client(place) as client:
         pool = client.get_executor()
         try:
