@@ -17,7 +17,7 @@ from srs.votes.samplers import ReleasedSampler, Sampler, StandardSampler
 from study.common import params_file
 from study.reports import drawn, figures, tables
 from study.reports.items import label, stands_in
-from study.reports.numbers import BEYOND, listed, text
+from study.reports.numbers import BEYOND, listed, plural, text
 from study.reports.profile import Profile
 from study.votes.rows import released
 
@@ -250,9 +250,9 @@ class Results(Profile):
         trained, radii = [self.rows(one, draws) for one in keys], self.radii(key)
         spread = tables.over_trainings(trained, radii)
         text = (
-            f"<b>{key} and its {len(keys) - 1} repeats, ours.</b> Certified accuracy in percent: mean over the {len(keys)} "
-            "trainings, which differ in their seed alone, ± one standard deviation of a training, and the 95 % interval of the "
-            "mean over trainings and images. "
+            f"<b>{key} and its {plural(len(keys) - 1, 'repeat')}, ours.</b> Certified accuracy in percent: mean over "
+            f"{len(keys)} trainings, which differ in their seed alone, ± one standard deviation of a training, and the 95 % "
+            "interval of the mean over trainings and images. "
         )
         display(tables.styled(tables.spread_table(spread, radii), text + self.basis([(key, draws)])))
         shown = "Certified accuracy against radius, a line for each training"

@@ -40,13 +40,14 @@ def build(profile: Profile, reports: list[Path], stages: list[Path], items: dict
     with tempfile.TemporaryDirectory() as folder:
         source, extra = Path(folder, "source"), Path(folder, "extra")
         write_sources(profile, reports, stages, items, source, extra)
-        shutil.rmtree(target, ignore_errors=True)
         command = [sys.executable, "-m", "sphinx", "-Q", "-b", "html", "-c", PAGES, "-d", Path(folder, "doctrees")]
-        command += ["-D", f"html_extra_path={extra}", source, target]
+        command += ["-D", f"html_extra_path={extra}", source, Path(folder, "built", "site")]
         here = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
         ended = subprocess.run(command, env=here, capture_output=True, encoding="utf-8")
-    if ended.returncode:
-        raise RuntimeError(f"Sphinx ended with {ended.returncode}: {ended.stderr}")
+        if ended.returncode:
+            raise RuntimeError(f"Sphinx ended with {ended.returncode}: {ended.stderr}")
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(Path(folder, "built", "site"), target)  # beside it lies what MyST-NB keeps for itself
     (target / ".buildinfo").unlink(missing_ok=True)
     shutil.rmtree(target / "_sources", ignore_errors=True)  # MyST-NB's, whatever the settings say
 
@@ -72,7 +73,7 @@ def write_sources(profile: Profile, reports: list[Path], stages: list[Path], ite
     lists = {
         "Reports": [path.stem for path in reports if path.stem != index.HOME],
         "Lists": ["items"],
-        "Stages": [path.stem for path in stages],
+        "Stages": [f"{path.stem} <{path.stem}>" for path in stages],
         "Code": [f"api/{package}" for package in packages],
     }
     trees = "".join(_TREE.format(caption=caption, names="\n".join(names)) for caption, names in lists.items() if names)
@@ -107,9 +108,11 @@ def _graph() -> dict[str, dict]:
 
 def _sections(stage: str, graph: dict[str, dict]) -> list[str]:
     """The sections of params.yaml on which a stage rests: its own, and those of all before it."""
-    makers = {
-        (out if isinstance(out, str) else next(iter(out))): name for name, s in graph.items() for out in s.get("outs", [])
+    outs = {
+        name: [path for out in s.get("outs", []) for path in ([out] if isinstance(out, str) else out)]
+        for name, s in graph.items()
     }
+    makers = {path: name for name, paths in outs.items() for path in paths}
     found, waiting, seen = {}, [stage], set()
     while waiting:
         name = waiting.pop()
