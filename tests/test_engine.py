@@ -105,13 +105,15 @@ def test_what_is_no_result_any_more_is_removed(tmp_path, monkeypatch):
 _RUN = "import test_engine as t; t.compute(t._tasks(t.Path({root!r}), 8, 0.3), settings=t.Machine(workers=2))"
 
 
-def _workers() -> list[int]:
-    """Worker processes, which take a name of their own where setproctitle is there."""
+def _workers(root: Path) -> list[int]:
+    """The worker processes of a run into ``root``, which have it from their parent; they take a name of their own where
+    setproctitle is there. Nobody else's: other tests have workers, too."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            if re.search(rb"dask worker|spawn_main", path.read_bytes()):
-                found.append(int(path.parent.name))
+            ours = os.fsencode(root) in (path / "environ").read_bytes()
+            if ours and re.search(rb"dask worker|spawn_main", (path / "cmdline").read_bytes()):
+                found.append(int(path.name))
         except OSError:
             continue
     return found
@@ -122,20 +124,19 @@ def _workers() -> list[int]:
 def test_killed_at_work_the_next_run_ends_alike(tmp_path, who):
     undisturbed, root = tmp_path / "a", tmp_path / "b"
     compute(_tasks(undisturbed, 8), settings=Machine(workers=1))
-    before, command = set(_workers()), [sys.executable, "-c", _RUN.format(root=str(root))]
+    command, here = [sys.executable, "-c", _RUN.format(root=str(root))], HERE | {"WORKS_FOR": str(root)}
     some_are_done = lambda: (root / "log").is_file() and len(_computed(root)) >= 2  # noqa: E731
     if who == "client":
-        kill_when(some_are_done, command, env=HERE)
+        kill_when(some_are_done, command, env=here)
         deadline = time.monotonic() + 60
-        while set(_workers()) - before and time.monotonic() < deadline:  # whoever is left ends by himself
+        while _workers(root) and time.monotonic() < deadline:  # whoever is left ends by himself
             time.sleep(0.2)
-        assert not set(_workers()) - before
+        assert not _workers(root)
     else:
-        process = subprocess.Popen(command, env=HERE, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL)
         while not some_are_done():
             time.sleep(0.02)
-        for victim in sorted(set(_workers()) - before)[-1:]:
-            os.kill(victim, signal.SIGKILL)
+        os.kill(max(_workers(root)), signal.SIGKILL)
         process.wait(120)
     compute(_tasks(root, 8), settings=Machine(workers=2))
     assert _results(root) == _results(undisturbed)
