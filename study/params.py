@@ -169,14 +169,21 @@ class Study(Section):
             if run.base is None:
                 if schedule.start != "initial":
                     raise ValueError(f"runs.{key}.training.start = {schedule.start!r} needs a base, whose starts it has")
+                if run.pretrained is not None:
+                    self._goes_on_from(key, run, "pretrained")
                 continue
-            base = self.runs[known(f"runs.{key}.base", run.base, self.runs)]
-            if base.base is not None:
-                raise ValueError(f"runs.{key}.base = {run.base!r} must be trained from scratch")
-            if base.model != run.model:
-                raise ValueError(f"runs.{key}.model = {run.model!r} must be that of its base, {base.model!r}")
+            self._goes_on_from(key, run, "base")
             if schedule.start == "initial":
                 raise ValueError(f"runs.{key}.training.start = 'initial' must be 'mean' or 'learned': it goes on from a base")
+
+    def _goes_on_from(self, key: str, run: Run, field: str) -> None:
+        """Whether the run that ``field`` names, base or pretrained, is trained from scratch and has the same model."""
+        name = getattr(run, field)
+        first = self.runs[known(f"runs.{key}.{field}", name, self.runs)]
+        if first.base is not None or first.pretrained is not None:
+            raise ValueError(f"runs.{key}.{field} = {name!r} must be trained from scratch")
+        if first.model != run.model:
+            raise ValueError(f"runs.{key}.model = {run.model!r} must be that of its {field} run, {first.model!r}")
 
     def _certifiable(self, plan, group: str) -> None:
         chosen = plan.groups[group]

@@ -50,7 +50,7 @@ def start_jobs(plans: VotePlans, starts: dict, layout: Layout, settings: Machine
         arguments = {"model": layout.model(key), "data": data, "sigma": run.sigma, "config": config}
         arguments |= {"candidates": candidates, "settings": settings}
         task = Task(layout.runs / "starts" / key, layout.record("starts", key), origin, fit_run, arguments)
-        jobs.append(snapshot.or_published([task], layout))
+        jobs.append([snapshot.or_published(task, layout)])
     return jobs
 
 

@@ -21,23 +21,29 @@ def training_jobs(
     keys: Iterable[str], runs: dict[str, Run], networks: dict, training: dict, data: dict, layout: Layout, settings: Machine
 ) -> list[list[Task]]:
     """A job for each of the runs ``keys``, the longest first; ``networks`` (models), ``training`` and ``data`` are sections of
-    params.yaml. A run with a base waits in the folder ``tuned`` for its base's network and starts. A published network that is
-    asked for (:mod:`study.common.snapshot`) is taken as it is."""
-    jobs, rests_on = [], list(code.of_modules("srs.training.train"))
-    for key in keys:
+    params.yaml. A run with a base waits in the folder ``tuned`` for its base's network and starts; one that is pretrained, by
+    one of ``keys``, is the same worker's, after that one, unless that is done. A published network that is asked for
+    (:mod:`study.common.snapshot`) is taken as it is."""
+    rests_on, tasks, jobs, epochs = list(code.of_modules("srs.training.train")), {}, {}, {}
+    for key in sorted(keys, key=lambda key: runs[key].pretrained is not None):
         run = runs[key]
         made_by = parameters(run, networks, training, data)
         spec, config, augmentation = made_by.values()
         stage = "models" if run.base is None else "tuned"
         base = [] if run.base is None else [layout.model(run.base), layout.starts(run.base)]
         settled = [section.model_dump() for section in made_by.values()]
-        origin = fingerprint([layout.dataset(spec.data), *base], settled, rests_on)
+        if run.pretrained is not None:
+            base, settled = [tasks[run.pretrained].out / "model.pt"], [*settled, tasks[run.pretrained].origin]
+        inputs = [layout.dataset(spec.data), *(base if run.pretrained is None else ())]  # that may be to be trained yet
+        origin = fingerprint(inputs, settled, rests_on)
         arguments = {"spec": spec, "config": config, "augmentation": augmentation, "base": base, "settings": settings}
         arguments |= {"data": layout.dataset(spec.data), "resumed": layout.work / f"{key}.{origin}.pt"}
         place, alone = (layout.runs / stage / key, layout.record(stage, key)), config.processes > 1
-        jobs.append([Task(*place, origin, train_run, arguments, alone=alone)])
-    jobs.sort(key=lambda job: -job[0].arguments["config"].epochs)
-    return [snapshot.or_published(job, layout) for job in jobs]
+        tasks[key] = snapshot.or_published(Task(*place, origin, train_run, arguments, alone=alone), layout)
+        after = run.pretrained is not None and not tasks[run.pretrained].done
+        jobs.setdefault(run.pretrained if after else key, []).append(tasks[key])
+        epochs[key] = config.epochs
+    return [jobs[key] for key in sorted(jobs, key=lambda key: -epochs[key])]
 
 
 def parameters(run: Run, networks: dict, training: dict, data: dict) -> dict[str, Section]:

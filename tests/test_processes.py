@@ -20,6 +20,7 @@ from srs.training import processes
 from srs.training.train import Adversary, Training, _Run, evaluate, train
 from study.common.engine import Machine
 from study.common.layout import Layout
+from study.common.runs import Run
 from study.training import training_jobs
 
 MDEQ = "mdeq-tiny", {"dropout": 0.1}
@@ -167,7 +168,7 @@ def test_the_study_leaves_them_the_machine(tmp_path, monkeypatch):
     layout = Layout("p")
     layout.data.mkdir(parents=True)
     layout.dataset("digits").touch()
-    runs = {f"in-{count}": {"model": "tiny", "sigma": 0.5, "training": {"processes": count}} for count in (1, 2)}
+    runs = {f"in-{count}": Run(model="tiny", sigma=0.5, training={"processes": count}) for count in (1, 2)}
     networks = {"tiny": {"data": "digits", "preset": "mdeq-tiny"}}
     jobs = training_jobs(runs, runs, networks, {}, {"digits": {}}, layout, Machine())
     assert {job[0].out.name: job[0].alone for job in jobs} == {"in-1": False, "in-2": True}

@@ -10,6 +10,7 @@ from srs.common.resume import sha256
 from study import params
 from study.common.engine import Machine, read_record
 from study.common.layout import Layout
+from study.common.runs import with_repeats
 from study.common.snapshot import SNAPSHOTS
 from study.starts import start_jobs
 from study.training import training_jobs
@@ -49,15 +50,15 @@ def test_what_is_asked_for_is_taken(published):
     layout.data.mkdir(parents=True)
     for data in ("digits", "mnist"):
         layout.dataset(data).touch()
-    names = ("runs", "models", "training", "data")
-    jobs = training_jobs(["small-050"], *(SMOKE[name] for name in names), layout, Machine())
+    sections = study.plans.runs, *(SMOKE[name] for name in ("models", "training", "data")), layout, Machine()
+    jobs = training_jobs(["small-050"], *sections)
     (task,) = jobs[0]
     task.perform()
     assert (task.out / "model.pt").read_text() == "models/small-050/model.pt"
     assert sorted(path.name for path in task.out.iterdir()) == ["history.csv", "model.pt"]
     assert read_record(task.record) == RECORD | {"origin": task.origin} and task.done
     (layout.runs / "published.json").write_text("{}")
-    assert not training_jobs(["small-050"], *(SMOKE[name] for name in names), layout, Machine())[0][0].done
+    assert not training_jobs(["small-050"], *sections)[0][0].done
     (layout.runs / "published.json").write_text(json.dumps(study.taken()))
     for key in study.plans.with_starts():  # whose tasks look at the network
         (layout.runs / "models" / key).mkdir(parents=True, exist_ok=True)
@@ -110,9 +111,8 @@ def test_a_file_that_was_exchanged_after_the_check_is_not_taken(published):
     layout = Layout("smoke")
     layout.data.mkdir(parents=True)
     layout.dataset("digits").touch()
-    ((task,),) = training_jobs(
-        ["small-050"], *(SMOKE[name] for name in ("runs", "models", "training", "data")), layout, Machine()
-    )
+    sections = with_repeats(SMOKE["runs"]), *(SMOKE[name] for name in ("models", "training", "data")), layout, Machine()
+    ((task,),) = training_jobs(["small-050"], *sections)
     with pytest.raises(ValueError, match="has the hash"):
         task.perform()
     assert not task.out.exists()

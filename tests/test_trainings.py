@@ -6,9 +6,13 @@ import pandas as pd
 import pytest
 import yaml
 
+from srs import models
 from study import trainings
 from study.common.engine import Machine, compute
+from study.common.layout import Layout
+from study.common.runs import Run
 from study.params import Study
+from study.training import training_jobs
 
 
 @pytest.fixture
@@ -39,3 +43,24 @@ def test_changes_are_trained_under_the_same_seeds_and_told_with_their_spread(stu
         trainings.jobs_of(study, "small-050", [{"learning_rate": 0}], 2, settings)
     with pytest.raises(ValueError, match="RUN = 'small-051' is unknown"):
         trainings.jobs_of(study, "small-051", [], 2, settings)
+
+
+def test_a_pretrained_network_goes_on_from_the_one_before(study):
+    layout, settings = Layout("smoke"), Machine(workers=1)
+    runs = {"on": Run(model="tiny", sigma=0.25, pretrained="first", training={"learning_rate": 1e-12, "seed": 5})}
+    runs |= {"first": Run(model="tiny", sigma=0.5)}
+    sections = study.model_dump(include={"models", "training", "data"})
+
+    def jobs(**changes):
+        training = sections["training"] | changes
+        return training_jobs(runs, runs, sections["models"], training, sections["data"], layout, settings)
+
+    (job,) = jobs()  # one after the other, in one worker
+    assert [task.out.name for task in job] == ["first", "on"]
+    compute([job], "training", settings)
+    first, on = (models.read(layout.model(key)).state_dict() for key in ("first", "on"))
+    trained = {name for name, value in models.build("mdeq-tiny", **{}).named_parameters()} & first.keys()
+    assert trained and all((first[name] - on[name]).abs().max() < 1e-6 for name in trained)
+    assert [len(job) for job in jobs()] == [1, 1] and all(task.done for job in jobs() for task in job)
+    changed = jobs(tiny=sections["training"]["tiny"] | {"learning_rate": 0.002})
+    assert not any(task.done for job in changed for task in job)  # another first network, another that goes on from it

@@ -104,8 +104,9 @@ def compute(jobs: Sequence[Sequence[Task]], unit: str = "task", settings: Machin
 
 def _performed(jobs: list[list[Task]], settings: Machine) -> Iterator[int]:
     """The weight of each job that is done: in this process where it must be alone, or one worker is enough, or asked for."""
-    yield from (_perform(job, CODE) for job in jobs if job[0].alone)
-    jobs = [job for job in jobs if not job[0].alone]
+    alone = [job for job in jobs if any(task.alone for task in job)]
+    yield from (_perform(job, CODE) for job in alone)
+    jobs = [job for job in jobs if job not in alone]
     address = None if settings.workers == 1 else os.environ.get("DASK_SCHEDULER_ADDRESS")
     count = min(len(jobs), settings.workers or _processors())
     if count <= 1 and not address:

@@ -28,13 +28,15 @@ class Model(Section):
 
 class Run(Section):
     """One trained network: a ``model`` at noise level ``sigma``, trained by its model's schedule but for what ``training``
-    replaces. A run with a ``base`` goes on from that run's network and amortized starts; one without may be trained again
-    under the next seeds, as many ``repeats`` as are told (:func:`with_repeats`)."""
+    replaces. A run with a ``base`` goes on from that run's network and amortized starts; one that is ``pretrained`` from that
+    run's network alone, and has starts of its own. One without a base may be trained again under the next seeds, as many
+    ``repeats`` as are told (:func:`with_repeats`)."""
 
     model: str
     sigma: float = Field(gt=0)
     seed: int = Field(0, ge=0, lt=1 << 63)
     base: str | None = None
+    pretrained: str | None = None
     training: dict[str, Any] = {}
     repeats: int = Field(0, ge=0)
 
@@ -42,6 +44,8 @@ class Run(Section):
     def _repeats_are_from_scratch(self) -> "Run":
         if self.repeats and self.base is not None:
             raise ValueError(f"repeats = {self.repeats} must be 0 of a run with a base")
+        if self.base is not None and self.pretrained is not None:
+            raise ValueError(f"base = {self.base!r} and pretrained = {self.pretrained!r} exclude one another")
         return self
 
     def schedule(self, training: dict[str, dict]) -> dict:

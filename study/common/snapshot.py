@@ -40,14 +40,13 @@ def asked_for(layout: Layout) -> dict[str, dict]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def or_published(job: list[Task], layout: Layout) -> list[Task]:
-    """A job of one task; or that which takes its result from the snapshot, where the profile asks for that."""
-    (task,) = job
+def or_published(task: Task, layout: Layout) -> Task:
+    """A task; or that which takes its result from the snapshot, where the profile asks for that."""
     result = f"{task.out.parent.name}/{task.out.name}"
     if (entry := asked_for(layout).get(result)) is None:
-        return job
+        return task
     arguments = {"profile": layout.name, "result": result, "hashes": entry["sha256"], "record": entry["record"]}
-    return [replace(task, origin=fingerprint([], entry, []), compute=take, arguments=arguments, alone=False)]
+    return replace(task, origin=fingerprint([], entry, []), compute=take, arguments=arguments, alone=False)
 
 
 def take(out: Path, *, profile: str, result: str, hashes: dict[str, str], record: dict) -> dict:
