@@ -12,6 +12,7 @@ from study.reports import index
 
 PLACE = ["report", "table", "row", "column"]
 
+_TABLE = '<div class="table"><p class="caption">'
 _CELL = re.compile(r'<t[dh][^>]*class="(?P<kinds>[^"]*)"[^>]*>(?P<text>.*?)</t[dh]>', re.DOTALL)
 _NUMBER = r"([-+]?[\d,.]+)\s?%?"
 _INTERVAL = re.compile(rf"{_NUMBER} \[{_NUMBER}, {_NUMBER}\]")
@@ -24,7 +25,7 @@ def read(reports: Iterable[Path]) -> pd.DataFrame:
         {"report": path.stem, **cell}
         for path in reports
         for data in index.outputs(path)
-        if "<caption" in data.get("text/html", "")
+        if _TABLE in data.get("text/html", "")
         for cell in _cells(data["text/html"])
     ]
     table = pd.DataFrame(found, columns=[*PLACE, "text"])
@@ -33,8 +34,8 @@ def read(reports: Iterable[Path]) -> pd.DataFrame:
 
 
 def _cells(page: str) -> Iterable[dict]:
-    """The cells of a table that pandas has styled, whose classes say where each stands."""
-    caption = page.partition("<caption")[2].partition(">")[2].partition("</caption>")[0]
+    """The cells of a :class:`study.reports.tables.Table`, styled by pandas, whose classes say where each stands."""
+    caption = page.partition(_TABLE)[2].partition("</p>")[0]
     item, bold = re.search(r'id="(\w+)"', caption), re.search(r"<b>(.*?)</b>", caption)
     title = item[1] if item else _plain(bold[1] if bold else caption)[:80]
     columns, row, levels = {}, "", {}
