@@ -96,7 +96,12 @@ def gathered(folder: Path) -> pd.DataFrame:
 
 
 def _row(sampler: str, change: str, plain: np.ndarray, changed: np.ndarray) -> dict:
+    return {"sampler": sampler, "change": change} | count_changes(plain, changed)
+
+
+def count_changes(plain: np.ndarray, changed: np.ndarray) -> dict[str, int]:
+    """Of the classes of ``votes`` (n,), cast twice: how many are ``different``, and how many are decided in only one of the two
+    (``only_before``, ``only_after``)."""
     before, after = plain != UNDECIDED, changed != UNDECIDED
     counts = {"votes": len(plain), "different": int((before & after & (plain != changed)).sum())}
-    counts |= {"only_before": int((before & ~after).sum()), "only_after": int((after & ~before).sum())}
-    return {"sampler": sampler, "change": change} | counts
+    return counts | {"only_before": int((before & ~after).sum()), "only_after": int((after & ~before).sum())}

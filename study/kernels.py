@@ -22,6 +22,7 @@ from srs.common import machine
 from srs.data.datasets import Dataset
 from srs.votes.samplers import UNDECIDED
 from study import params
+from study.arithmetic import count_changes
 from study.common import params_file
 from study.common.engine import Machine, Task, compute
 from study.common.layout import Layout
@@ -53,13 +54,11 @@ def changes(before: VoteStore, after: VoteStore) -> pd.DataFrame:
             for store in (before, after)
         )
         classes = [np.concatenate([votes.classes for votes in cast]) for cast in (old, new)]
-        decided = [each != UNDECIDED for each in classes]
-        different = decided[0] & decided[1] & (classes[0] != classes[1])
+        different = (classes[0] != classes[1]) & (np.array(classes) != UNDECIDED).all(axis=0)
         margins = np.concatenate([votes.margins for votes in old])[different]
-        row = {"row": rows.get(sampler, "reference"), "votes": len(different), "different": int(different.sum())}
-        row |= {"margin": float(margins.max(initial=0)), "only_before": int((decided[0] & ~decided[1]).sum())}
-        found.append(row | {"only_after": int((decided[1] & ~decided[0]).sum())})
-    return pd.DataFrame(found)
+        row = {"row": rows.get(sampler, "reference"), "margin": float(margins.max(initial=0))}
+        found.append(row | count_changes(*classes))
+    return pd.DataFrame(found, columns=["row", "votes", "different", "margin", "only_before", "only_after"])
 
 
 def changed_certificates(
@@ -95,8 +94,7 @@ def report(plans: VotePlans, layout: Layout, folder: Path, confidence: Confidenc
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    lines = [table.columns, ["---"] * table.shape[1], *(map(str, row) for row in table.itertuples(index=False))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table.astype(str).to_markdown(index=False, disable_numparse=True, stralign=None)  # as they are, no blanks added
 
 
 def restart_with(environment: Mapping[str, str], arguments: Sequence[str]) -> None:

@@ -42,6 +42,7 @@ def start_jobs(plans: VotePlans, starts: dict, layout: Layout, settings: Machine
     """A job for each run whose starts are asked for, by a row of its own or by a run that goes on from it; published ones that
     are asked for (:mod:`study.common.snapshot`) are taken as they are."""
     config, rests_on, jobs = Starts(**starts), list(code.of_modules("srs.starts", "study.starts")), []
+    asked = snapshot.asked_for(layout)
     candidates = {row: sampler_of(row, plans.spelled, plans.votes.chains) for row in config.candidates}
     for key in plans.with_starts():
         run, data = plans.runs[key], layout.dataset(plans.data(key))
@@ -50,7 +51,7 @@ def start_jobs(plans: VotePlans, starts: dict, layout: Layout, settings: Machine
         arguments = {"model": layout.model(key), "data": data, "sigma": run.sigma, "config": config}
         arguments |= {"candidates": candidates, "settings": settings}
         task = Task(layout.runs / "starts" / key, layout.record("starts", key), origin, fit_run, arguments)
-        jobs.append([snapshot.or_published(task, layout)])
+        jobs.append([snapshot.or_published(task, layout.name, asked)])
     return jobs
 
 

@@ -104,9 +104,8 @@ def compute(jobs: Sequence[Sequence[Task]], unit: str = "task", settings: Machin
 
 def _performed(jobs: list[list[Task]], settings: Machine) -> Iterator[int]:
     """The weight of each job that is done: in this process where it must be alone, or one worker is enough, or asked for."""
-    alone = [job for job in jobs if any(task.alone for task in job)]
-    yield from (_perform(job, CODE) for job in alone)
-    jobs = [job for job in jobs if job not in alone]
+    yield from (_perform(job, CODE) for job in jobs if _alone(job))
+    jobs = [job for job in jobs if not _alone(job)]
     address = None if settings.workers == 1 else os.environ.get("DASK_SCHEDULER_ADDRESS")
     count = min(len(jobs), settings.workers or _processors())
     if count <= 1 and not address:
@@ -115,6 +114,10 @@ def _performed(jobs: list[list[Task]], settings: Machine) -> Iterator[int]:
     with workers(count, address) as pool:
         for future in as_completed([pool.submit(_perform, job, CODE) for job in jobs]):
             yield future.result()
+
+
+def _alone(job: list[Task]) -> bool:
+    return any(task.alone for task in job)
 
 
 def _perform(job: Sequence[Task], expected: str) -> int:

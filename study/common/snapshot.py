@@ -40,12 +40,12 @@ def asked_for(layout: Layout) -> dict[str, dict]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def or_published(task: Task, layout: Layout) -> Task:
-    """A task; or that which takes its result from the snapshot, where the profile asks for that."""
+def or_published(task: Task, profile: str, asked: Mapping[str, dict]) -> Task:
+    """A task; or that which takes its result from the snapshot of a profile, where that is :func:`asked_for`."""
     result = f"{task.out.parent.name}/{task.out.name}"
-    if (entry := asked_for(layout).get(result)) is None:
+    if (entry := asked.get(result)) is None:
         return task
-    arguments = {"profile": layout.name, "result": result, "hashes": entry["sha256"], "record": entry["record"]}
+    arguments = {"profile": profile, "result": result, "hashes": entry["sha256"], "record": entry["record"]}
     return replace(task, origin=fingerprint([], entry, []), compute=take, arguments=arguments, alone=False)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from study.reports.statistics import average_certified_radius, certified, mean_interval, paired_interval
+from study.reports.statistics import average_certified_radius, certified, counted_radii, mean_interval, paired_interval
 from study.reports.tables import reachable
 
 LINE = ["run", "group", "design", "method", "n", "alpha", "sigma"]
@@ -80,8 +80,7 @@ def _cells(published: pd.DataFrame, ours: pd.DataFrame, radii: Sequence[float]) 
         gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
         yield f"certified at {r:g}", (before.mean(), after.mean()), paired_interval(gained, lost, len(before))
     acr = [average_certified_radius(side) for side in (published, ours)]
-    known = [side["radius"].where(side["prediction"] == side["label"], 0.0).to_numpy() for side in (published, ours)]
-    change = known[1] - known[0]
+    change = counted_radii(ours).to_numpy() - counted_radii(published).to_numpy()
     interval = (acr[1] - acr[0],) * 2 if np.ptp(change) == 0 else mean_interval(change)
     yield "ACR", tuple(acr), interval
     for cost in ("evaluations", "seconds"):

@@ -214,13 +214,12 @@ class _Case:
         all trainings have; or one, of the run itself."""
         one, other = self.place(self.claim.row), self.place(self.claim.against)
         names = [where[2] if one[2] != other[2] else f"{where[0]}'s {where[2]}" for where in (one, other)]
+        places = [dict(zip(names, (one, other)))]
         trainings = self.results.trainings(one[0])
-        if one[:2] != other[:2] or len(trainings) < 2:
-            return *names, [self.results.combined(dict(zip(names, (one, other))))]
-        shared = self.results.shared(trainings, (one[2], other[2]), one[1])
-        if shared is None:
-            return *names, [self.results.combined(dict(zip(names, (one, other))))]
-        places = [{row: (key, shared, row) for row in names} for key in trainings]
+        if one[:2] == other[:2] and len(trainings) > 1:
+            shared = self.results.shared(trainings, (one[2], other[2]), one[1])
+            if shared is not None:
+                places = [{row: (key, shared, row) for row in names} for key in trainings]
         return *names, [self.results.combined(place) for place in places]
 
     def radius(self, rows: pd.DataFrame, row: str) -> float:

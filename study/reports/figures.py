@@ -31,14 +31,14 @@ def plot_curves(rows: pd.DataFrame, reference: str, axes: Axes | None = None) ->
     if axes is None:
         _, axes = plt.subplots(figsize=(7.5, 4.5))
     order = sorted(drawn, key=lambda method: method != reference)  # the reference first: its curve keeps its colour
-    right = rows["radius"].where(rows["prediction"] == rows["label"], -1.0)
+    right = _right(rows, "radius")
     curves: dict[tuple, list[str]] = {}
     for method in order:
         curves.setdefault((limits[method], *np.sort(right[rows["method"] == method])), []).append(method)
     for number, ((limit, *radii), methods) in enumerate(curves.items()):
         part, one = rows[rows["method"] == methods[0]], drawn[methods[0]]
         grid = np.linspace(0, limit, 400)
-        accuracy = 100 * (np.array(radii)[:, None] >= grid).mean(axis=0)
+        accuracy = _reaching(radii, grid)
         line = "--" if part["estimator"].iloc[0] and one.line == "-" else one.line
         label = "\n".join([*methods, "(one curve)"]) if len(methods) > 1 else methods[0]
         style = {"color": one.color, "linestyle": line, "linewidth": 3.0 - 1.5 * number / len(curves)}  # thick under thin
@@ -50,6 +50,16 @@ def plot_curves(rows: pd.DataFrame, reference: str, axes: Axes | None = None) ->
     axes.set(xlabel="l2 radius r (pixel units)", ylabel="certified accuracy (%)", xlim=(0, None), ylim=(0, 100))
     axes.legend(fontsize=9)
     return axes.figure
+
+
+def _right(rows: pd.DataFrame, column: str) -> pd.Series:
+    """A column of certificates, -1 where the prediction is wrong or abstained."""
+    return rows[column].where(rows["prediction"] == rows["label"], -1.0)
+
+
+def _reaching(values: Sequence[float], grid: np.ndarray) -> np.ndarray:
+    """The share of ``values``, in percent, that reach each of ``grid``."""
+    return 100 * (np.asarray(values)[:, None] >= grid).mean(axis=0)
 
 
 def plot_curve_panels(panels: dict[str, pd.DataFrame], reference: str) -> Figure:
@@ -85,7 +95,7 @@ def plot_trainings(trainings: Sequence[pd.DataFrame]) -> Figure:
     for axes, method in zip(panels.flat, methods):
         grid = np.linspace(0, limits[method], 200)
         for number, rows in enumerate(trainings):
-            curve = certified_accuracy(rows[rows["method"] == method], grid)["accuracy"] * 100
+            curve = _reaching(_right(rows[rows["method"] == method], "radius"), grid)
             style = {"color": "0.15", "linewidth": 2, "zorder": 3} if number == 0 else {"color": "0.6", "linewidth": 0.9}
             axes.plot(grid, curve, **style)
         axes.set_title(method, fontsize=10)
@@ -297,9 +307,8 @@ def plot_probabilities(panels: dict[str, pd.DataFrame]) -> Figure:
     for axes, (title, rows) in zip(row, panels.items()):
         drawn = looks(rows["method"])
         for method, part in rows.groupby("method", sort=False):
-            right = part["p_a_lower"].where(part["prediction"] == part["label"], -1.0).to_numpy()
             one = drawn[method] if part["guarantee"].iloc[0] else ESTIMATORS[part["estimator"].iloc[0]]
-            shares = 100 * (right[:, None] >= grid).mean(axis=0)
+            shares = _reaching(_right(part, "p_a_lower"), grid)
             axes.plot(grid, shares, color=one.color, linestyle=one.line, label=method, linewidth=1.8)
         axes.set(title=title, xlabel="p, lower bound on p_A", xlim=(0.5, 1), ylim=(0, 100))
     row[0].set_ylabel("images (%)")

@@ -13,11 +13,11 @@ from srs.certificates import bounds
 from study.common.plots import looks
 from study.reports import claims, index, tables
 from study.reports.items import as_table, stands_in
+from study.reports.reach import ALPHA, SIGMA, N, reach
 from study.reports.results import Results
 from study.reports.statistics import certified_accuracy
 
 CIFAR10 = Path("reports/cifar10/10_table2.ipynb")  # Table 2 on CIFAR-10 itself, as published with the project
-PAPER = {"n": 10_000, "alpha": 0.001, "sigma": 0.5}  # the settings of its main tables
 
 
 def saved(rows: pd.DataFrame, reference: str, row: str) -> str:
@@ -90,33 +90,15 @@ def read_beside(found: dict[str, pd.DataFrame], on: str) -> str:
     )
 
 
-def reach(audits: np.ndarray) -> dict[str, list[float]]:
-    """The largest radius of a perfect run under the paper's settings, by estimator, at each K; the exact bound's at the best
-    split of alpha."""
-    splits = {name: bounds.SPLITS if name == "finite_population" else [0.5] for name in bounds.ESTIMATORS}
-    settings = PAPER["n"], PAPER["alpha"], PAPER["sigma"]
-    return {
-        name: [max(bounds.largest_radius(*settings, int(k), name, split) for split in splits[name]) for k in audits]
-        for name in bounds.ESTIMATORS
-    }
-
-
 def read_reach(k: int, claimed: list[float]) -> str:
-    found = {name: radii[0] for name, radii in reach(np.array([k])).items()}
-    limit = bounds.largest_radius(PAPER["n"], PAPER["alpha"], PAPER["sigma"])
+    found = {name: reach(name, k) for name in bounds.ESTIMATORS}
+    limit = bounds.largest_radius(N, ALPHA, SIGMA)
     beyond = [r for r in claimed if r > found["theorem_3_1"]]
     return (
         f"**With K = {k:,} audited draws Theorem 3.1 cannot certify past r = {bounds.shown(found['theorem_3_1'])}**, the exact "
         f"bound not past {bounds.shown(found['finite_population'])}, independent votes not past {bounds.shown(limit)}; the "
         f"paper shows serialized certificates at {len(beyond)} larger radii, up to {max(claimed):g}."
     )
-
-
-def claimed_radii(results: Results, tables: tuple[str, ...] = ("table1", "table2", "table4", "table5", "table7", "table24")):
-    """The radii at which published serialized rows at sigma 0.5 certify images, as far as they are known to us."""
-    at = results.published["cifar10_radii"]
-    rows = [entry for name in tables for row, entry in results.published[name].items() if row.startswith("SRS")]
-    return sorted({r for entry in rows for r, accuracy in zip(at, entry["accuracy"]) if accuracy > 0})
 
 
 def read_coverage(table: pd.DataFrame) -> str:

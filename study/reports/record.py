@@ -10,34 +10,14 @@ from srs.certificates.certify import standard_certificate
 from study.reports import tables
 from study.reports.numbers import fixed, listed, percent, plural
 from study.reports.raw import RawVotes
+from study.reports.reach import ALPHA, SIGMA, N, published_radii, reach
 from study.reports.results import Results
-from study.reports.statistics import average_certified_radius, rejected
+from study.reports.statistics import average_certified_radius, counted_radii, rejected
 from study.votes.table import EXACT, settings
 
 FAST = "SRS-MDEQ-3A"
-N, ALPHA, SIGMA = 10_000, 0.001, 0.5  # of the paper's CIFAR-10 tables
 SHARES = (0.55, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)  # of Table 23
-_TABLES = ("table1", "table2", "table4", "table5", "table7", "table24")  # with serialized rows at that sigma
 _RELEASED = f"SRS, released code ({tables.NO_GUARANTEE})"
-
-
-def reach(estimator: str, k: int) -> float:
-    """The largest radius that an estimator can certify with the paper's N and alpha and ``k`` audited draws: a perfect run's,
-    at the best split of alpha where there is a choice."""
-    splits = bounds.SPLITS if estimator == "finite_population" else [0.5]
-    return max(bounds.largest_radius(N, ALPHA, SIGMA, int(k), estimator, split) for split in splits)
-
-
-def published_radii(published: dict) -> dict[tuple[str, str], list[float]]:
-    """The radii at which each published serialized row certifies images, by table and row; a row that stands in several tables
-    counts once."""
-    found = {}
-    for table in _TABLES:
-        for row, entry in published[table].items():
-            if row.startswith("SRS"):
-                found.setdefault(tuple(entry["accuracy"]), (table, row))
-    at = published["cifar10_radii"]
-    return {place: [r for r, accuracy in zip(at, row) if accuracy > 0] for row, place in found.items()}
 
 
 def read_reach(published: dict) -> str:
@@ -218,7 +198,7 @@ class Frontier:
     def speed_at_equal_acr(self, resamples: int = 2_000, seed: int = 0) -> tuple[float, float, float]:
         """How many times the evaluations the reference needs, with as many draws as it takes for the ACR of the serialized row;
         with its 95 % bootstrap interval over the images (percentile)."""
-        radii = np.array([_radii(found) for found in [self._default, *self._fewer]])
+        radii = np.array([counted_radii(found) for found in [self._default, *self._fewer]])
         spent = np.array([found["evaluations"] for found in [self._default, *self._fewer]])
         pick = np.random.default_rng(seed).integers(0, radii.shape[1], (resamples, radii.shape[1]))
         ratios = [_ratio(radii[:, chosen].mean(1), spent[:, chosen].mean(1)) for chosen in pick]
@@ -236,10 +216,6 @@ class Frontier:
             f"too: beside that serialized smoothing is {ratio:.2f} times as fast (95 % bootstrap interval over "
             f"{plural(images, 'image')} {low:.2f} to {high:.2f})."
         )
-
-
-def _radii(found: pd.DataFrame) -> np.ndarray:
-    return found["radius"].where(found["prediction"] == found["label"], 0.0).to_numpy()
 
 
 def _mean_of(found: pd.DataFrame) -> dict[str, float]:

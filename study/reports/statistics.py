@@ -24,13 +24,17 @@ def certified_accuracy(rows: pd.DataFrame, radii: Sequence[float]) -> pd.DataFra
     return pd.DataFrame(table, columns=["accuracy", "lower", "upper", "images"], index=pd.Index(radii, name="r"))
 
 
+def counted_radii(rows: pd.DataFrame) -> pd.Series:
+    """The radii that an ACR averages: 0 where the prediction is wrong or abstained."""
+    return rows["radius"].where(rows["prediction"] == rows["label"], 0.0)
+
+
 def average_certified_radius(rows: pd.DataFrame, released: bool = False) -> float:
     """ACR: mean over all images of the radius, 0 where the prediction is wrong or abstained.
 
     ``released``: the paper's released code averages every radius, those of wrong predictions included.
     """
-    correct = rows["prediction"] == rows["label"]
-    return float(rows["radius"].mean() if released else rows["radius"].where(correct, 0.0).mean())
+    return float((rows["radius"] if released else counted_radii(rows)).mean())
 
 
 def mean_interval(values: Sequence[float], alpha: float = 0.05, seed: int = 0) -> tuple[float, float]:
