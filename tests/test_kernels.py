@@ -11,7 +11,7 @@ import pytest
 import torch
 
 OTHER = {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "2"}
-DRAWS = 200
+DRAWS = 100
 ROOT = Path(__file__).parent.parent
 
 
@@ -29,7 +29,7 @@ def cast(out: str) -> None:
     image = (torch.nn.functional.interpolate(image, (32, 32))[0].expand(3, -1, -1) * 255).round() / 255
     copies = NoisyCopies(image, 0, model.card.sigma, 0)
     rows = {"amortized": model.card.sampler, "standard": StandardSampler(solver=Solver(steps=5))}
-    rows["serialized"] = SerializedSampler(solver=Solver(steps=2), warmup=Solver(steps=5), chains=25)
+    rows["serialized"] = SerializedSampler(solver=Solver(steps=2), warmup=Solver(steps=5), chains=20)
     classes = {name: row.sample(model, copies, np.arange(DRAWS), 100).classes for name, row in rows.items()}
     with torch.no_grad():
         logits, _ = classify(model, copies(np.arange(8)), Solver(steps=5))

@@ -56,7 +56,7 @@ def _write(digits, folder, count, size, pattern, name):
     "key, overrides, images, n, where",
     [
         *((key, {}, 1, 6, "cpu") for key in ("small-050-smoothadv", "large-050", "imagenet-100", "resnet-050")),
-        *((key, NARROW, 2, 200, NAME) for key in ("large-050", "imagenet-100")),
+        *((key, NARROW, 2, 100, NAME) for key in ("large-050", "imagenet-100")),
     ],
 )
 def test_the_paper_profiles_code_paths_run_in_miniature(key, overrides, images, n, where, folders, tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_the_paper_profiles_code_paths_run_in_miniature(key, overrides, images, 
     draws = {"few": {"images": images, "n": n} | ({"audit": 3} if is_deq else {})}
     votes = PAPER.votes.model_dump() | {
         "n0": 2,
-        "chains": 2 if n < 100 else 20,
+        "chains": 2 if n < 100 else 10,
         "images": {spec.data: 2},
         "groups": {key: ["few"]},
     }
