@@ -1,6 +1,7 @@
 """The site: made once from a small report, and looked through as a reader's browser would."""
 
 import io
+import subprocess
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -9,6 +10,7 @@ import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from test_calculator import BROWSER
 from test_index import CAPTION, PICTURE, TABLE, TWO, _profile
 
 from study.reports import drawn, index, site
@@ -156,3 +158,25 @@ def test_a_figures_numbers_are_those_that_it_shows():
     axes.imshow([[0, 1]])
     plt.close(figure)
     assert drawn.as_csv(figure) == ""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_long_table_is_sorted_by_a_click_and_a_short_one_or_one_with_spans_is_left_alone(tmp_path):
+    cells = ["9 % [3, 20]", "-", "1,200", "10 %", "\u22124", "0.5", "none", "7", "8", "6", "30"]
+    rows = "".join(f"<tr><th>row {i}</th><td>{cell}</td></tr>" for i, cell in enumerate(cells))
+    head = "<thead><tr><th></th><th>cell</th></tr></thead>"
+    tables = [rows, rows.rpartition("<tr>")[0], rows.replace("<td>7", "<td rowspan=2>7")]
+    body = "".join(f'<div class="scroll"><table>{head}<tbody>{part}</tbody></table></div>' for part in tables)
+    clicks = "addEventListener('load', () => document.querySelectorAll('thead th + th').forEach(h => { h.click(); %s }))"
+    found = []
+    for more in ("", "h.click();", "h.click();h.click();"):
+        page = tmp_path / "page.html"
+        script = f'<script src="{(site.PAGES / "sort.js").as_uri()}"></script><script>{clicks % more}</script>'
+        page.write_text(f'<meta charset="utf-8">{body}{script}')
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+        ended = subprocess.run([BROWSER, *flags, page.as_uri()], capture_output=True, text=True, timeout=120)
+        shown = BeautifulSoup(ended.stdout, "html.parser").find_all("table")
+        found.append([[row.td.get_text() for row in one.tbody.find_all("tr")] for one in shown])
+    ascending = ["\u22124", "0.5", "6", "7", "8", "9 % [3, 20]", "10 %", "30", "1,200", "-", "none"]
+    assert [one[0] for one in found] == [ascending, ascending[::-1], cells]
+    assert all(one[1:] == [cells[:-1], cells] for one in found)

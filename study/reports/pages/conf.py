@@ -10,8 +10,9 @@ autodoc_default_options = {"members": True, "member-order": "bysource", "exclude
 autodoc_preserve_defaults = True  # as written: an object's own text may hold its address in memory
 html_theme = "furo"
 templates_path = ["."]
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "sort.js"]
 html_css_files = ["site.css"]
+html_js_files = ["sort.js"]
 html_copy_source = html_show_copyright = html_show_sphinx = html_use_index = html_domain_indices = False
 html_theme_options = {"top_of_page_buttons": []}
 
