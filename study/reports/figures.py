@@ -320,11 +320,12 @@ def plot_settled(cast: dict[str, list[Votes]]) -> Figure:
     """Share of votes that are settled after so many evaluations of f, a line a row; the right end is all that ever were."""
     figure, axes = plt.subplots(figsize=(7.5, 4.2))
     last = max(votes.evaluations.max() for row in cast.values() for votes in row)
-    for number, (row, votes) in enumerate(cast.items()):
+    shown = looks(cast)
+    for row, votes in cast.items():
         spent = np.concatenate([one.evaluations[one.classes != UNDECIDED] for one in votes])
         share = np.bincount(spent, minlength=last + 1).cumsum() / sum(len(one.classes) for one in votes)
-        color, style = sns.color_palette("colorblind")[number % 10], ["-", "--", "-."][number % 3]
-        axes.step(np.arange(last + 1), 100 * share, style, where="post", color=color, label=row, linewidth=1.8)
+        style = {"color": shown[row].color, "linestyle": shown[row].line}
+        axes.step(np.arange(last + 1), 100 * share, where="post", label=row, linewidth=1.8, **style)
     axes.set(xlabel="evaluations of f", ylabel="votes settled (%)", xlim=(0, last), ylim=(0, 101))
     axes.legend(fontsize=9, loc="lower right")
     return figure

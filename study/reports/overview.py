@@ -13,9 +13,10 @@ from srs.certificates import bounds
 from study.common.plots import looks
 from study.reports import claims, index, tables
 from study.reports.items import as_table, stands_in
+from study.reports.numbers import percent
 from study.reports.reach import ALPHA, SIGMA, N, reach
 from study.reports.results import Results
-from study.reports.statistics import certified_accuracy
+from study.reports.statistics import certified_accuracy, rejected
 
 CIFAR10 = Path("reports/cifar10/10_table2.ipynb")  # Table 2 on CIFAR-10 itself, as published with the project
 
@@ -104,12 +105,11 @@ def read_reach(k: int, claimed: list[float]) -> str:
 def read_coverage(table: pd.DataFrame) -> str:
     """The worst case of what is a guarantee, and of what is none."""
     held, other = (table[table["guarantee"] == kind] for kind in (True, False))
-    level = 0.05 / len(held)
-    above = int((held["p_value"] < level).sum())
+    above = int(rejected(held["p_value"]).sum())
     worst = other.loc[other["rate"].idxmax()]
     return (
         f"**{above} of {len(held)} cases with a guarantee are significantly above alpha** (at 5 % for all together); without "
-        f"one up to {worst['rate']:.0%} of certificates are false at alpha = {worst['alpha']:g}."
+        f"one up to {percent(worst['rate'])} of certificates are false at alpha = {worst['alpha']:g}."
     )
 
 
@@ -151,8 +151,8 @@ def read_costs(table: pd.DataFrame, reference: str, r: float) -> str:
     cheap = near["evaluations"].idxmin()
     fewer = table.loc[reference, "evaluations"] / table.loc[cheap, "evaluations"]
     return (
-        f"**{cheap} certifies {table.loc[cheap, 'accuracy']:.0%} at r = {r:g} for {table.loc[cheap, 'evaluations']:,.0f} "
-        f"evaluations an image, {reference} {table.loc[reference, 'accuracy']:.0%} for {fewer:.1f} times as many**: the "
+        f"**{cheap} certifies {percent(table.loc[cheap, 'accuracy'])} at r = {r:g} for {table.loc[cheap, 'evaluations']:,.0f} "
+        f"evaluations an image, {reference} {percent(table.loc[reference, 'accuracy'])} for {fewer:.1f} times as many**: the "
         f"cheapest row whose 95 % interval reaches {reference}'s accuracy."
     )
 
