@@ -90,6 +90,9 @@ class Made:
     def trainings(self, key):
         return [key]
 
+    def shared(self, keys, rows=(), draws=None):
+        return None
+
     def dataset(self, key):
         return SimpleNamespace(name="digits")
 
@@ -118,7 +121,7 @@ def test_trainings_that_differ_leave_undecided_what_one_of_them_confirms(tmp_pat
         def trainings(self, key):
             return list(made)
 
-        def shared(self, keys, rows, draws):
+        def shared(self, keys, rows=(), draws=None):
             return "repeats"
 
         def combined(self, parts):
@@ -130,6 +133,33 @@ def test_trainings_that_differ_leave_undecided_what_one_of_them_confirms(tmp_pat
     alone, together = _judged(results, **told), _judged(Repeated(results.found, tmp_path), **told)
     assert (alone["verdict"], alone["trainings"]) == (CONFIRMED, 1)
     assert (together["verdict"], together["trainings"]) == (UNDECIDED, 3) and "-7 points" in together["found"]
+
+
+def test_a_pair_is_looked_for_in_the_runs_other_lists_where_its_main_one_has_not_both(tmp_path):
+    """The audits' reference may be another row than the standard that speed-ups are over."""
+
+    class Lists(Made):
+        lists = {None: ["MDEQ-30A stopped", "SRS-MDEQ-3A"], "baselines": ["MDEQ-30A", "SRS-MDEQ-3A"]}
+
+        def reference(self, key, draws=None):
+            return "MDEQ-30A stopped"
+
+        def samplers(self, key, draws=None):
+            return dict.fromkeys(self.lists[draws])
+
+        def shared(self, keys, rows=(), draws=None):
+            return next((name for name in ("baselines",) if {*rows} <= {*self.lists[name]}), None)
+
+        def combined(self, parts):
+            asked.append({draws for _, draws, _ in parts.values()})
+            return super().combined(parts)
+
+    asked, rows = [], _rows(**{"MDEQ-30A": [0.3] * 10, "SRS-MDEQ-3A": [0.3] * 10})
+    rows["seconds"] = [4.0] * 10 + [1.0] * 10
+    told = {"quantity": "speed-up", "row": "SRS-MDEQ-3{solver}", "against": "standard", "least": 2}
+    found = _judged(Lists(rows, tmp_path), **told)
+    assert found["verdict"] == CONFIRMED and asked == [{"baselines"}]
+    assert _judged(Lists(rows, tmp_path), **told | {"against": "MDEQ-9A"})["verdict"] == ABSENT
 
 
 def test_seconds_are_compared_image_by_image(tmp_path):

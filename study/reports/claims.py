@@ -27,6 +27,7 @@ from study.reports.numbers import listed, percent, points, signed, signed_interv
 from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, mismatch
 from study.reports.statistics import certified, joint_ratio, mean_interval, paired_interval, ratio_interval
 from study.votes.plan import known
+from study.votes.rows import plain
 
 FILE = Path("data/claims.yaml")
 CONFIRMED, CONTRADICTED, UNDECIDED, ABSENT = "confirmed", "contradicted", "not decided at this size", "not in this profile"
@@ -202,17 +203,23 @@ class _Case:
         key = self.run(place.of)
         draws = self.list_of(key, place.draws)
         row = place.row
-        if row == "reference" or "{solver}" in row:
+        if row in ("reference", "standard") or "{solver}" in row:
             reference = self.results.reference(key, draws)
-            row = reference if row == "reference" else row.format(solver=reference[-1])
+            named = {"reference": reference, "standard": plain(reference)}
+            row = named.get(row) or row.format(solver=plain(reference)[-1])
         if row not in self.results.samplers(key, draws):
-            raise Absent(f"no row {row} of {key}")
+            draws = None if place.draws else self.results.shared([key], [row])  # another list of that run
+            if draws is None:
+                raise Absent(f"no row {row} of {key}")
         return key, draws, row
 
     def pair(self) -> tuple[str, str, list[pd.DataFrame]]:
         """The two rows' names and their certificates: a table for each training that has both in one list, in the first that
         all trainings have; or one, of the run itself."""
         one, other = self.place(self.claim.row), self.place(self.claim.against)
+        if one[0] == other[0] and one[1] != other[1]:
+            shared = self.results.shared([one[0]], (one[2], other[2]), self.claim.draws)
+            one, other = (one[0], shared, one[2]), (one[0], shared, other[2])
         names = [where[2] if one[2] != other[2] else f"{where[0]}'s {where[2]}" for where in (one, other)]
         places = [dict(zip(names, (one, other)))]
         trainings = self.results.trainings(one[0])

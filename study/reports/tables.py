@@ -103,7 +103,7 @@ def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.Da
     for unit in ("evaluations", "seconds"):
         table["speed-up", unit] = table.loc[reference, ("per image", unit)] / table["per image", unit]
     for name, row in {"seconds over stopped": stopped(reference), "seconds over released": released(reference)}.items():
-        if row in table.index:
+        if row in table.index and row != reference:
             table["speed-up", name] = table.loc[row, ("per image", "seconds")] / table["per image", "seconds"]
     if (theirs := released(reference)) in table.index:
         spent = table["per image", "evaluations"]

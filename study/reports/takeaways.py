@@ -7,13 +7,14 @@ from study.reports import tables
 from study.reports.numbers import listed, percent, plural, points, signed, signed_interval
 from study.reports.results import THEOREM, Results, Source, differences, mismatch
 from study.reports.statistics import average_certified_radius, certified, mean_interval
+from study.votes.rows import plain
 
 FEW = 0.1  # certified at r = 0: where it is less, nothing can be told from radii
 
 
 def fast_row(reference: str) -> str:
     """The serialized row that stands for its method: three steps of the reference's solver."""
-    return f"SRS-MDEQ-3{reference[-1]}"
+    return f"SRS-MDEQ-3{plain(reference)[-1]}"
 
 
 def compared(results: Results, source: Source, row: str, where: str = "") -> str:

@@ -43,11 +43,16 @@ def _named(row: str) -> Sampler:
     return StandardSampler(solver=solver, start="learned" if parts["kind"] else "initial")
 
 
+def plain(reference: str) -> str:
+    """The name of the row that is ``reference`` with fixed steps."""
+    return reference.removesuffix(" stopped")
+
+
 def stopped(reference: str) -> str:
     """The name of the row that is ``reference``, stopped at its tolerance: the honest baseline of speed-ups."""
-    return f"{reference} stopped"
+    return f"{plain(reference)} stopped"
 
 
 def released(reference: str) -> str:
     """The name of the row that does what the paper's released baseline does: ``reference``, stopped batch by batch."""
-    return f"{reference} as released"
+    return f"{plain(reference)} as released"
