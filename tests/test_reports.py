@@ -16,7 +16,9 @@ from srs.certificates.certify import Confidence
 from study import params
 from study.common.engine import Machine, compute
 from study.common.layout import Layout
+from study.reports import cells, printed, recompute
 from study.reports import results as reports
+from study.reports.profile import Profile
 from study.reports.raw import RawVotes
 from study.votes.cast import vote_jobs
 from study.votes.plan import VotePlans
@@ -205,3 +207,51 @@ def test_a_report_runs_by_hand_where_it_lies(place, folder, trained_state):
     command = [sys.executable, "-P", "-c", BY_HAND, *names]
     ended = subprocess.run(command, cwd=place / folder, env=here, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
+
+
+def test_published_votes_give_the_published_certificates_and_tables(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    for name in ("srs", "study", "notebooks", "dvc.yaml", "data/claims.yaml"):
+        if not Path(name).exists():
+            Path(name).symlink_to(ROOT / name)
+    monkeypatch.setattr(recompute.index, "reports", lambda names, profile: ["00_method", "10_table2"])
+    history = {"validation_accuracy": [0.5], "validation_residual": [0.1], "accuracy": [0.5], "unrolled": [True], "epoch": [1]}
+    pd.DataFrame(history).to_csv("runs/smoke/models/small-050/history.csv", index=False)
+    snapshot, profile = Path("data/snapshots/smoke"), Profile("smoke")
+    for name in ("models", "starts"):
+        shutil.copytree(f"runs/smoke/{name}", snapshot / name)
+    recompute.pack(profile, Path("reports/smoke/votes"))
+    recompute.report("smoke")
+    tables = printed.read([Path("runs/smoke/reports/10_table2.ipynb")])
+    rows = cells.read(Path("runs/smoke"))[cells.KEPT].round({"radius": 6, "seconds": 4})
+    (snapshot / "run.json").write_text("{}")
+    rows.to_csv(snapshot / "certificates.csv.gz", index=False)
+    tables.to_csv(snapshot / "tables.csv.gz", index=False)
+
+    monkeypatch.setattr(sys, "argv", ["recompute", "smoke", str(tmp_path / "root")])
+    with pytest.raises(SystemExit) as ended:
+        recompute.main()
+    told = capsys.readouterr().out.splitlines()
+    assert f"{len(rows):,} published certificates, 0 of them not as computed here." in told and len(rows) > 50
+    assert f"{len(tables):,} published cells of tables, 0 of them not as computed here." in told and len(tables) > 50
+    assert ended.value.code == 0
+    with pytest.raises(SystemExit, match="FOLDER = .* exists"):
+        recompute.main()
+    with pytest.raises(ValueError, match="NAME = 'other': there are no votes in reports/other/votes"):
+        recompute.unpack("other", tmp_path / "other")
+
+    monkeypatch.chdir(tmp_path / "root")
+    ours = cells.read(Path("runs/smoke"))
+    assert len(recompute.differing(rows, ours)) == 0
+    for column, other in (("radius", 9.0), ("votes", "v0"), ("seconds", 9.0), ("prediction", 7)):
+        assert len(recompute.differing(rows.assign(**{column: [other, *rows[column][1:]]}), ours)) == 1
+    assert len(recompute.differing(rows, ours.iloc[1:])) == 1
+    cast = RawVotes(reports.Results("smoke"))
+    shown, other = (cast.cast("small-050", kind, "SRS-MDEQ-3A")[0] for kind in ("consistency", None))
+    assert np.isfinite(shown.residuals).all() and np.isnan(other.margins).all()
+
+
+def test_a_file_of_votes_that_is_too_large_is_not_published(results, monkeypatch, tmp_path):
+    monkeypatch.setattr(recompute, "LARGEST", 1_000)
+    with pytest.raises(ValueError, match="at most 1,000 may be published"):
+        recompute.pack(results, tmp_path / "votes")

@@ -17,7 +17,7 @@ from study import params
 from study.common import params_file
 from study.common.engine import read_record
 from study.common.snapshot import SNAPSHOTS
-from study.reports import cells, comparison, index, items, printed
+from study.reports import cells, comparison, index, items, printed, recompute
 from study.reports.profile import Profile
 
 LARGEST = 2_000_000  # bytes of one file
@@ -122,6 +122,8 @@ def main() -> None:
         sys.exit("the reports are not those of the present parameters and code: run `make repro` first")
     try:
         written = publish([runs / "reports" / f"{name}.ipynb" for name in names], target)
+        if profile.report.votes:
+            written += recompute.pack(profile, target / "votes")
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     origin = _origin(profile)

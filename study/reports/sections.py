@@ -78,7 +78,7 @@ class Report(Section):
     that goes past the paper, one a noise level. ``mondeq``: the monotone DEQ whose exact certificates that shows;
     ``lipschitz``: one trained for its deterministic certificate. Pages of the paper's items need all of ``large``,
     ``imagenet``, ``resnet``, ``plain`` (the plain network to beat), ``smoothadv``, ``consistency`` (regularization) and
-    ``no_jacobian``."""
+    ``no_jacobian``. ``votes``: whether `make publish` publishes all votes, too."""
 
     stands_for: dict[str, str]
     radii: dict[str, list[float]]
@@ -94,6 +94,7 @@ class Report(Section):
     mondeq: str | None = None
     lipschitz: str | None = None
     others: list[str] = []
+    votes: bool = False
     pages: Pages
 
     @field_validator("radii")

@@ -1,6 +1,7 @@
 """Certificates of whole runs, from their votes."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -54,6 +55,16 @@ def all_certificates(plans: VotePlans, certificates: dict, layout: Layout) -> pd
             parts.append(certificate_table(store, labels, other, audited=True).assign(run=key, design=design))
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     return table[["run", "design", *table.columns.drop(["run", "design"])]]
+
+
+def write_certificates(table: pd.DataFrame, plans: VotePlans, layout: Layout) -> None:
+    """A table of :func:`all_certificates`, and apart from it, line by line, its seconds, and the machines."""
+    out, timings = layout.runs / "results", layout.runs / "timings" / "certificates"
+    for folder in (out, timings):
+        folder.mkdir(parents=True, exist_ok=True)
+    table.drop(columns="seconds").to_csv(out / "certificates.csv", index=False)
+    table[["seconds"]].to_csv(timings / "seconds.csv", index=False)
+    (timings / "machines.json").write_text(json.dumps(machines(plans, layout)), encoding="utf-8")
 
 
 def machines(plans: VotePlans, layout: Layout) -> dict[str, list[str]]:

@@ -1,0 +1,170 @@
+"""Published votes, and everything that follows from them, without the images.
+
+    python -m study.reports.recompute NAME FOLDER
+
+FOLDER becomes the root of a study whose votes are those in reports/NAME/votes/. There every certificate is computed again, and
+every report made again, with its tables, intervals and claims; it is said how many are as published. Reports in FOLDER run by
+hand, too.
+"""
+
+import argparse
+import contextlib
+import io
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from study import run
+from study.common import params_file
+from study.common.snapshot import SNAPSHOTS
+from study.reports import cells, comparison, index, items, printed
+from study.reports.profile import Profile
+from study.reports.results import Results
+from study.votes.store import open_store
+from study.votes.table import all_certificates, write_certificates
+
+LARGEST = 25_000_000  # bytes of one file
+_RESULTS = ("attacks", "coverage", "arithmetic", "speed")  # which no votes give again
+_LINKED = (
+    "srs",
+    "study",
+    "notebooks",
+    "dvc.yaml",
+    "data/items.yaml",
+    "data/published.yaml",
+    "data/claims.yaml",
+    "data/snapshots",
+)
+_CASTS = "00_method"  # a report that casts votes of its own
+_JUDGED = ["prediction", "radius", "votes", "evaluations", "seconds"]
+
+
+def pack(profile: Profile, target: Path) -> list[Path]:
+    """The votes of a profile in ``target``, a file a run, and beside them what its reports read besides votes and networks: an
+    index of the images (labels, no pixels of a folder's), attacks, coverage, arithmetic, speed.
+
+    Margins are left out unless a census reads them, residuals unless a list `consistency` shows them. Raises ValueError for a
+    file over 25 MB.
+    """
+    layout, written = profile.layout, []
+    target.mkdir(parents=True)
+    for key, plan in profile.plans.plans.items():
+        shown = [name for name, group in plan.groups.items() if group.kind == "consistency"]
+        residuals = {plan.sampler(name, row) for name in shown for row in plan.groups[name].samplers}
+        store, files = open_store(profile.plans, layout, key), {}
+        for sampler, draws in store.draws.items():
+            for number, block in enumerate(store.blocks):
+                if any(len(draws[position]) for position in block):
+                    left_out = {"residuals": sampler in residuals, "margins": profile.confidence.census > 0}
+                    vote, second = (folder / f"{store.name(sampler, number)}.npz" for folder in (store.folder, store.timings))
+                    files |= {vote: _without(vote, [name for name, kept in left_out.items() if not kept])}
+                    files |= {second: second.read_bytes()}
+        written.append(_archive(target / f"{key}.zip", files))
+    rest = [layout.runs / "shown.json", *layout.data.glob("*.npz")]
+    rest += [path for name in _RESULTS for path in (layout.runs / name).rglob("*") if path.is_file()]
+    written.append(_archive(target / "results.zip", {path: path.read_bytes() for path in rest}))
+    for path in written:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{path} has {path.stat().st_size:,} bytes: at most {LARGEST:,} may be published")
+    return written
+
+
+def _without(path: Path, kinds: list[str]) -> bytes:
+    """A file of votes whose arrays ``kinds`` are NaN."""
+    with np.load(path) as cast:
+        arrays = {name: np.full_like(cast[name], np.nan) if name in kinds else cast[name] for name in cast}
+    np.savez_compressed(held := io.BytesIO(), **arrays)
+    return held.getvalue()
+
+
+def _archive(path: Path, files: dict[Path, bytes]) -> Path:
+    """Files as one, the same bytes for the same files."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            archive.writestr(zipfile.ZipInfo(name.as_posix()), files[name], zipfile.ZIP_DEFLATED)
+    return path
+
+
+def unpack(name: str, folder: Path) -> None:
+    """Make ``folder``, which must not exist, the root of a study that has cast the published votes of the profile ``name``.
+
+    Raises ValueError where the folder exists, nothing was published, or the images lay in an absolute place.
+    """
+    packed = sorted(Path("reports", name, "votes").glob("*.zip"))
+    if not packed:
+        raise ValueError(f"NAME = {name!r}: there are no votes in reports/{name}/votes")
+    if folder.exists():
+        raise ValueError(f"FOLDER = {str(folder)!r} exists: name one that does not")
+    (folder / "data").mkdir(parents=True)
+    for path in packed:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+    for stage in ("models", "tuned", "starts"):
+        if (SNAPSHOTS / name / stage).is_dir():
+            shutil.copytree(SNAPSHOTS / name / stage, folder / "runs" / name / stage)
+    for linked in _LINKED:
+        (folder / linked).symlink_to(Path(linked).resolve())
+    with contextlib.chdir(folder):
+        Path("params.yaml").write_text(f"name: {name}\n", encoding="utf-8")
+        for data in Profile(name).data.values():
+            if data["name"] == "folder":
+                if Path(data["root"]).is_absolute():
+                    raise ValueError(f"data.root = {data['root']!r} must lie below the study's root: the votes name it")
+                Path(data["root"]).mkdir(parents=True, exist_ok=True)  # empty: the index of its images is enough
+
+
+def certify(name: str) -> None:
+    """Every certificate of the profile, from its votes."""
+    profile = Profile(name)
+    table = all_certificates(profile.plans, profile.confidence.model_dump(), profile.layout)
+    write_certificates(table, profile.plans, profile.layout)
+
+
+def report(name: str) -> None:
+    """Every report of the profile, but for that which casts votes of its own."""
+    profile = Profile(name)
+    for page in index.reports(items.read()[0], profile):
+        if page == _CASTS:
+            continue
+        run.run(Path("notebooks", f"{page}.ipynb"), profile.layout.runs / "reports" / f"{page}.ipynb", {"name": name})
+
+
+def differing(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
+    """The published certificates that are not ours, as far as a snapshot keeps them."""
+    key = [*cells.LINE, "index"]
+    both = published.merge(ours.round({"radius": 6, "seconds": 4}), on=key, how="left", suffixes=("", " here"))
+    pairs = [(both[column], both[f"{column} here"]) for column in _JUDGED]
+    return both[np.logical_or.reduce([(one != other).to_numpy() for one, other in pairs])][[*key, *_JUDGED]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m study.reports.recompute", description=__doc__.splitlines()[0])
+    parser.add_argument("name", metavar="NAME", help="a published profile")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to: a folder that does not exist")
+    given = parser.parse_args()
+    try:
+        _, published, tables = comparison.read_snapshot(given.name)
+        unpack(given.name, given.folder)
+    except (OSError, ValueError, params_file.ParameterError) as error:
+        sys.exit(str(error))
+    with contextlib.chdir(given.folder):
+        certify(given.name)
+        wrong = differing(published, cells.read(Results(given.name).layout.runs))
+        print(f"{len(published):,} published certificates, {len(wrong):,} of them not as computed here.")
+        report(given.name)
+        tables = tables[tables["report"] != _CASTS]
+        found = printed.compare(tables, printed.read(comparison.pages(Profile(given.name))))
+    other = found[~found["same"]]
+    print(f"{len(tables):,} published cells of tables, {len(tables) - len(found) + len(other):,} of them not as computed here.")
+    for table in (wrong, other):
+        if len(table):
+            print(table.head(20).to_string(index=False))
+    sys.exit(1 if len(wrong) or len(other) or len(found) < len(tables) else 0)
+
+
+if __name__ == "__main__":
+    main()
