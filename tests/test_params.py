@@ -23,7 +23,7 @@ def _load(tmp_path, *edits):
     return params.load(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("name", ["smoke", "embedded", "paper", "cifar10"])
+@pytest.mark.parametrize("name", ["smoke", "embedded", "full", "paper", "cifar10"])
 def test_profiles_are_well_formed_and_short(name):
     assert params.load(PROFILES[name]).name == name
     text = PROFILES[name].read_text()
