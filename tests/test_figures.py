@@ -9,8 +9,9 @@ import yaml
 from matplotlib.colors import to_rgb
 from test_tables import rows  # noqa: F401, a fixture
 
+from srs.certificates import bounds
 from study.common import plots
-from study.reports import drawn, figures, results
+from study.reports import drawn, figures, results, tables
 from study.reports.statistics import certified_accuracy
 
 
@@ -187,3 +188,7 @@ def test_a_figure_is_told_in_words(rows):  # noqa: F811
     told = results.described(figures.plot_curve_panels({"a": rows}, "MDEQ-30A"))
     assert told == "certified accuracy (%) against l2 radius r (pixel units); panels: a; shown: MDEQ-30A, SRS-MDEQ-3A"
     plt.close("all")
+
+
+def test_every_estimator_has_a_name_and_a_look():
+    assert plots.ESTIMATORS.keys() == tables.ESTIMATOR_NAMES.keys() == set(bounds.ESTIMATORS)

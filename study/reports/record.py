@@ -18,6 +18,7 @@ from study.votes.table import EXACT, settings
 FAST = "SRS-MDEQ-3A"
 SHARES = (0.55, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)  # of Table 23
 _RELEASED = f"SRS, released code ({tables.NO_GUARANTEE})"
+_COLUMNS = {"finite_population": "SRS, exact bound", "theorem_3_1": "SRS, Theorem 3.1", "released_code": _RELEASED}
 
 
 def read_reach(published: dict) -> str:
@@ -49,9 +50,7 @@ def cut_off(published: dict, audit: int = 1_000) -> pd.DataFrame:
         }
         shown[f"{share:g}"] = {
             "standard": bounds.shown(bounds.radius(bounds.clopper_pearson_lower(votes, N, ALPHA), SIGMA)),
-            "SRS, exact bound": bounds.shown(serialized["finite_population"]),
-            "SRS, Theorem 3.1": bounds.shown(serialized["theorem_3_1"]),
-            _RELEASED: bounds.shown(serialized["released_code"]),
+            **{_COLUMNS.get(name, f"SRS, {name}"): bounds.shown(radius) for name, radius in serialized.items()},
             "standard, alpha = 1/e": bounds.shown(bounds.radius(bounds.clopper_pearson_lower(votes, N, np.exp(-1)), SIGMA)),
             "published, standard": f"{known['standard']['ratio_1']:.3f}" if share == 1 else tables.NOT_KNOWN,
             "published, SRS": f"{known['srs']['ratio_1']:.3f}" if share == 1 else tables.NOT_KNOWN,
