@@ -139,7 +139,8 @@ class VotePlan:
                 for position in members:
                     counted = self.seed, int(indices[position]), self.n0, group.n
                     audited[position] += [
-                        audit_order(draw, *counted, warm_draws)[: group.audit] for draw, warm_draws in self._audits(name)
+                        audit_order(draw, *counted, warm_draws)[: group.audit].copy()  # and not the whole order with them
+                        for draw, warm_draws in self._audits(name)
                     ]
         ranges = {n: np.arange(n) for wanted in first.values() for n in wanted.tolist()}
         plan = {sampler: [ranges[n] for n in wanted.tolist()] for sampler, wanted in first.items()}
