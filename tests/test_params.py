@@ -88,7 +88,7 @@ def test_the_committed_profile_is_the_default():
          "report.consistency = 'small-050-consistency' is trained otherwise: give it runs.small-050-consistency.training.consis"),
         ("  pair: {images: 15", "  pair: {images: 20", "draws.pair.images = 20 must be 15, as in draws.steps"),
         ("starts: {points: 4000", "starts: {points: 1", "starts.points: .*greater than or equal to 2"),
-        ("speed: {n: 10000", "speed: {n: 20", "too small|certify nothing|out of range"),
+        ("speed: {n: 4000", "speed: {n: 20", "too small|certify nothing|out of range"),
         ("past: # beyond the paper: amortized starts beside honest baselines\n    [MDEQ-30A, MDEQ-30A stopped,",
          "past:\n    [MDEQ-30A,", "rows.past: the row = 'MDEQ-30A stopped' is unknown"),
         ("stop: relative, tolerance: 0.001}}", "stop: fixed}}", "samplers.MDEQ-30A stopped.solver.stop = 'fixed' must be another"),
