@@ -51,7 +51,7 @@ def test_the_committed_profile_is_the_default():
         ("split: 0.5", "split: 0.5, census: 0.1", "census = 0.1 needs the reference's votes on all draws.*audit = 400 must go"),
         ("audit_draw: random,", "audit_draw: random, census: 0.1,", "census"),
         ("arithmetic: {run: small-050", "arithmetic: {run: any", "arithmetic.run = 'any' is unknown: choose one of small-050"),
-        ("{runs: 1000", "{runs: 0", r"coverage.runs: .*greater than or equal to 1 \(got 0\)"),
+        ("{runs: 500", "{runs: 0", r"coverage.runs: .*greater than or equal to 1 \(got 0\)"),
         ("direct: {images: 25, n: 1000}", "direct: {images: 25, n: 5}", "draws.direct: n = 5 is too small for alpha = 0.001"),
         ("alpha: 0.001, audit: 400", "alpha: 1.5, audit: 400", r"certificates.alpha: 1.5 is out of range: .*< 1 \(got 1.5\)"),
         ("mnist: 25}", "mnist: 5000}", "votes.images.mnist = 5000 is out of range.*500 test images"),
