@@ -223,7 +223,7 @@ def test_published_votes_give_the_published_certificates_and_tables(place, tmp_p
     recompute.pack(profile, Path("reports/smoke/votes"))
     recompute.report("smoke")
     tables = printed.read([Path("runs/smoke/reports/10_table2.ipynb")])
-    rows = cells.read(Path("runs/smoke"))[cells.KEPT].round({"radius": 6, "seconds": 4})
+    rows = cells.rounded(cells.read(Path("runs/smoke")))[cells.KEPT]
     (snapshot / "run.json").write_text("{}")
     rows.to_csv(snapshot / "certificates.csv.gz", index=False)
     tables.to_csv(snapshot / "tables.csv.gz", index=False)

@@ -30,6 +30,11 @@ def read(runs: Path) -> pd.DataFrame:
     return table.assign(seconds=pd.read_csv(runs / "timings" / "certificates" / "seconds.csv")["seconds"])
 
 
+def rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of :func:`read` as a snapshot has it, for what is compared with one."""
+    return table.round({"radius": 6, "seconds": 4})
+
+
 def compare(
     published: pd.DataFrame,
     ours: pd.DataFrame,

@@ -67,7 +67,7 @@ class Comparison:
     def __init__(self, profile: Profile, published: tuple[dict, pd.DataFrame, pd.DataFrame]):
         self.theirs, certificates, tables = published
         self.printed = printed.compare(tables, printed.read(pages(profile)))
-        self.ours, rows = facts(profile), cells.read(profile.layout.runs)
+        self.ours, rows = facts(profile), cells.rounded(cells.read(profile.layout.runs))
         self.runs = {key: self._standing(key) for key in self.ours["runs"]}
         compared = [key for key, standing in self.runs.items() if standing in ("the same files", "trained anew")]
         rows, certificates = (table[table["run"].isin(compared)] for table in (rows, certificates))

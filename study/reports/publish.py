@@ -69,7 +69,7 @@ def publish_data(profile: Profile, made_by: dict[str, dict], origin: dict, targe
         networks[result] = {"made_by": settings, "sha256": hashes, "record": record}
     (target / "networks.json").write_text(json.dumps(networks, indent=1), encoding="utf-8")
     (target / "run.json").write_text(json.dumps(origin | comparison.facts(profile), indent=1), encoding="utf-8")
-    rows = cells.read(layout.runs)[cells.KEPT].round({"radius": 6, "seconds": 4})
+    rows = cells.rounded(cells.read(layout.runs))[cells.KEPT]
     for name, table in {"certificates": rows, "tables": printed.read(comparison.pages(profile))}.items():
         table.to_csv(target / f"{name}.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
     return [path for path in target.rglob("*") if path.is_file()]

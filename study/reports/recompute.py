@@ -136,7 +136,7 @@ def report(name: str) -> None:
 def differing(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     """The published certificates that are not ours, as far as a snapshot keeps them."""
     key = [*cells.LINE, "index"]
-    both = published.merge(ours.round({"radius": 6, "seconds": 4}), on=key, how="left", suffixes=("", " here"))
+    both = published.merge(cells.rounded(ours), on=key, how="left", suffixes=("", " here"))
     pairs = [(both[column], both[f"{column} here"]) for column in _JUDGED]
     return both[np.logical_or.reduce([(one != other).to_numpy() for one, other in pairs])][[*key, *_JUDGED]]
 
