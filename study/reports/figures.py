@@ -99,6 +99,8 @@ def plot_trainings(trainings: Sequence[pd.DataFrame]) -> Figure:
             style = {"color": "0.15", "linewidth": 2, "zorder": 3} if number == 0 else {"color": "0.6", "linewidth": 0.9}
             axes.plot(grid, curve, **style)
         axes.set_title(method, fontsize=10)
+    for axes in panels.flat[max(0, len(methods) - 3) : len(methods)]:  # below it stands no other
+        axes.tick_params(labelbottom=True)
     for axes in panels.flat[len(methods) :]:
         axes.set_axis_off()
     figure.supxlabel("l2 radius r (pixel units)", fontsize=10)
