@@ -72,7 +72,7 @@ def test_killed_at_work_it_ends_like_an_undisturbed_run(undisturbed, few_digits,
 
     def kill(pid: int | None) -> set[int]:
         began = _step(checkpoint)
-        wait_until(lambda: _step(checkpoint) >= began + 4)
+        wait_until(lambda: _step(checkpoint) >= began + 2)  # of 20
         workers = _workers(process.pid)
         os.kill(pid or max(workers), signal.SIGKILL)
         assert len(workers) == 2 and _step(checkpoint) < 20
