@@ -1,4 +1,3 @@
-import importlib
 import os
 import shutil
 import subprocess
@@ -105,17 +104,13 @@ def test_parameters_that_are_edited_while_in_use_fail_the_stage(project, edited,
 
 
 @pytest.mark.parametrize("module", ["run a", "params", "reports.publish", "switch smoke"])
-def test_modules_of_the_pipeline_say_where_they_must_be_started(tmp_path, monkeypatch, module):
-    monkeypatch.chdir(tmp_path)
-    name, *words = module.split()
-    monkeypatch.setattr(sys, "argv", [name, *words])
-    monkeypatch.setattr(notebooks, "_end_with_parent", lambda: None)
-    with pytest.raises(SystemExit) as ended:
-        importlib.import_module(f"study.{name}").main()
-    told = f"params.yaml cannot be read in {tmp_path}: No such file or directory; start in the project's own"
+def test_modules_of_the_pipeline_say_where_they_must_be_started(tmp_path, module):
+    command = [sys.executable, "-m", *f"study.{module}".split()]
+    ended = subprocess.run(command, cwd=tmp_path, env=HERE, capture_output=True, text=True)
+    told = f"params.yaml cannot be read in {tmp_path}: No such file or directory; start in the project's own\n"
     if module == "switch smoke":
-        told = "PROFILE = 'smoke' is unknown: there are no profiles here; start in the project's own folder"
-    assert ended.value.code == told
+        told = "PROFILE = 'smoke' is unknown: there are no profiles here; start in the project's own folder\n"
+    assert (ended.returncode, ended.stderr) == (1, told)
 
 
 def test_parameters_are_read_in_utf8_whatever_the_locale(project):

@@ -1,7 +1,6 @@
 """The graph of stages: what each depends on is what it uses, and no more."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -160,12 +159,12 @@ def _dvc(root: Path, *words: str) -> str:
 def test_every_profiles_stages_resolve(project, name):
     shutil.copy(PROFILES[name], project / "params.yaml")
     try:
-        dry = _dvc(project, "repro", "--dry", "--force")
-        stages = set(re.findall("Running stage '(.*)'", dry))
+        stages = set(_dvc(project, "stage", "list", "--name-only").split())
         pages = params.load(PROFILES[name]).report.pages.names()
         wanted = set(RUN) - {stage for stage in GRAPH if "foreach" in GRAPH[stage]}
         assert wanted | {"check", "source", "site"} <= stages
         assert {stage.rpartition("@")[2] for stage in stages if "page@" in stage} == set(pages)
+        dry = _dvc(project, "repro", "--dry", "--force")
         assert dry.count("Running stage") == len(stages) and f"study.reports.site {name}" in dry
     finally:
         shutil.copy(PROFILES["smoke"], project / "params.yaml")
