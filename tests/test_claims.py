@@ -160,6 +160,8 @@ def test_a_pair_is_looked_for_in_the_runs_other_lists_where_its_main_one_has_not
     found = _judged(Lists(rows, tmp_path), **told)
     assert found["verdict"] == CONFIRMED and asked == [{"baselines"}]
     assert _judged(Lists(rows, tmp_path), **told | {"against": "MDEQ-9A"})["verdict"] == ABSENT
+    apart = _judged(Lists(rows, tmp_path), **told | {"row": "MDEQ-30A stopped"})  # both have a list, but none together
+    assert apart["verdict"] == ABSENT and "no list of s has both MDEQ-30A stopped and MDEQ-30A" in apart["found"]
 
 
 def test_seconds_are_compared_image_by_image(tmp_path):

@@ -195,7 +195,7 @@ def test_a_report_runs_by_hand_where_it_lies(place, folder, trained_state):
     history = pd.DataFrame([epoch | {"epoch": e, "step": 9 * e, "validation_residual": 0.1} for e in (1, 2, 3)])
     history.to_csv(place / "runs/smoke/models/small-050/history.csv", index=False)
     (place / folder).mkdir(parents=True, exist_ok=True)
-    names = [f"{name}.ipynb" for name in ("10_table2", *(["00_method", "24_cifar10"] if folder == "notebooks" else []))]
+    names = [f"{name}.ipynb" for name in ("00_method", "10_table2", "24_cifar10")]
     for name in names:
         given = {} if folder == "notebooks" else {"name": "smoke"}  # as its stage gives it
         source, copy = ROOT / "notebooks" / name, place / folder / name
@@ -221,7 +221,7 @@ def test_published_votes_give_the_published_certificates_and_tables(place, tmp_p
     for name in ("models", "starts"):
         shutil.copytree(f"runs/smoke/{name}", snapshot / name)
     recompute.pack(profile, Path("reports/smoke/votes"))
-    recompute.report("smoke")
+    recompute.report(profile)
     tables = printed.read([Path("runs/smoke/reports/10_table2.ipynb")])
     rows = cells.rounded(cells.read(Path("runs/smoke")))[cells.KEPT]
     (snapshot / "run.json").write_text("{}")

@@ -217,8 +217,10 @@ class _Case:
         """The two rows' names and their certificates: a table for each training that has both in one list, in the first that
         all trainings have; or one, of the run itself."""
         one, other = self.place(self.claim.row), self.place(self.claim.against)
-        if one[0] == other[0] and one[1] != other[1]:
-            shared = self.results.shared([one[0]], (one[2], other[2]), self.claim.draws)
+        if isinstance(self.claim.row, str) and isinstance(self.claim.against, str) and one[1] != other[1]:
+            shared = self.results.shared([one[0]], (one[2], other[2]))
+            if shared is None:
+                raise Absent(f"no list of {one[0]} has both {one[2]} and {other[2]}")
             one, other = (one[0], shared, one[2]), (one[0], shared, other[2])
         names = [where[2] if one[2] != other[2] else f"{where[0]}'s {where[2]}" for where in (one, other)]
         places = [dict(zip(names, (one, other)))]

@@ -39,9 +39,7 @@ def publish(reports: list[Path], target: Path) -> list[Path]:
         for number, (kind, content) in enumerate(_figures(report), start=1):
             written.append(target / f"{report.stem}-{number}.{kind}")
             written[-1].write_bytes(content)
-    for path in written:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"{path} has {path.stat().st_size:,} bytes: at most {LARGEST:,} may be published")
+    recompute.require_small(written, LARGEST)
     return written
 
 

@@ -1,5 +1,7 @@
 """How far certificates can reach under the settings of the paper's CIFAR-10 tables, and what radii those claim."""
 
+import numpy as np
+
 from srs.certificates import bounds
 
 N, ALPHA, SIGMA = 10_000, 0.001, 0.5  # of the paper's CIFAR-10 tables
@@ -11,6 +13,12 @@ def reach(estimator: str, k: int) -> float:
     at the best split of alpha where there is a choice."""
     splits = bounds.SPLITS if estimator == "finite_population" else [0.5]
     return max(bounds.largest_radius(N, ALPHA, SIGMA, int(k), estimator, split) for split in splits)
+
+
+def curves() -> tuple[np.ndarray, dict[str, list[float]]]:
+    """Numbers of audited draws up to N, and :func:`reach` at each, by estimator."""
+    audits = np.unique(np.geomspace(20, N, 25).astype(int))
+    return audits, {name: [reach(name, k) for k in audits] for name in bounds.ESTIMATORS}
 
 
 def published_radii(published: dict) -> dict[tuple[str, str], list[float]]:

@@ -13,6 +13,7 @@ import io
 import shutil
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,6 @@ from study.common import params_file
 from study.common.snapshot import SNAPSHOTS
 from study.reports import cells, comparison, index, items, printed
 from study.reports.profile import Profile
-from study.reports.results import Results
 from study.votes.store import open_store
 from study.votes.table import all_certificates, write_certificates
 
@@ -67,10 +67,15 @@ def pack(profile: Profile, target: Path) -> list[Path]:
     rest = [layout.runs / "shown.json", *layout.data.glob("*.npz")]
     rest += [path for name in _RESULTS for path in (layout.runs / name).rglob("*") if path.is_file()]
     written.append(_archive(target / "results.zip", {path: path.read_bytes() for path in rest}))
-    for path in written:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"{path} has {path.stat().st_size:,} bytes: at most {LARGEST:,} may be published")
+    require_small(written, LARGEST)
     return written
+
+
+def require_small(paths: Iterable[Path], largest: int) -> None:
+    """Raises ValueError for a file of more than ``largest`` bytes."""
+    for path in paths:
+        if path.stat().st_size > largest:
+            raise ValueError(f"{path} has {path.stat().st_size:,} bytes: at most {largest:,} may be published")
 
 
 def _without(path: Path, kinds: list[str]) -> bytes:
@@ -117,20 +122,18 @@ def unpack(name: str, folder: Path) -> None:
                 Path(data["root"]).mkdir(parents=True, exist_ok=True)  # empty: the index of its images is enough
 
 
-def certify(name: str) -> None:
-    """Every certificate of the profile, from its votes."""
-    profile = Profile(name)
+def certify(profile: Profile) -> None:
+    """Every certificate of a profile, from its votes."""
     table = all_certificates(profile.plans, profile.confidence.model_dump(), profile.layout)
     write_certificates(table, profile.plans, profile.layout)
 
 
-def report(name: str) -> None:
-    """Every report of the profile, but for that which casts votes of its own."""
-    profile = Profile(name)
+def report(profile: Profile) -> None:
+    """Every report of a profile, but for that which casts votes of its own."""
+    layout = profile.layout
     for page in index.reports(items.read()[0], profile):
-        if page == _CASTS:
-            continue
-        run.run(Path("notebooks", f"{page}.ipynb"), profile.layout.runs / "reports" / f"{page}.ipynb", {"name": name})
+        if page != _CASTS:
+            run.run(Path("notebooks", f"{page}.ipynb"), layout.runs / "reports" / f"{page}.ipynb", {"name": layout.name})
 
 
 def differing(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
@@ -152,18 +155,19 @@ def main() -> None:
     except (OSError, ValueError, params_file.ParameterError) as error:
         sys.exit(str(error))
     with contextlib.chdir(given.folder):
-        certify(given.name)
-        wrong = differing(published, cells.read(Results(given.name).layout.runs))
+        profile = Profile(given.name)
+        certify(profile)
+        wrong = differing(published, cells.read(profile.layout.runs))
         print(f"{len(published):,} published certificates, {len(wrong):,} of them not as computed here.")
-        report(given.name)
+        report(profile)
         tables = tables[tables["report"] != _CASTS]
-        found = printed.compare(tables, printed.read(comparison.pages(Profile(given.name))))
-    other = found[~found["same"]]
-    print(f"{len(tables):,} published cells of tables, {len(tables) - len(found) + len(other):,} of them not as computed here.")
-    for table in (wrong, other):
+        found = printed.compare(tables, printed.read(comparison.pages(profile)))
+    other = len(tables) - int(found["same"].sum())
+    print(f"{len(tables):,} published cells of tables, {other:,} of them not as computed here.")
+    for table in (wrong, found[~found["same"]]):
         if len(table):
             print(table.head(20).to_string(index=False))
-    sys.exit(1 if len(wrong) or len(other) or len(found) < len(tables) else 0)
+    sys.exit(1 if len(wrong) or other else 0)
 
 
 if __name__ == "__main__":

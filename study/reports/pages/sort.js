@@ -15,8 +15,7 @@ function compare(one, other) {
 }
 
 function sort(table, header, column, written) {
-  const before = header.getAttribute("aria-sort"), now = { ascending: "descending", descending: null }[before];
-  const order = before === null ? "ascending" : now;
+  const order = { null: "ascending", ascending: "descending", descending: null }[header.getAttribute("aria-sort")];
   for (const other of table.tHead.querySelectorAll("[aria-sort]")) other.removeAttribute("aria-sort");
   if (order !== null) header.setAttribute("aria-sort", order);
   const sign = order === "descending" ? -1 : 1;
