@@ -6,6 +6,7 @@ apart, solvers and attacks differentiate on their own, and next to the solves of
 exchange at every step, so that a run that was resumed adds numbers up in the same order as one that was not.
 """
 
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
@@ -55,8 +56,11 @@ def launch(count: int, device: torch.device, work: Callable, *arguments) -> None
 def _joined(kind: str, threads: int, work: Callable, *arguments) -> None:
     """What each process does: join the others, then ``work``."""
     machine.prepare_device(threads)
-    dist.init_process_group(dist.get_default_backend_for_device(kind))  # NCCL on GPUs, gloo on processors
-    rank, device = dist.get_rank(), torch.device(kind)
+    told, rank, device = os.environ, int(os.environ["RANK"]), torch.device(kind)
+    store = dist.TCPStore(told["MASTER_ADDR"], int(told["MASTER_PORT"]), is_master=False)
+    store = dist.PrefixStore(told["TORCHELASTIC_RESTART_COUNT"], store)  # in which no one finds an address of those who died
+    backend = dist.get_default_backend_for_device(kind)  # NCCL on GPUs, gloo on processors
+    dist.init_process_group(backend, store=store, rank=rank, world_size=int(told["WORLD_SIZE"]))
     if kind != "cpu":
         torch.accelerator.set_device_index(rank)
         device = torch.device(kind, rank)
