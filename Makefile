@@ -44,5 +44,5 @@ clean: # results and working files; DVC's cache stays, so that `make repro` rest
 $(INSTALLED): pyproject.toml requirements.lock
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=/path/to/python' % sys.version_info[:2])"
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[study,dev]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock -e '.[study,dev]'
 	touch $@

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -44,10 +45,13 @@ def few(digits: Dataset) -> Dataset:
 
 @pytest.fixture(scope="session")
 def trained_state(digits, tmp_path_factory):
-    """A tiny MDEQ, briefly trained: its logits are far apart and its solver converges. About ten seconds."""
+    """A tiny MDEQ, briefly trained: its logits are far apart and its solver converges. About ten seconds, once for all workers
+    of pytest-xdist: whoever comes second waits, and resumes what is finished."""
     config = Training(sigma=0.25, epochs=6, unrolled_steps=48, evaluate_every=6, learning_rate=0.01)
-    checkpoint = tmp_path_factory.mktemp("trained") / "run.pt"
-    result = train("mdeq-tiny", {}, digits, DataConfig(crop_padding=1), config, checkpoint)
+    base = tmp_path_factory.getbasetemp()
+    checkpoint = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained.pt"
+    with filelock.FileLock(f"{checkpoint}.wait"):
+        result = train("mdeq-tiny", {}, digits, DataConfig(crop_padding=1), config, checkpoint)
     assert result["history"][-1]["validation_accuracy"] > 0.4
     return result["model"]
 
@@ -66,6 +70,17 @@ def started(trained, digits):
     learned = RidgeStart(injection[0].numel(), 4, shape)
     model.starts = torch.nn.ModuleDict({"mean": MeanStart(shape), "learned": learned}).eval()
     return model
+
+
+@pytest.fixture(scope="session")
+def quick_workers():
+    """Dask's local workers are forked from a process that has imported what takes seconds."""
+    import dask
+    from distributed.utils import get_mp_context
+
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        get_mp_context().set_forkserver_preload(["torch", "distributed", "pydantic", "tqdm"])
+        yield
 
 
 def wait_until(condition, seconds: float = 120) -> None:

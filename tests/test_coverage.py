@@ -11,7 +11,7 @@ from study.coverage import Coverage, certify_case, certify_rounded, is_false, si
 from study.known_answers import FloatCopies, LinearDEQ, LowBits, known_answers, low_bits
 from study.reports.statistics import rejected
 
-CONFIG = Coverage(runs=300, n=300, n0=20, chains=20, audit=80, alphas=[0.05], votes_for_a=[0.9], mismatch=[0.0, 0.03])
+CONFIG = Coverage(runs=150, n=300, n0=20, chains=20, audit=80, alphas=[0.05], votes_for_a=[0.9], mismatch=[0.0, 0.03])
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ def test_a_census_buys_radius_where_doubt_tells_mismatches(table):
 
 
 def test_neither_standard_smoothing_nor_the_exact_audit_passes_the_true_radius_of_a_linear_deq():
-    found = certify_case(CONFIG.model_copy(update={"runs": 1_000}), "linear").set_index("design")
+    found = certify_case(CONFIG.model_copy(update={"runs": 500}), "linear").set_index("design")
     assert found.loc["released_code, random", "rate"] > 0.5  # the case can tell
     for design in ("standard", "finite_population, random"):
         row = found.loc[design]
-        assert stats.binomtest(int(row["false"]), 1_000, 0.05, alternative="greater").pvalue > 1e-3
+        assert stats.binomtest(int(row["false"]), 500, 0.05, alternative="greater").pvalue > 1e-3
         assert row["radius"] > 0.15 * row["true_radius"]
 
 
@@ -123,7 +123,7 @@ def test_sequential_tests_hold_with_a_look_after_every_vote_and_clopper_pearson_
 
 
 def test_what_floating_point_addition_betrays_is_certified_falsely_and_on_the_grid_at_most_alpha_of_the_time():
-    found = certify_rounded(CONFIG.model_copy(update={"runs": 1_000})).set_index("design")
+    found = certify_rounded(CONFIG.model_copy(update={"runs": 400})).set_index("design")
     grid, added = found.loc["noise on the grid"], found.loc["noise added in single precision"]
     assert added["rate"] == 1 and not added["guarantee"] and added["radius"] > 3 * added["true_radius"]
     assert grid["p_value"] > 1e-3 and grid["guarantee"] and grid["false"] > 0 and grid["abstained"] < 0.2

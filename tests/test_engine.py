@@ -12,43 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import kill_when
+from squares import fail, square, squares
 
 from study.common import engine
-from study.common.engine import Machine, Task, compute, read_record, tidy, write_arrays
+from study.common.engine import Machine, Task, compute, read_record, tidy
 from study.common.layout import Layout
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
 HERE = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), str(Path(__file__).parent)])}
-
-
-def square(out: Path, *, n: int, log: Path, seconds: float = 0.0) -> dict:
-    """A task: the square of ``n``, after so many ``seconds``; what is computed is told to ``log``."""
-    time.sleep(seconds)
-    write_arrays(out, {"square": np.array(n * n)})
-    with open(log, "a") as file:
-        file.write(f"{n}\n")
-    return {"worker": os.getpid(), "seconds": np.zeros(2)}
-
-
-def fail(out: Path) -> dict:
-    out.write_text("half a result")
-    raise ValueError("a task that fails")
-
-
-def _tasks(root: Path, count: int = 6, seconds: float = 0.0) -> list[list[Task]]:
-    layout = Layout("p")
-    given = {"log": root / "log", "seconds": seconds}
-    return [
-        [
-            Task(
-                root / layout.runs / f"squares/{n}.npz",
-                root / layout.record("squares", str(n)),
-                f"of {n}",
-                square,
-                given | {"n": n},
-            )
-        ]
-        for n in range(count)
-    ]
 
 
 def _results(root: Path) -> dict:
@@ -61,7 +32,7 @@ def _computed(root: Path) -> list[int]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_is_missing_is_computed_once(tmp_path, workers):
-    jobs, machine = _tasks(tmp_path), Machine(workers=workers)
+    jobs, machine = squares(tmp_path), Machine(workers=workers)
     jobs[0] = [replace(jobs[0][0], alone=True)]
     compute(jobs[1:3], settings=machine)
     compute(jobs, settings=machine)
@@ -81,19 +52,19 @@ def test_a_failing_task_is_told_and_leaves_no_result(tmp_path):
     bad = Task(tmp_path / "bad", tmp_path / "record.npz", "x", fail, {})
     for workers in (1, 2):
         with pytest.raises(ValueError, match="a task that fails"):
-            compute([*_tasks(tmp_path, 1), [bad]], settings=Machine(workers=workers))
+            compute([*squares(tmp_path, 1), [bad]], settings=Machine(workers=workers))
         assert not bad.out.exists() and not bad.done
 
 
 def test_equal_results_have_equal_bytes_whoever_computes_them(tmp_path):
     for workers in (1, 2):
-        compute(_tasks(tmp_path / str(workers)), settings=Machine(workers=workers))
+        compute(squares(tmp_path / str(workers)), settings=Machine(workers=workers))
     assert _results(tmp_path / "1") == _results(tmp_path / "2")
 
 
 def test_what_is_no_result_any_more_is_removed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    jobs = _tasks(Path())
+    jobs = squares(Path())
     compute(jobs, settings=Machine(workers=1))
     Path("runs/p/squares/old/deep").mkdir(parents=True)
     Path("runs/p/squares/old/deep/a.npz").touch()
@@ -102,7 +73,11 @@ def test_what_is_no_result_any_more_is_removed(tmp_path, monkeypatch):
     assert not Path("runs/p/squares/old").exists()
 
 
-_RUN = "import test_engine as t; t.compute(t._tasks(t.Path({root!r}), 8, 0.3), settings=t.Machine(workers=2))"
+_RUN = """
+from squares import Path, squares
+from study.common.engine import Machine, compute
+compute(squares(Path({root!r}), 8, 0.3), settings=Machine(workers=2))
+"""
 
 
 def _workers(root: Path) -> list[int]:
@@ -123,7 +98,7 @@ def _workers(root: Path) -> list[int]:
 @pytest.mark.parametrize("who", ["client", "worker"])
 def test_killed_at_work_the_next_run_ends_alike(tmp_path, who):
     undisturbed, root = tmp_path / "a", tmp_path / "b"
-    compute(_tasks(undisturbed, 8), settings=Machine(workers=1))
+    compute(squares(undisturbed, 8), settings=Machine(workers=1))
     command, here = [sys.executable, "-c", _RUN.format(root=str(root))], HERE | {"WORKS_FOR": str(root)}
     some_are_done = lambda: (root / "log").is_file() and len(_computed(root)) >= 2  # noqa: E731
     if who == "client":
@@ -138,7 +113,7 @@ def test_killed_at_work_the_next_run_ends_alike(tmp_path, who):
             time.sleep(0.02)
         os.kill(max(_workers(root)), signal.SIGKILL)
         process.wait(120)
-    compute(_tasks(root, 8), settings=Machine(workers=2))
+    compute(squares(root, 8), settings=Machine(workers=2))
     assert _results(root) == _results(undisturbed)
     computed = _computed(root)
     assert set(computed) == set(range(8)) and len(computed) <= 8 + 2  # twice at most what was under way
@@ -149,12 +124,12 @@ def test_a_cluster_works_from_its_address(tmp_path, monkeypatch):
 
     with LocalCluster(n_workers=1, **engine.LOCAL) as cluster:
         monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
-        compute(_tasks(tmp_path, 3), settings=Machine())
+        compute(squares(tmp_path, 3), settings=Machine())
         monkeypatch.setattr(engine, "CODE", "of an edit after the workers were started")
         with pytest.raises(RuntimeError, match="a worker runs other code"):
-            compute(_tasks(tmp_path / "other", 3), settings=Machine())
+            compute(squares(tmp_path / "other", 3), settings=Machine())
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS")
-    jobs = _tasks(tmp_path, 3)
+    jobs = squares(tmp_path, 3)
     assert all(job[0].done for job in jobs) and read_record(jobs[0][0].record)["worker"] != os.getpid()
 
 

@@ -1,15 +1,18 @@
 """Training in several processes, over gloo."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import wait_until
+from torch.distributed.launcher import api
 
 from srs import models
 from srs.data.datasets import DataConfig
@@ -38,6 +41,15 @@ from srs.training.train import Training, train
 data, config = Dataset.load({data!r}), Training(**{config})
 train(*{mdeq}, data, DataConfig(crop_padding=1), config, {checkpoint!r}, checkpoint_seconds=1e-6)
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_processes():
+    """The processes of this one are forked from one that has imported torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "LaunchConfig", partial(api.LaunchConfig, start_method="forkserver"))
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["torch.distributed.elastic.multiprocessing"])
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -103,14 +104,18 @@ def test_parameters_that_are_edited_while_in_use_fail_the_stage(project, edited,
     assert told is None or told in ended.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("module", ["run a", "params", "reports.publish", "switch smoke"])
-def test_modules_of_the_pipeline_say_where_they_must_be_started(tmp_path, module):
-    command = [sys.executable, "-m", *f"study.{module}".split()]
-    ended = subprocess.run(command, cwd=tmp_path, env=HERE, capture_output=True, text=True)
-    told = f"params.yaml cannot be read in {tmp_path}: No such file or directory; start in the project's own\n"
-    if module == "switch smoke":
-        told = "PROFILE = 'smoke' is unknown: there are no profiles here; start in the project's own folder\n"
-    assert (ended.returncode, ended.stderr) == (1, told)
+@pytest.mark.parametrize("command", ["run a", "params", "reports.publish", "switch smoke"])
+def test_modules_of_the_pipeline_say_where_they_must_be_started(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    module, *given = command.split()
+    monkeypatch.setattr(sys, "argv", [module, *given])
+    monkeypatch.delitem(sys.modules, f"study.{module}", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"study.{module}", run_name="__main__")
+    told = f"params.yaml cannot be read in {tmp_path}: No such file or directory; start in the project's own"
+    if module == "switch":
+        told = "PROFILE = 'smoke' is unknown: there are no profiles here; start in the project's own folder"
+    assert ended.value.code == told
 
 
 def test_parameters_are_read_in_utf8_whatever_the_locale(project):

@@ -16,7 +16,7 @@ from test_index import CAPTION, PICTURE, TABLE, TWO, _profile
 from study.reports import drawn, index, site
 
 ROOT = Path(__file__).parent.parent
-CODE = "from study.reports import figures\n\n\ndef shown(rows):\n    figures.plot_curves(rows)\n"
+CODE = "from study.common import params_file\n\n\ndef shown(rows):\n    params_file.section(rows)\n"
 
 
 def _cell(source, *outputs, tags=()):
@@ -39,14 +39,14 @@ def _notebook(path):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Two builds of one site (most of a minute each: Sphinx reads all docstrings)."""
+    """Two builds of one site (ten seconds each: Sphinx reads docstrings)."""
     folder = tmp_path_factory.mktemp("runs")
     reports = [folder / "reports" / f"{name}.ipynb" for name in ("11_main_results", index.HOME)]
     for path in reports:
         _notebook(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setattr(site, "CODE", ("srs/certificates", "study/reports"))
+        patch.setattr(site, "CODE", ("study/common",))
         for name in ("site", "again"):
             site.build(_profile("embedded"), reports, [], TWO, folder / name)
     return folder / "site"
@@ -113,7 +113,7 @@ def test_an_item_is_reached_at_its_top_and_says_what_made_it(built):
         about = BeautifulSoup(after[after.index('<p class="about">') :].split("</p>")[0], "html.parser").get_text()
         for part in ("stage page@11_main_results", "notebook 11_main_results", "certificates, data, draws", "commit"):
             assert part in about
-        assert ("study.reports.figures.plot_curves" in about) == (item == "figure_1")
+        assert ("study.common.params_file.section" in about) == (item == "figure_1")
     assert pd.read_csv(built / "data" / "table_1.csv", header=None).notna().all(axis=None)
     assert (built / "data" / "figure_1.csv").read_text() == "x,y\n1,2\n"
     assert "taught" in text and "hidden = 1" not in text

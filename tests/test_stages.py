@@ -172,11 +172,14 @@ def test_every_profiles_stages_resolve(project, name):
 
 def test_an_experiment_changes_a_parameter_and_reruns_what_depends_on_it(project):
     """`dvc exp run -S` rewrites params.yaml: the file must survive that, and the diff be one line."""
-    _dvc(project, "repro", "prepare@digits")
-    assert "Running stage" not in _dvc(project, "repro", "--dry", "prepare@digits")
     _dvc(project, "exp", "run", "-S", "data.digits.validation=99", "prepare@digits")
     assert params.load(project / "params.yaml").data["digits"].validation == 99
     diff = [line for line in _dvc(project, "params", "diff").splitlines() if "params.yaml" in line]
     assert len(diff) == 1 and diff[0].split() == ["params.yaml", "data.digits.validation", "100", "99"]
     assert "data.digits.validation" in _dvc(project, "exp", "show", "--csv").splitlines()[0]
     assert len(Dataset.load(project / "data/smoke/digits.npz").validation) == 99
+    assert "Running stage" not in _dvc(project, "repro", "--dry", "prepare@digits")
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("validation: 99", "validation: 98"))
+    again = [line for line in _dvc(project, "repro", "--dry", "prepare@digits").splitlines() if "Running stage" in line]
+    assert again == ["Running stage 'check':", "Running stage 'prepare@digits':"]

@@ -1,10 +1,17 @@
 """What the report past the paper says of the amortized row that was chosen on held-out images."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+from scipy import special
 
+from srs.certificates.at_radius import RadiusTest
+from srs.certificates.certify import CertifySettings
+from srs.votes.samplers import UNDECIDED, CleanVote, Votes
 from study.reports import tables
-from study.reports.numbers import listed, plural, points
+from study.reports.numbers import listed, percent, plural, points
 from study.reports.results import Results
 from study.reports.statistics import average_certified_radius
 from study.votes.rows import stopped
@@ -73,4 +80,36 @@ def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_
     return (
         f"The control, the same layer trained for one evaluation and no DEQ, has the larger ACR at {len(ahead)} of "
         f"{plural(len(acr), 'noise level')}{': ' + listed(ahead) if ahead else ''}."
+    )
+
+
+def draws_of_tests(cast: Sequence[Votes], clean: Sequence[CleanVote], r: float, config: CertifySettings) -> pd.DataFrame:
+    """What the test at radius ``r`` draws for each image, a line an image, from its votes, at least n0 + n of them. "drawn" and
+    "outcome": by the test that we have; "with selection" and "its outcome": where n0 draws name the class first, count for
+    nothing else, and that class alone is tested at all of alpha; "least": log(1 / alpha) / KL, which no test's mean undercuts
+    (Wald 1945), with the share of all votes for the class in place of p."""
+    lines = []
+    for votes, one in zip(cast, clean):
+        test, named = RadiusTest(r, config, one), RadiusTest(r, config, CleanVote(UNDECIDED, 1, 0))
+        test.add(votes.classes)
+        first, rest = np.split(votes.classes, [config.n0])
+        named.add(np.where(rest == np.bincount(first[first >= 0], minlength=1).argmax(), 0, UNDECIDED))
+        share = (votes.classes == test.top).mean()
+        apart = special.rel_entr(share, test.p_0) + special.rel_entr(1 - share, 1 - test.p_0)
+        known = {"r": r, "drawn": test.drawn, "outcome": test.outcome}
+        least = math.log(1 / config.alpha) / apart if apart else math.inf
+        lines.append(known | {"with selection": config.n0 + named.drawn, "its outcome": named.outcome, "least": least})
+    return pd.DataFrame(lines)
+
+
+def read_draws(drawn: pd.DataFrame, n0: int) -> str:
+    """:func:`draws_of_tests` of many images and radii in a sentence."""
+    ours, theirs = drawn["drawn"].median(), drawn["with selection"].median()
+    decided = drawn[drawn["outcome"].isin(["certified", "refuted"])]
+    certified = [int((drawn[column] == "certified").sum()) for column in ("outcome", "its outcome")]
+    return (
+        f"Over {plural(len(drawn), 'pair')} of image and radius the test takes {ours:,.0f} draws in the median; where {n0:,} draws "
+        f"name the class first, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that, and certifies {certified[0]:,} pairs "
+        f"against {certified[1]:,}. Of the {len(decided):,} that it certifies or refutes, the median ratio to log(1 / alpha) / KL, "
+        f"which no test undercuts on average, is {(decided['drawn'] / decided['least']).median():.2f}, all draws included."
     )
