@@ -107,9 +107,10 @@ def read_draws(drawn: pd.DataFrame, n0: int) -> str:
     ours, theirs = drawn["drawn"].median(), drawn["with selection"].median()
     decided = drawn[drawn["outcome"].isin(["certified", "refuted"])]
     certified = [int((drawn[column] == "certified").sum()) for column in ("outcome", "its outcome")]
+    ratio = (decided["drawn"] / decided["least"]).median()
     return (
-        f"Over {plural(len(drawn), 'pair')} of image and radius the test takes {ours:,.0f} draws in the median; where {n0:,} draws "
-        f"name the class first, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that, and certifies {certified[0]:,} pairs "
-        f"against {certified[1]:,}. Of the {len(decided):,} that it certifies or refutes, the median ratio to log(1 / alpha) / KL, "
-        f"which no test undercuts on average, is {(decided['drawn'] / decided['least']).median():.2f}, all draws included."
+        f"Over {plural(len(drawn), 'pair')} of image and radius the test takes {ours:,.0f} draws in the median; where {n0:,} "
+        f"draws name the class first, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that. It certifies "
+        f"{certified[0]:,} of the pairs, the other {certified[1]:,}. Of the {len(decided):,} that ours certifies or refutes, the "
+        f"median ratio to log(1 / alpha) / KL, which no test undercuts on average, is {ratio:.2f}, all draws included."
     )

@@ -1,0 +1,30 @@
+"""What the report past the paper says of the sequential test."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from srs.certificates import bounds
+from srs.certificates.certify import CertifySettings
+from srs.votes.samplers import CleanVote
+from study.reports import past
+
+
+def test_draws_of_the_test_are_counted_with_those_that_select():
+    config = CertifySettings(sigma=0.5, n0=100, n=1_000, alpha=0.001)
+    chance = np.random.default_rng(0)
+    cast = [SimpleNamespace(classes=np.where(chance.random(1_100) < share, 2, 7)) for share in (1.0, 0.95, 0.8, 0.3)]
+    clean = [CleanVote(2, 10, 1), CleanVote(2, 10, 1), CleanVote(5, 10, 1), CleanVote(-1, 10, 1)]
+    found = past.draws_of_tests(cast, clean, 0.25, config)
+    assert (found["outcome"][:3] == "certified").all()
+    p_0, share = 0.6914624612740131, bounds.shares_of_alpha(10, 2)[2]
+    alone = next(k for k in range(1, 1_000) if bounds.log_evidence(k, k, p_0) >= np.log(1 / (config.alpha * share)))
+    named = next(k for k in range(1, 1_000) if bounds.log_evidence(k, k, p_0) >= np.log(1 / config.alpha))
+    assert found["drawn"][0] == alone and found["with selection"][0] == 100 + named
+    assert found["least"][0] == pytest.approx(np.log(1 / config.alpha) / np.log(1 / p_0))
+    assert (found["with selection"] > found["drawn"])[:2].all() and found["drawn"][2] > found["drawn"][1]
+
+    told = past.read_draws(found.iloc[:1], config.n0)
+    assert told.startswith(f"Over 1 pair of image and radius the test takes {alone} draws in the median; where 100 draws ")
+    assert f"name the class first, {100 + named}" in told and "certifies 1 of the pairs, the other 1." in told
