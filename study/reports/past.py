@@ -111,6 +111,6 @@ def read_draws(drawn: pd.DataFrame, n0: int) -> str:
     return (
         f"Over {plural(len(drawn), 'pair')} of image and radius the test takes {ours:,.0f} draws in the median; where {n0:,} "
         f"draws name the class first, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that. It certifies "
-        f"{certified[0]:,} of the pairs, the other {certified[1]:,}. Of the {len(decided):,} that ours certifies or refutes, the "
-        f"median ratio to log(1 / alpha) / KL, which no test undercuts on average, is {ratio:.2f}, all draws included."
+        f"{certified[0]:,} of the pairs, the other {certified[1]:,}. Of the {len(decided):,} that ours certifies or refutes "
+        f"the median ratio to log(1 / alpha) / KL, which no test undercuts on average, is {ratio:.2f}, all draws included."
     )
