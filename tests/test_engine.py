@@ -145,3 +145,15 @@ def test_two_engines_work_side_by_side_on_one_machine():
     """Warnings are errors here: of a port that the other has."""
     with engine.workers(1) as one, engine.workers(1) as other:
         assert [pool.submit(abs, -1).result() for pool in (one, other)] == [1, 1]
+
+
+def test_a_worker_that_is_stopped_for_long_goes_on():
+    """As on a machine that others starve: Dask would start it anew, and with it its task."""
+    import dask
+
+    with dask.config.set({"distributed.scheduler.worker-ttl": "1s"}), engine.workers(1) as pool:
+        worker = pool.submit(os.getpid).result()
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(9)  # Dask waits for ten heartbeats, whatever it is told
+        os.kill(worker, signal.SIGCONT)
+        assert pool.submit(os.getpid).result() == worker

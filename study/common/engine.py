@@ -38,6 +38,8 @@ LOCAL = {
     "dashboard_address": None,
     "scheduler_kwargs": {"dashboard_address": ":0"},
 }
+#: A worker that does not answer is stopped, or starved by others: its task is not started anew while it lives.
+PATIENT = {"distributed.scheduler.worker-ttl": None}
 
 
 class Machine(Section):
@@ -131,10 +133,11 @@ def _perform(job: Sequence[Task], expected: str) -> int:
 def workers(count: int, address: str | None = None) -> Iterator[Executor]:
     """``count`` worker processes of this machine or, where the ``address`` of a scheduler is given, its workers. What is left
     undone at the end is cancelled."""
+    import dask
     from distributed import Client, LocalCluster  # a second to import, which little work need not wait for
 
     local = LOCAL | {"n_workers": count}
-    with nullcontext(address) if address else LocalCluster(**local) as place, Client(place) as client:
+    with dask.config.set(PATIENT), nullcontext(address) if address else LocalCluster(**local) as place, Client(place) as client:
         pool = client.get_executor()
         try:
             yield pool

@@ -21,7 +21,7 @@ from study.common.runs import Model, repeats_of, with_repeats
 from study.votes.rows import sampler_of
 
 REFERENCE = "MDEQ-30A"
-BLOCK = 8  # images that are voted on together
+BLOCK = 4  # images that are voted on together: the least that a killed run repeats is a row's votes on them
 
 
 class Draws(Section):
