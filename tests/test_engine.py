@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import kill_when
+from conftest import kill_when, wait_until
 from squares import fail, square, squares
 
 from study.common import engine
@@ -76,22 +76,21 @@ def test_what_is_no_result_any_more_is_removed(tmp_path, monkeypatch):
 _RUN = """
 from squares import Path, squares
 from study.common.engine import Machine, compute
-compute(squares(Path({root!r}), 8, 0.3), settings=Machine(workers=2))
+compute(squares(Path({root!r}), 8, 1.0), settings=Machine(workers=2))
 """
 
 
 def _workers(root: Path) -> list[int]:
-    """The worker processes of a run into ``root``, which have it from their parent; they take a name of their own where
-    setproctitle is there. Nobody else's: other tests have workers, too."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            ours = os.fsencode(root) in (path / "environ").read_bytes()
-            if ours and re.search(rb"dask worker|spawn_main", (path / "cmdline").read_bytes()):
-                found.append(int(path.name))
-        except OSError:
-            continue
-    return found
+    """The worker processes of a run into ``root`` that have made something and are alive."""
+    found = {read_record(job[0].record).get("worker", 0) for job in squares(root, 8)}
+    return [pid for pid in found if re.search(rb"dask worker|spawn_main", _command(pid))]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks Linux who is at work")
@@ -99,18 +98,14 @@ def _workers(root: Path) -> list[int]:
 def test_killed_at_work_the_next_run_ends_alike(tmp_path, who):
     undisturbed, root = tmp_path / "a", tmp_path / "b"
     compute(squares(undisturbed, 8), settings=Machine(workers=1))
-    command, here = [sys.executable, "-c", _RUN.format(root=str(root))], HERE | {"WORKS_FOR": str(root)}
-    some_are_done = lambda: (root / "log").is_file() and len(_computed(root)) >= 2  # noqa: E731
+    command = [sys.executable, "-c", _RUN.format(root=str(root))]
+    some_are_done = lambda: len(_workers(root)) == 2  # noqa: E731
     if who == "client":
-        kill_when(some_are_done, command, env=here)
-        deadline = time.monotonic() + 60
-        while _workers(root) and time.monotonic() < deadline:  # whoever is left ends by himself
-            time.sleep(0.2)
-        assert not _workers(root)
+        kill_when(some_are_done, command, env=HERE)
+        wait_until(lambda: not _workers(root))  # whoever is left ends by himself
     else:
-        process = subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL)
-        while not some_are_done():
-            time.sleep(0.02)
+        process = subprocess.Popen(command, env=HERE, stderr=subprocess.DEVNULL)
+        wait_until(some_are_done)
         os.kill(max(_workers(root)), signal.SIGKILL)
         process.wait(120)
     compute(squares(root, 8), settings=Machine(workers=2))
