@@ -23,12 +23,13 @@ from srs.certificates.certify import (
 )
 from srs.common.resume import fingerprint
 from srs.common.settings import Section
+from srs.deq.solvers import Solver
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import CleanVote, DirectSampler, Votes
+from srs.votes.samplers import CleanVote, DirectSampler, SerializedSampler, Votes
 from study.common import code
 from study.common.engine import Task
 from study.common.layout import Layout
-from study.known_answers import Case, FloatCopies, LowBits, known_answers, low_bits
+from study.known_answers import BoundedDEQ, Case, FloatCopies, LowBits, known_answers, low_bits
 
 #: Ways to certify serialized votes, by name: the three estimators with both draws, and two more exact audits.
 DESIGNS = {
@@ -70,10 +71,12 @@ def is_false(certificate: Certificate, true_radius: float) -> bool:
 
 
 def coverage_jobs(coverage: dict, layout: Layout) -> list[list[Task]]:
-    """A job for each case with a known answer, for what floating-point addition betrays, and for each simulation."""
+    """A job for each case with a known answer, for what floating-point addition betrays, for settled votes, and for each
+    simulation."""
     config, rests_on, jobs = Coverage(**coverage), list(code.of_modules("study.coverage")), []
     work = {f"case-{number}": (certify_case, [case]) for number, case in enumerate(known_answers(1, 1))}
-    work |= {"rounding": (certify_rounded, []), "mismatch": (simulate_mismatch, []), "sequential": (simulate_sequential, [])}
+    work |= {"rounding": (certify_rounded, []), "settled": (certify_settled, [])}
+    work |= {"mismatch": (simulate_mismatch, []), "sequential": (simulate_sequential, [])}
     for name, (compute, given) in work.items():
         origin = fingerprint([], [name, config.model_dump(), given], rests_on)
         out, record = layout.runs / "coverage" / f"{name}.csv", layout.record("coverage", name)
@@ -178,6 +181,24 @@ def certify_rounded(config: Coverage) -> pd.DataFrame:
             settings = CertifySettings(**config.model_dump(include={"sigma", "n0", "n"}), alpha=alpha)
             rows = [_row(design, standard_certificate(votes, settings), true_radius) for votes in cast]
             found += [row | {"case": "low bits", "guarantee": kind is NoisyCopies} for row in rows]
+    return tally(pd.DataFrame(found))
+
+
+def certify_settled(config: Coverage) -> pd.DataFrame:
+    """False certificates of the exact fixed point from chains of settled votes, which nobody audits; and, no guarantee, from
+    chains of votes that a tenth of the distance's bound has settled. Columns as in :func:`tally`."""
+    solver, found = Solver(method="naive", steps=50, stop="settled"), []
+    sampler = SerializedSampler(chains=config.chains, solver=solver, warmup=solver)
+    draws = [np.arange(config.n0 + config.n)] * config.runs
+    for design, share in {"settled": 1.0, "settled by a tenth of the bound": 0.1}.items():
+        deq, true_radius = BoundedDEQ(share).eval(), 0.5 * config.sigma
+        image = deq.at_true_radius(true_radius)
+        copies = [NoisyCopies(image, index, config.sigma, config.seed) for index in range(config.runs)]
+        cast = sampler.sample_many(deq, copies, draws, 50_000)
+        for alpha in config.alphas:
+            settings = CertifySettings(**config.model_dump(include={"sigma", "n0", "n"}), alpha=alpha)
+            certified = [at_image(standard_certificate(votes, settings), one) for votes, one in zip(cast, copies)]
+            found += [_row(design, one, true_radius) | {"case": "bounded", "guarantee": share == 1} for one in certified]
     return tally(pd.DataFrame(found))
 
 

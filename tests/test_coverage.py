@@ -7,7 +7,16 @@ from scipy import stats
 from srs.certificates.certify import CertifySettings, standard_certificate
 from srs.deq.definition import classify
 from srs.votes.noise import NoisyCopies
-from study.coverage import Coverage, certify_case, certify_rounded, is_false, simulate_mismatch, simulate_sequential, tally
+from study.coverage import (
+    Coverage,
+    certify_case,
+    certify_rounded,
+    certify_settled,
+    is_false,
+    simulate_mismatch,
+    simulate_sequential,
+    tally,
+)
 from study.known_answers import FloatCopies, LinearDEQ, LowBits, known_answers, low_bits
 from study.reports.statistics import rejected
 
@@ -127,6 +136,13 @@ def test_what_floating_point_addition_betrays_is_certified_falsely_and_on_the_gr
     grid, added = found.loc["noise on the grid"], found.loc["noise added in single precision"]
     assert added["rate"] == 1 and not added["guarantee"] and added["radius"] > 3 * added["true_radius"]
     assert grid["p_value"] > 1e-3 and grid["guarantee"] and grid["false"] > 0 and grid["abstained"] < 0.2
+
+
+def test_settled_votes_certify_the_fixed_point_unaudited_unless_the_bound_is_too_small():
+    found = certify_settled(CONFIG.model_copy(update={"runs": 100})).set_index("design")
+    settled, wrong = found.loc["settled"], found.loc["settled by a tenth of the bound"]
+    assert settled["p_value"] > 1e-3 and settled["guarantee"] and settled["abstained"] < 0.2 and settled["radius"] > 0.1
+    assert wrong["rate"] > 0.9 and not wrong["guarantee"]
 
 
 @pytest.mark.parametrize("sigma", [0.12, 0.5, 2.0])
