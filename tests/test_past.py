@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from srs.certificates import bounds
@@ -28,3 +29,11 @@ def test_draws_of_the_test_are_counted_with_those_that_select():
     told = past.read_draws(found.iloc[:1], config.n0)
     assert told.startswith(f"Over 1 pair of image and radius the test takes {alone} draws in the median; where 100 draws ")
     assert f"name the class first, {100 + named}" in told and "certifies 1 of the pairs, the other 1." in told
+
+
+def test_a_reference_that_is_stopped_is_told_once():
+    speed = pd.DataFrame({"method": ["AS-MDEQ-1N"], "speed over MDEQ-30A": [16.8], "speed over MDEQ-30A stopped": [6.8]})
+    told = past.read_speed(speed, "AS-MDEQ-1N", "MDEQ-30A")
+    assert told == "**AS-MDEQ-1N** is 16.8 times as fast as MDEQ-30A and 6.8 times as fast as MDEQ-30A stopped."
+    told = past.read_speed(speed, "AS-MDEQ-1N", "MDEQ-30A stopped")
+    assert told == "**AS-MDEQ-1N** is 6.8 times as fast as MDEQ-30A stopped."

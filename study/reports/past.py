@@ -28,13 +28,16 @@ def speeds(results: Results, key: str) -> pd.DataFrame:
     return pd.read_csv(results.layout.runs / "speed" / key / "methods.csv")
 
 
+def baselines(reference: str) -> list[str]:
+    """What seconds are compared with: the reference, and the same solver stopped at its tolerance, where that is another."""
+    return list(dict.fromkeys([reference, stopped(reference)]))
+
+
 def read_speed(speed: pd.DataFrame, row: str, reference: str) -> str:
     """How much faster a row is than the reference, whole and stopped."""
     fast = speed.set_index("method").loc[row]
-    return (
-        f"**{row}** is {fast[f'speed over {reference}']:.1f} times as fast as {reference} and "
-        f"{fast[f'speed over {stopped(reference)}']:.1f} times as fast as the same solver stopped at its tolerance."
-    )
+    told = [f"{fast[f'speed over {name}']:.1f} times as fast as {name}" for name in baselines(reference)]
+    return f"**{row}** is {listed(told)}."
 
 
 def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
@@ -62,9 +65,9 @@ def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], speed: pd
     for title, row in chosen.items():
         fast = speed.loc[title].set_index("method").loc[row]
         gap = points(*tables.paired_difference(rows[title], row, reference))
-        over = [fast[f"speed over {name}"] for name in (reference, stopped(reference))]
-        told.append(f"{title}: {row} {gap}, {over[0]:.1f} and {over[1]:.1f} times as fast")
-    return f"At r = 0 against {reference}, and in time against that and against it stopped at its tolerance: {'; '.join(told)}."
+        over = [f"{fast[f'speed over {name}']:.1f}" for name in baselines(reference)]
+        told.append(f"{title}: {row} {gap}, {listed(over)} times as fast")
+    return f"At r = 0 against {reference}, and in time against {listed(baselines(reference))}: {'; '.join(told)}."
 
 
 def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str | None]) -> str:
