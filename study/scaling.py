@@ -19,6 +19,7 @@ from study.bench import markdown
 from study.common import params_file
 from study.common.engine import LOCAL, Machine, Task, compute, workers, write_arrays
 from study.common.layout import Layout
+from study.common.memory import restart_with_kept_memory
 from study.votes.cast import vote_jobs
 from study.votes.plan import VotePlans
 
@@ -146,4 +147,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_kept_memory("study.scaling")
     main()

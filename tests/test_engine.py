@@ -17,6 +17,7 @@ from squares import fail, square, squares
 from study.common import engine
 from study.common.engine import Machine, Task, compute, read_record, tidy
 from study.common.layout import Layout
+from study.common.memory import KEEP_MEMORY
 
 pytestmark = pytest.mark.usefixtures("quick_workers")
 HERE = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), str(Path(__file__).parent)])}
@@ -140,6 +141,20 @@ def test_two_engines_work_side_by_side_on_one_machine():
     """Warnings are errors here: of a port that the other has."""
     with engine.workers(1) as one, engine.workers(1) as other:
         assert [pool.submit(abs, -1).result() for pool in (one, other)] == [1, 1]
+
+
+def test_local_workers_keep_memory(monkeypatch):
+    """Dask would have them hand it back, which triples the time of votes."""
+    import dask
+
+    for name in KEEP_MEMORY:
+        monkeypatch.setenv(name, "")  # so that what is set meanwhile is undone
+        monkeypatch.delenv(name)
+    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}), engine.workers(1) as pool:
+        found = {name: pool.submit(os.getenv, name).result() for name in KEEP_MEMORY}
+    assert found == KEEP_MEMORY
+    told = (Path(__file__).parent.parent / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert all(f"{name}={value}" in told for name, value in KEEP_MEMORY.items())  # for workers of a cluster
 
 
 def test_a_worker_that_is_stopped_for_long_goes_on():

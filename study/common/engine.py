@@ -27,6 +27,7 @@ from srs.common.resume import fingerprint
 from srs.common.settings import Section
 from study.common import code, params_file
 from study.common.layout import Layout
+from study.common.memory import keep_memory
 
 #: The code that this process runs, as it was when it started: a cluster's workers may be older.
 CODE = fingerprint([], [], sorted([*(code.ROOT / "srs").rglob("*.py"), *(code.ROOT / "study").rglob("*.py")]))
@@ -136,6 +137,7 @@ def workers(count: int, address: str | None = None) -> Iterator[Executor]:
     import dask
     from distributed import Client, LocalCluster  # a second to import, which little work need not wait for
 
+    keep_memory()  # else Dask has local workers give it back
     local = LOCAL | {"n_workers": count}
     with dask.config.set(PATIENT), nullcontext(address) if address else LocalCluster(**local) as place, Client(place) as client:
         pool = client.get_executor()
