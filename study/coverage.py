@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 from scipy import stats
+from torch import nn
 
 from srs.certificates import bounds
 from srs.certificates.at_radius import RadiusEstimate, RadiusTest, decide_at, decide_until
@@ -25,7 +26,7 @@ from srs.common.resume import fingerprint
 from srs.common.settings import Section
 from srs.deq.solvers import Solver
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import CleanVote, DirectSampler, SerializedSampler, Votes
+from srs.votes.samplers import CleanVote, DirectSampler, Sampler, SerializedSampler, Votes
 from study.common import code
 from study.common.engine import Task
 from study.common.layout import Layout
@@ -173,14 +174,10 @@ def certify_rounded(config: Coverage) -> pd.DataFrame:
     no guarantee, of noise that is added in single precision. Columns as in :func:`tally`."""
     image, p_a = low_bits(config.sigma)
     true_radius, found = config.sigma * float(stats.norm.ppf(p_a)), []
-    draws = [np.arange(config.n0 + config.n)] * config.runs
     for design, kind in {"noise on the grid": NoisyCopies, "noise added in single precision": FloatCopies}.items():
         copies = [kind(image, index, config.sigma, config.seed) for index in range(config.runs)]
-        cast = DirectSampler().sample_many(LowBits().eval(), copies, draws, 50_000)
-        for alpha in config.alphas:
-            settings = CertifySettings(**config.model_dump(include={"sigma", "n0", "n"}), alpha=alpha)
-            rows = [_row(design, standard_certificate(votes, settings), true_radius) for votes in cast]
-            found += [row | {"case": "low bits", "guarantee": kind is NoisyCopies} for row in rows]
+        rows = _unaudited(design, LowBits().eval(), DirectSampler(), copies, true_radius, config)
+        found += [row | {"case": "low bits", "guarantee": kind is NoisyCopies} for row in rows]
     return tally(pd.DataFrame(found))
 
 
@@ -189,17 +186,26 @@ def certify_settled(config: Coverage) -> pd.DataFrame:
     chains of votes that a tenth of the distance's bound has settled. Columns as in :func:`tally`."""
     solver, found = Solver(method="naive", steps=50, stop="settled"), []
     sampler = SerializedSampler(chains=config.chains, solver=solver, warmup=solver)
-    draws = [np.arange(config.n0 + config.n)] * config.runs
     for design, share in {"settled": 1.0, "settled by a tenth of the bound": 0.1}.items():
         deq, true_radius = BoundedDEQ(share).eval(), 0.5 * config.sigma
         image = deq.at_true_radius(true_radius)
         copies = [NoisyCopies(image, index, config.sigma, config.seed) for index in range(config.runs)]
-        cast = sampler.sample_many(deq, copies, draws, 50_000)
-        for alpha in config.alphas:
-            settings = CertifySettings(**config.model_dump(include={"sigma", "n0", "n"}), alpha=alpha)
-            certified = [at_image(standard_certificate(votes, settings), one) for votes, one in zip(cast, copies)]
-            found += [_row(design, one, true_radius) | {"case": "bounded", "guarantee": share == 1} for one in certified]
+        rows = _unaudited(design, deq, sampler, copies, true_radius, config)
+        found += [row | {"case": "bounded", "guarantee": share == 1} for row in rows]
     return tally(pd.DataFrame(found))
+
+
+def _unaudited(
+    design: str, model: nn.Module, sampler: Sampler, copies: list[NoisyCopies], true_radius: float, config: Coverage
+) -> list[dict]:
+    """A certificate, as of independent votes, for each of ``copies`` at each alpha."""
+    draws, found = [np.arange(config.n0 + config.n)] * len(copies), []
+    cast = sampler.sample_many(model, copies, draws, 50_000)
+    for alpha in config.alphas:
+        settings = CertifySettings(**config.model_dump(include={"sigma", "n0", "n"}), alpha=alpha)
+        certified = [at_image(standard_certificate(votes, settings), one) for votes, one in zip(cast, copies)]
+        found += [_row(design, one, true_radius) for one in certified]
+    return found
 
 
 def simulate_mismatch(config: Coverage) -> pd.DataFrame:

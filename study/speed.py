@@ -148,7 +148,7 @@ def methods_table(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
     """:func:`summary`, and how many times as fast as the ``reference``, as that :func:`stopped` and as :func:`released`, a
     method is."""
     table = summary(runs, ["sigma", "method"]).reset_index()
-    for row in dict.fromkeys([reference, stopped(reference), released(reference)]):
+    for row in (reference, stopped(reference), released(reference)):
         if row not in set(table["method"]):
             continue
         theirs = table[table["method"] == row].set_index("sigma")["seconds"]

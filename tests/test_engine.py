@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import kill_when, wait_until
+from conftest import command_of, kill_when, wait_until
 from squares import fail, square, squares
 
 from study.common import engine
@@ -84,14 +84,7 @@ compute(squares(Path({root!r}), 8, 1.0), settings=Machine(workers=2))
 def _workers(root: Path) -> list[int]:
     """The worker processes of a run into ``root`` that have made something and are alive."""
     found = {read_record(job[0].record).get("worker", 0) for job in squares(root, 8)}
-    return [pid for pid in found if re.search(rb"dask worker|spawn_main", _command(pid))]
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    return [pid for pid in found if re.search(rb"dask worker|spawn_main", command_of(pid))]
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks Linux who is at work")

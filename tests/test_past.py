@@ -7,9 +7,14 @@ import pandas as pd
 import pytest
 
 from srs.certificates import bounds
+from srs.certificates.at_radius import decide_at
 from srs.certificates.certify import CertifySettings
 from srs.votes.samplers import CleanVote
 from study.reports import past
+
+
+def _taken(votes, draws):
+    return SimpleNamespace(classes=votes.classes[draws], evaluations=np.ones(len(draws), int))
 
 
 def test_draws_of_the_test_are_counted_with_those_that_select():
@@ -17,7 +22,8 @@ def test_draws_of_the_test_are_counted_with_those_that_select():
     chance = np.random.default_rng(0)
     cast = [SimpleNamespace(classes=np.where(chance.random(1_100) < share, 2, 7)) for share in (1.0, 0.95, 0.8, 0.3)]
     clean = [CleanVote(2, 10, 1), CleanVote(2, 10, 1), CleanVote(5, 10, 1), CleanVote(-1, 10, 1)]
-    found = past.draws_of_tests(cast, clean, 0.25, config)
+    settled = decide_at(lambda which, draws: [_taken(cast[i], some) for i, some in zip(which, draws)], clean, 0.25, config)
+    found = past.draws_of_tests(cast, settled, config)
     assert (found["outcome"][:3] == "certified").all()
     p_0, share = 0.6914624612740131, bounds.shares_of_alpha(10, 2)[2]
     alone = next(k for k in range(1, 1_000) if bounds.log_evidence(k, k, p_0) >= np.log(1 / (config.alpha * share)))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import wait_until
+from conftest import command_of, wait_until
 from torch.distributed.launcher import api
 
 from srs import models
@@ -60,14 +60,7 @@ def undisturbed(few_digits, tmp_path_factory):
 def _workers(parent: int) -> set[int]:
     """The processes that train for ``parent``."""
     children = [pid for path in Path(f"/proc/{parent}/task").glob("*/children") for pid in path.read_text().split()]
-    return {int(pid) for pid in children if b"spawn_main" in _command(int(pid))}
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    return {int(pid) for pid in children if b"spawn_main" in command_of(int(pid))}
 
 
 def _step(checkpoint: Path) -> int:
@@ -94,7 +87,7 @@ def test_killed_at_work_it_ends_like_an_undisturbed_run(undisturbed, few_digits,
     second = kill(process.pid)
     process.wait()
     assert not first & second
-    wait_until(lambda: not any(map(_command, second)))  # nobody trains on for one who is gone
+    wait_until(lambda: not any(map(command_of, second)))  # nobody trains on for one who is gone
     resumed = _train(few_digits, checkpoint)
     for name, result in (("a", undisturbed), ("b", resumed)):
         write_checkpoint({"model": result["model"]}, tmp_path / name)

@@ -218,7 +218,7 @@ def test_published_votes_give_the_published_certificates_and_tables(place, tmp_p
     for name in ("srs", "study", "notebooks", "dvc.yaml", "data/claims.yaml"):
         if not Path(name).exists():
             Path(name).symlink_to(ROOT / name)
-    monkeypatch.setattr(recompute.index, "reports", lambda names, profile: ["10_table2"])
+    monkeypatch.setattr(recompute.index, "reports", lambda names, profile: ["00_method", "10_table2"])
     history = {"validation_accuracy": [0.5], "validation_residual": [0.1], "accuracy": [0.5], "unrolled": [True], "epoch": [1]}
     pd.DataFrame(history).to_csv("runs/smoke/models/small-050/history.csv", index=False)
     snapshot, profile = Path("data/snapshots/smoke"), Profile("smoke")

@@ -104,7 +104,7 @@ def test_parameters_that_are_edited_while_in_use_fail_the_stage(project, edited,
     assert told is None or told in ended.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["run a", "params", "reports.publish", "switch smoke"])
+@pytest.mark.parametrize("command", ["params", "reports.publish", "switch smoke"])
 def test_modules_of_the_pipeline_say_where_they_must_be_started(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     module, *given = command.split()
@@ -116,6 +116,13 @@ def test_modules_of_the_pipeline_say_where_they_must_be_started(tmp_path, monkey
     if module == "switch":
         told = "PROFILE = 'smoke' is unknown: there are no profiles here; start in the project's own folder"
     assert ended.value.code == told
+
+
+def test_a_run_says_where_it_must_be_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = _study_run("a")
+    told = f"params.yaml cannot be read in {tmp_path}: No such file or directory; start in the project's own\n"
+    assert (ended.returncode, ended.stderr) == (1, told)
 
 
 def test_parameters_are_read_in_utf8_whatever_the_locale(project):

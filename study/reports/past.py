@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from srs.certificates.at_radius import RadiusTest
-from srs.certificates.certify import CertifySettings
+from srs.certificates.at_radius import RadiusCertificate, RadiusTest
+from srs.certificates.certify import CertifySettings, selected_class
 from srs.votes.samplers import UNDECIDED, CleanVote, Votes
 from study.reports import tables
 from study.reports.numbers import listed, percent, plural, points
@@ -86,20 +86,19 @@ def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_
     )
 
 
-def draws_of_tests(cast: Sequence[Votes], clean: Sequence[CleanVote], r: float, config: CertifySettings) -> pd.DataFrame:
-    """What the test at radius ``r`` draws for each image, a line an image, from its votes, at least n0 + n of them. "drawn" and
-    "outcome": by the test that we have; "with selection" and "its outcome": where n0 draws name the class first, count for
-    nothing else, and that class alone is tested at all of alpha; "least": log(1 / alpha) / KL, which no test's mean undercuts
-    (Wald 1945), with the share of all votes for the class in place of p."""
+def draws_of_tests(cast: Sequence[Votes], settled: Sequence[RadiusCertificate], config: CertifySettings) -> pd.DataFrame:
+    """What the test at a fixed radius draws for each image, a line an image, with its votes, at least n0 + n of them. "drawn"
+    and "outcome": by the test that has ``settled`` it; "with selection" and "its outcome": where n0 draws name the class first,
+    count for nothing else, and that class alone is tested at all of alpha; "least": log(1 / alpha) / KL, which no test's mean
+    undercuts (Wald 1945), with the share of all votes for the class in place of p."""
     lines = []
-    for votes, one in zip(cast, clean):
-        test, named = RadiusTest(r, config, one), RadiusTest(r, config, CleanVote(UNDECIDED, 1, 0))
-        test.add(votes.classes)
+    for votes, one in zip(cast, settled):
+        named = RadiusTest(one.r, config, CleanVote(UNDECIDED, 1, 0))
         first, rest = np.split(votes.classes, [config.n0])
-        named.add(np.where(rest == np.bincount(first[first >= 0], minlength=1).argmax(), 0, UNDECIDED))
-        share = (votes.classes == test.top).mean()
-        apart = special.rel_entr(share, test.p_0) + special.rel_entr(1 - share, 1 - test.p_0)
-        known = {"r": r, "drawn": test.drawn, "outcome": test.outcome}
+        named.add(np.where((rest == selected_class(first)) & (rest != UNDECIDED), 0, UNDECIDED))
+        share = (votes.classes == one.top).mean()
+        apart = special.rel_entr(share, named.p_0) + special.rel_entr(1 - share, 1 - named.p_0)
+        known = {"r": one.r, "drawn": one.drawn, "outcome": one.outcome}
         least = math.log(1 / config.alpha) / apart if apart else math.inf
         lines.append(known | {"with selection": config.n0 + named.drawn, "its outcome": named.outcome, "least": least})
     return pd.DataFrame(lines)

@@ -40,21 +40,8 @@ def build(profile: Profile, reports: list[Path], stages: list[Path], items: dict
     with tempfile.TemporaryDirectory() as folder:
         source, extra = Path(folder, "source"), Path(folder, "extra")
         write_sources(profile, reports, stages, items, source, extra)
-        command = [
-            sys.executable,
-            "-m",
-            "sphinx",
-            "-Q",
-            "-j",
-            "auto",
-            "-b",
-            "html",
-            "-c",
-            PAGES,
-            "-d",
-            Path(folder, "doctrees"),
-        ]
-        command += ["-D", f"html_extra_path={extra}", source, Path(folder, "built", "site")]
+        command = [sys.executable, "-m", "sphinx", "-Q", "-j", "auto", "-b", "html", "-c", PAGES]
+        command += ["-d", Path(folder, "doctrees"), "-D", f"html_extra_path={extra}", source, Path(folder, "built", "site")]
         here = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
         ended = subprocess.run(command, env=here, capture_output=True, encoding="utf-8")
         if ended.returncode:
