@@ -172,14 +172,19 @@ def log_evidence(successes: int | np.ndarray, trials: int | np.ndarray, p_0: flo
     The martingale mixes the likelihood ratios of all p in (p_0, 1], uniformly, against p_0 (Robbins 1970). Counts may be
     arrays. Raises ValueError for counts outside 0 <= successes <= trials or p_0 outside (0, 1).
     """
-    if not (np.all(np.asarray(successes) >= 0) and np.all(successes <= np.asarray(trials)) and 0 < p_0 < 1):
+    if not (np.all((0 <= successes) & (successes <= trials)) and 0 < p_0 < 1):
         raise ValueError(f"{successes} successes in {trials} trials against p_0 = {p_0}: expected counts in order, 0 < p_0 < 1")
+    found = _log_evidence(successes, trials, p_0)
+    return found if np.ndim(found) else float(found)
+
+
+def _log_evidence(successes, trials, p_0):
+    """:func:`log_evidence` of counts that are known to be in order."""
     failures = trials - successes
     with np.errstate(divide="ignore"):  # nothing left of the integral is evidence of nothing
         tail = np.log(special.betaincc(successes + 1, failures + 1, p_0))
     mixed = special.betaln(successes + 1, failures + 1) + tail
-    found = mixed - math.log1p(-p_0) - successes * math.log(p_0) - failures * math.log1p(-p_0)
-    return found if np.ndim(found) else float(found)
+    return mixed - math.log1p(-p_0) - successes * math.log(p_0) - failures * math.log1p(-p_0)
 
 
 @lru_cache(1 << 16)
@@ -195,7 +200,7 @@ def lower_by_evidence(successes: int, trials: int, alpha: float) -> float:
     enough = math.log(1 / alpha) + 1e-9 + 1e-13 * trials  # log_evidence is less exact than that
 
     def surplus(p: float) -> float:
-        return log_evidence(successes, trials, p) - enough
+        return float(_log_evidence(successes, trials, p)) - enough
 
     low, high = 1e-300, min(successes / trials, 1 - 1e-12)  # it falls in between
     p = high if surplus(high) >= 0 else optimize.brentq(surplus, low, high, xtol=1e-18, maxiter=1_000)
