@@ -172,7 +172,7 @@ def log_evidence(successes: int | np.ndarray, trials: int | np.ndarray, p_0: flo
     The martingale mixes the likelihood ratios of all p in (p_0, 1], uniformly, against p_0 (Robbins 1970). Counts may be
     arrays. Raises ValueError for counts outside 0 <= successes <= trials or p_0 outside (0, 1).
     """
-    if not (np.all((0 <= successes) & (successes <= trials)) and 0 < p_0 < 1):
+    if not (np.all((successes >= 0) & (successes <= trials)) and 0 < p_0 < 1):
         raise ValueError(f"{successes} successes in {trials} trials against p_0 = {p_0}: expected counts in order, 0 < p_0 < 1")
     found = _log_evidence(successes, trials, p_0)
     return found if np.ndim(found) else float(found)
