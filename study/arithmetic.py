@@ -90,9 +90,10 @@ def compare(model: torch.nn.Module, images: Images, index: int, sigma: float, co
 
 
 def gathered(folder: Path) -> pd.DataFrame:
-    """What :func:`compare` found on all images, summed."""
-    parts = pd.concat([pd.read_csv(path) for path in sorted(folder.glob("*.csv"))])
-    return parts.groupby(["sampler", "change"], sort=False).sum().reset_index()
+    """What :func:`compare` found on all images, summed, and how many ``images`` they are."""
+    paths = sorted(folder.glob("*.csv"))
+    parts = pd.concat(map(pd.read_csv, paths))
+    return parts.groupby(["sampler", "change"], sort=False).sum().reset_index().assign(images=len(paths))
 
 
 def _row(sampler: str, change: str, plain: np.ndarray, changed: np.ndarray) -> dict:

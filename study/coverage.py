@@ -98,7 +98,7 @@ def certify_case(config: Coverage, case: str) -> pd.DataFrame:
     for first in range(0, config.runs, _KEPT_RUNS):
         runs = range(first, min(first + _KEPT_RUNS, config.runs))
         found += [{"case": case} | row for row in _certify(cases[case], runs, own)]
-    return tally(pd.DataFrame(found))
+    return tally(pd.DataFrame(found)).assign(n=config.n, audit=config.audit, chains=config.chains)
 
 
 def gathered(folder: Path) -> pd.DataFrame:

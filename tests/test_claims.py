@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -210,7 +211,7 @@ def test_what_a_profile_has_not_is_said_and_not_judged(tmp_path):
 
 def test_only_the_papers_claims_are_counted():
     lines = pd.DataFrame({"whose": ["the paper", "ours", "the paper"], "verdict": [CONFIRMED, CONFIRMED, UNDECIDED]})
-    assert claims.decided(lines) == {CONFIRMED: 1, CONTRADICTED: 0, UNDECIDED: 1, ABSENT: 0}
+    assert claims.decided(lines) == {CONFIRMED: 1, CONTRADICTED: 0, UNDECIDED: 1, claims.UNKNOWN: 0, ABSENT: 0}
 
 
 def test_a_claim_without_a_test_is_refused():
@@ -223,3 +224,35 @@ def test_a_list_without_a_reference_is_not_asked_for_one(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "reference", lambda *_: next(iter(())))
     told = {"quantity": "certified accuracy", "row": "SRS-MDEQ-1A", "against": "MDEQ-1A", "least": -0.9}
     assert _judged(results, **told)["verdict"] == CONFIRMED
+
+
+def test_a_mean_that_few_images_make_is_not_enough(tmp_path):
+    """Three images of 12 pull the mean far down; of the others as many are closer as are further."""
+    whole = [1.0] * 12
+    ours = [0.9, 0.8] * 6
+    theirs = [0.8, 0.9] * 6
+    told = {"quantity": "relative radius difference", "row": "SRS-MDEQ-3A", "against": "MDEQ-3A", "most": 0}
+    torn = [10.0, 10.0, 10.0, *theirs[3:]]
+    found = _judged(Made(_rows(**{"MDEQ-30A": whole, "SRS-MDEQ-3A": ours, "MDEQ-3A": torn}), tmp_path), **told)
+    assert found["verdict"] == UNDECIDED and "smaller for 7 of 12 images that differ" in found["found"]
+    worse = [0.5 + 0.01 * i for i in range(12)]
+    found = _judged(Made(_rows(**{"MDEQ-30A": whole, "SRS-MDEQ-3A": ours, "MDEQ-3A": worse}), tmp_path), **told)
+    assert found["verdict"] == CONFIRMED and "smaller for 12 of 12" in found["found"]
+    found = _judged(Made(_rows(**{"MDEQ-30A": whole, "SRS-MDEQ-3A": worse, "MDEQ-3A": ours}), tmp_path), **told)
+    assert found["verdict"] == CONTRADICTED
+
+
+def test_a_change_has_an_exact_interval_also_where_next_to_all_is_alike():
+    low, high = claims.change_interval([0] * 14 + [1])
+    assert low < -0.3 and high > 0.5  # a bootstrap of this cannot fall below 0
+    rng, runs, held = np.random.default_rng(0), 200, 0
+    for change in rng.choice([-2, -1, 0, 1, 2], (runs, 60), p=[0.05, 0.1, 0.6, 0.2, 0.05]):
+        low, high = claims.change_interval(change)
+        assert low <= change.mean() <= high
+        held += low <= 0.1 <= high
+    assert held >= 190
+
+
+def test_what_no_size_could_decide_is_not_counted_as_too_small(tmp_path):
+    found = _judged(Made(_rows(**{"MDEQ-30A": [0.3]}), tmp_path), quantity="not known to us")
+    assert found["verdict"] == claims.UNKNOWN

@@ -49,6 +49,16 @@ def test_what_is_missing_is_computed_once(tmp_path, workers):
     assert sorted(_computed(tmp_path)) == [0, 1, 2, 3, 3, 4, 4, 5]
 
 
+def test_progress_is_told_while_a_job_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "LOOK", 0.05)
+    tasks = [task for job in squares(tmp_path, 6, 0.4) for task in job]
+    began, told = time.monotonic(), []
+    for weight in engine._performed([tasks[:3], tasks[3:]], Machine(workers=2)):
+        told.append((time.monotonic() - began, weight))
+    assert sum(weight for _, weight in told) == sum(task.weight for task in tasks) and len(told) == 6
+    assert told[-1][0] - told[0][0] > 0.5  # the first task of a job is told long before the last
+
+
 def test_a_failing_task_is_told_and_leaves_no_result(tmp_path):
     bad = Task(tmp_path / "bad", tmp_path / "record.npz", "x", fail, {})
     for workers in (1, 2):

@@ -186,7 +186,10 @@ def test_coverage_has_a_panel_a_case():
 
 def test_a_figure_is_told_in_words(rows):  # noqa: F811
     told = results.described(figures.plot_curve_panels({"a": rows}, "MDEQ-30A"))
-    assert told == "certified accuracy (%) against l2 radius r (pixel units); panels: a; shown: MDEQ-30A, SRS-MDEQ-3A"
+    assert told == "certified accuracy (%) against l2 radius r (pixel units). Panels: a. Shown: MDEQ-30A; SRS-MDEQ-3A"
+    twin = rows.assign(method=rows["method"].replace("MDEQ-30A", "MDEQ-30A stopped"))
+    told = results.described(figures.plot_curves(pd.concat([rows, twin]), "MDEQ-30A"))
+    assert "MDEQ-30A and MDEQ-30A stopped, as one curve" in told
     plt.close("all")
 
 

@@ -67,11 +67,22 @@ def test_summary_is_computed_from_the_rows(table):
 
 def test_where_the_reference_stopped_is_a_row_speed_ups_over_it_are_shown(rows, table):
     honest = _rows("MDEQ-30A stopped", [0.3, 0.6, 1.1, 0.2], evaluations=12_000, seconds=0.8, wrong=1)
-    wider = tables.summary(pd.concat([rows, honest]), RADII, "MDEQ-30A")
-    assert wider["speed-up", "seconds over stopped"].tolist() == pytest.approx([0.4, 1.6, 1.0])
-    shown = tables.cost_table(wider, "").to_html()
-    assert "against the solver stopped" in shown and "1.6×" in shown
-    assert "stopped" not in tables.cost_table(table, "").to_html()
+    wider = pd.concat([rows, honest])
+    assert tables.baselines("MDEQ-30A", wider["method"].unique()) == ["MDEQ-30A", "MDEQ-30A stopped"]
+    assert tables.speed_up(wider, "SRS-MDEQ-3A", "MDEQ-30A stopped") == pytest.approx((1.6, 1.6, 1.6))
+    shown = tables.cost_table(wider, "MDEQ-30A", "").to_html()
+    assert "seconds, against MDEQ-30A stopped" in shown and "1.6×" in shown
+    assert "stopped" not in tables.cost_table(rows, "MDEQ-30A", "").to_html()
+
+
+def test_a_ratio_has_an_interval_over_images_unless_all_have_one(rows):
+    rows.loc[rows["method"] == "MDEQ-30A", "seconds"] = [1.0, 2.0, 3.0, 4.0]
+    ratio, low, high = tables.speed_up(rows, "SRS-MDEQ-3A", "MDEQ-30A")
+    assert ratio == 5.0 and 2.0 <= low < 5.0 < high <= 8.0
+    assert tables.times(ratio, low, high) == f"5.0× [{low:.1f}, {high:.1f}]"
+    assert tables.times(*tables.speed_up(rows, "SRS-MDEQ-3A", "MDEQ-30A", "evaluations")) == "5.0×"
+    difference = tables.acr_difference(rows, "SRS-MDEQ-3A", "MDEQ-30A")
+    assert difference[0] == pytest.approx((1.2 - 2.0) / 4) and difference[1] < difference[0] < difference[2]
 
 
 def test_cells_beyond_reach_are_no_zeros(table):
@@ -150,7 +161,7 @@ def test_sentences_follow_the_numbers(rows, table):
     assert "**SRS-MDEQ-3A** certifies 100 % at r = 0 (+25 points against MDEQ-30A, paired 95 % interval -" in text
     assert "20 % of MDEQ-30A's evaluations of f and 25 % of its time" in text
     assert "did not confirm 50.0 % of its audited votes" in text
-    assert "20 % of its votes are warm-up votes" in text
+    assert "20 % of its draws, those that choose the class included, are of the warm-up" in text
     worse = rows.copy()
     worse.loc[worse["method"] == "SRS-MDEQ-3A", "prediction"] = 4
     other = tables.summary(worse, RADII, "MDEQ-30A")
@@ -160,8 +171,19 @@ def test_sentences_follow_the_numbers(rows, table):
     twice = pd.concat([rows, rows[4:].assign(method="SRS-MDEQ-1N")], ignore_index=True)
     both = tables.summary(twice, RADII, "MDEQ-30A")
     named = {"MDEQ-30A": StandardSampler(), "SRS-MDEQ-3A": one, "SRS-MDEQ-1N": one}
-    text = tables.read_comparison(both, twice, "MDEQ-30A", named)
-    assert "**SRS-MDEQ-3A** and **SRS-MDEQ-1N** gave the same" in text and "published rows of such a pair differ is not" in text
+    for known, differ in (
+        ({}, False),
+        ({"SRS-MDEQ-3A": [5], "SRS-MDEQ-1N": [5]}, False),
+        ({"SRS-MDEQ-3A": [5], "SRS-MDEQ-1N": [4]}, True),
+    ):
+        published = {row: {"accuracy": shares} for row, shares in known.items()}
+        text = tables.read_comparison(both, twice, "MDEQ-30A", named, published)
+        assert "**SRS-MDEQ-3A** and **SRS-MDEQ-1N** gave the same" in text
+        assert ("published rows of this pair differ is not explained" in text) == differ
+    no_guarantee = rows.assign(guarantee=rows["method"] == "MDEQ-30A")
+    table = tables.summary(no_guarantee, RADII, "MDEQ-30A")
+    assert "**SRS-MDEQ-3A** (not a guarantee) certifies" in tables.read_comparison(table, no_guarantee, "MDEQ-30A", samplers)
+    assert "Grey: not a guarantee." in tables.certified_table(table, "").to_html()
 
 
 def test_paired_differences_cover_the_truth():

@@ -32,7 +32,7 @@ def test_no_loss_beyond_the_interval_is_not_said_to_be_equality():
 def test_the_control_is_told_where_it_is_ahead():
     rows = {"sigma = 1": pd.concat([_rows("Unrolled-1N", [0.4, 0.4]), _rows("AS-MDEQ-1N", [0.3, 0.3])])}
     told = past.read_control(rows, {"sigma = 1": "AS-MDEQ-1N"}, {"sigma = 1": "Unrolled-1N"})
-    assert "larger ACR at 1 of 1 noise level: sigma = 1 (0.400 against 0.300)" in told
+    assert "has an ACR that differs from the chosen row's by +0.100 (no interval from so few) at sigma = 1" in told
     assert past.read_control(rows, {"sigma = 1": "AS-MDEQ-1N"}, {"sigma = 1": None}) == ""
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,9 @@ LOCAL = {
 }
 #: A worker that does not answer is stopped, or starved by others: its task is not started anew while it lives.
 PATIENT = {"distributed.scheduler.worker-ttl": None}
+
+
+LOOK = 5.0  # seconds between two looks at what workers have finished
 
 
 class Machine(Section):
@@ -106,28 +109,35 @@ def compute(jobs: Sequence[Sequence[Task]], unit: str = "task", settings: Machin
 
 
 def _performed(jobs: list[list[Task]], settings: Machine) -> Iterator[int]:
-    """The weight of each job that is done: in this process where it must be alone, or one worker is enough, or asked for."""
-    yield from (_perform(job, CODE) for job in jobs if _alone(job))
+    """The weight of each task that is done: in this process where it must be alone, or one worker is enough, or asked for."""
+    yield from (task.perform() for job in jobs if _alone(job) for task in job)
     jobs = [job for job in jobs if not _alone(job)]
     address = None if settings.workers == 1 else os.environ.get("DASK_SCHEDULER_ADDRESS")
     count = min(len(jobs), settings.workers or _processors())
     if count <= 1 and not address:
-        yield from (_perform(job, CODE) for job in jobs)
+        yield from (task.perform() for job in jobs for task in job)
         return
     with workers(count, address) as pool:
-        for future in as_completed([pool.submit(_perform, job, CODE) for job in jobs]):
-            yield future.result()
+        left = {pool.submit(_perform, job, CODE): list(job) for job in jobs}
+        while left:
+            for future in wait(left, LOOK, FIRST_COMPLETED).done:
+                future.result()
+                yield from (task.weight for task in left.pop(future))
+            for job in left.values():  # which a worker does in its order, and may take an hour to end
+                while job and job[0].done:
+                    yield job.pop(0).weight
 
 
 def _alone(job: list[Task]) -> bool:
     return any(task.alone for task in job)
 
 
-def _perform(job: Sequence[Task], expected: str) -> int:
-    """Raises RuntimeError in a worker that was started with other code."""
+def _perform(job: Sequence[Task], expected: str) -> None:
+    """A job in a worker. Raises RuntimeError in one that was started with other code."""
     if expected != CODE:
         raise RuntimeError("a worker runs other code of srs and study than the one who asks: start the workers anew")
-    return sum(task.perform() for task in job)
+    for task in job:
+        task.perform()
 
 
 @contextmanager

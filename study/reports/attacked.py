@@ -26,13 +26,17 @@ class Attacked:
     """The attacks on the run ``key``, and the certificates of the attacked images."""
 
     def __init__(self, results: Results, key: str, config: Robustness):
-        self.key, self.config, self.row = key, config, config.runs[key]
+        self.results, self.key, self.config, self.row = results, key, config, config.runs[key]
         self.found = pd.read_csv(results.layout.runs / "attacks" / f"{key}.csv")
         rows = results.rows(key)
         rows = rows[rows["method"] == self.row]
         self.reach = tables.reachable(rows)[self.row]
         self.rows = rows[rows["index"].isin(self.found["index"])].set_index("index")
         self.images, self.decisions = self.found["index"].nunique(), int((self.found["draws"] > 0).sum())
+
+    def basis(self) -> str:
+        """On how many images all of it rests, and on which certificates."""
+        return f"{plural(self.images, 'attacked image')}, among those of {self.results.basis([(self.key, None)])}"
 
     def outcome(self, attack: str, r: float) -> Outcome:
         """Of an attack of budget ``r``."""

@@ -1,12 +1,13 @@
 """The claims of data/claims.yaml, and what a profile's results say of them.
 
 *Confirmed*: the whole 95 % interval lies where the claim says. *Contradicted*: the whole interval lies elsewhere. Otherwise
-*not decided at this size*. A claim of "always" or "never" is contradicted by one counterexample. Thresholds stand in the
-file, tests here: one function a quantity, which says what it measures and how its interval is made.
+*not decided at this size*, or, where no size could decide it, *cannot be judged*. A claim of "always" or "never" is
+contradicted by one counterexample. Thresholds stand in the file, tests here: one function a quantity, which says what it
+measures and how its interval is made.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -30,7 +31,9 @@ from study.votes.plan import known
 from study.votes.rows import plain
 
 FILE = Path("data/claims.yaml")
-CONFIRMED, CONTRADICTED, UNDECIDED, ABSENT = "confirmed", "contradicted", "not decided at this size", "not in this profile"
+CONFIRMED, CONTRADICTED, UNDECIDED = "confirmed", "contradicted", "not decided at this size"
+UNKNOWN, ABSENT = "cannot be judged", "not in this profile"
+VERDICTS = (CONFIRMED, CONTRADICTED, UNDECIDED, UNKNOWN, ABSENT)
 LEVEL = 0.05  # of every interval
 MOST_IMAGES = 10_000  # that are looked at to find how many could decide a claim
 
@@ -120,7 +123,7 @@ def table(results: Results, claims: Iterable[Claim] | None = None) -> pd.DataFra
 def decided(lines: pd.DataFrame) -> dict[str, int]:
     """The tally of a :func:`table`: the paper's claims by verdict."""
     counts = lines.loc[lines["whose"] == "the paper", "verdict"].value_counts()
-    return {name: int(counts.get(name, 0)) for name in (CONFIRMED, CONTRADICTED, UNDECIDED, ABSENT)}
+    return {name: int(counts.get(name, 0)) for name in VERDICTS}
 
 
 def about_stand_ins(lines: pd.DataFrame) -> str:
@@ -258,8 +261,9 @@ def _speed_up(case: _Case) -> Finding:
     in_evaluations = spent["evaluations", other].sum(axis=None) / spent["evaluations", row].sum(axis=None)
     table = {"large": "table1", "small": "table2", "imagenet": "table3"}[case.model]
     published = [case.results.published[table].get(name, {}).get("seconds") for name in (other, row)]
-    told = f"{row}: {ratio:.1f} times in time ({low:.1f} to {high:.1f}), {in_evaluations:.1f} times in evaluations of f, "
-    told += "warm-up and audit included"
+    k = rows.loc[rows["method"] == row, "k"].max()
+    told = f"{row} at N = {rows['n'].iloc[0]:,} and K = {k:,}: {ratio:.1f} times in time ({low:.1f} to {high:.1f}), "
+    told += f"{in_evaluations:.1f} times in evaluations of f, warm-up and audit included"
     if all(published):
         told += f"; published, at another N: {published[0] / published[1]:.1f} times"
     judged = verdict([(low, high)], *case.claim.limits())
@@ -305,6 +309,9 @@ def _all_pairs(case: _Case) -> Finding:
     found = {pair: tables.paired_difference(rows, *pair, alpha=level) for pair in pairs}
     a, b = max(found, key=lambda pair: abs(found[pair][0]))
     told = f"r = 0: largest difference of {len(pairs)} pairs, {a} against {b}: {points(*found[a, b])}, simultaneous intervals"
+    c, d = max(pairs, key=lambda pair: abs(tables.acr_difference(rows, *pair)[0]))
+    value, *ends = tables.acr_difference(rows, c, d)
+    told += f"; not judged: the ACR, at most by {signed(value, 3)} ({signed_interval(*ends, 3)}), {c} against {d}"
     limits = case.claim.limits()
     judged = verdict([f[1:] for f in found.values()], *limits)
     return Finding(told, judged, rows["index"].nunique(), least_images(*limits, level))
@@ -331,28 +338,48 @@ def _negative_gaps(case: _Case) -> Finding:
 
 
 def _radius_difference(case: _Case) -> Finding:
-    """Mean over the images of RRD(row) - RRD(against), both to the reference; bootstrap."""
+    """Mean over the images of RRD(row) - RRD(against), both to the reference; bootstrap. As few images with small radii can
+    make that mean, the share of images that differ which are closer (a sign test, exact) must say the same."""
     key, draws, row = case.place(case.claim.row)
     other, rows = case.place(case.claim.against)[2], case.results.rows(key, draws)
     closer = differences(rows, row, case.reference) - differences(rows, other, case.reference)
     low, high = mean_interval(closer, LEVEL)
-    told = f"mean RRD of {row} and {other} differs by {signed(closer.mean(), 3)} ({signed_interval(low, high, 3)})"
-    return Finding(told, verdict([(low, high)], *case.claim.limits()), len(closer))
+    smaller, differing = int((closer < 0).sum()), int((closer != 0).sum())
+    signs = bounds.clopper_pearson_interval(smaller, differing, LEVEL) if differing else (0.0, 1.0)
+    told = (
+        f"mean RRD of {row} and {other} differs by {signed(closer.mean(), 3)} ({signed_interval(low, high, 3)}); smaller for "
+        f"{smaller} of {differing} images that differ ({percent(signs[0])} to {percent(signs[1])})"
+    )
+    both = {verdict([(low, high)], *case.claim.limits()), verdict([signs], least=0.5)}
+    return Finding(told, both.pop() if len(both) == 1 else UNDECIDED, len(closer))
 
 
 def _change_of_loss(case: _Case) -> Finding:
     """Certified by ``row`` minus certified by its reference at r = 0, less the same of ``against``: mean over the images that
-    both have; bootstrap."""
-    losses = []
+    both have; an exact, conservative interval (:func:`change_interval`)."""
+    losses, names = [], []
     for place in (case.claim.row, case.claim.against):
         key, draws, row = case.place(place)
         rows = case.results.rows(key, draws)
         held = certified(rows, 0.0).groupby([rows["index"], rows["method"]]).first().unstack().astype(int)
         losses.append(held[row] - held[case.results.reference(key, draws)])
+        names.append(f"{key}'s {row}")
     change = (losses[0] - losses[1]).dropna()
-    low, high = mean_interval(change, LEVEL)
-    told = f"r = 0: the loss changes by {points(change.mean(), low, high)}"
-    return Finding(told, verdict([(low, high)], *case.claim.limits()), len(change))
+    interval, limits = change_interval(change), case.claim.limits()
+    told = f"r = 0: against its reference {names[0]} certifies {points(change.mean(), *interval)} more than {names[1]} does"
+    sizes = (n for n in range(2, MOST_IMAGES) if verdict([change_interval(np.zeros(n))], *limits) == CONFIRMED)
+    return Finding(told, verdict([interval], *limits), len(change), next(sizes, None))
+
+
+def change_interval(change: Sequence[int], level: float = LEVEL) -> Interval:
+    """An interval of the mean of a change by -2, -1, 0, 1 or 2 that is exact and conservative: the mean is P(change >= 1) +
+    P(change >= 2) less the same of the other sign, each share in its Clopper-Pearson interval at level / 4 (Bonferroni)."""
+    change, low, high = np.asarray(change), 0.0, 0.0
+    for sign in (1, -1):
+        for size in (1, 2):
+            least, most = bounds.clopper_pearson_interval(int((sign * change >= size).sum()), len(change), level / 4)
+            low, high = low + min(sign * least, sign * most), high + max(sign * least, sign * most)
+    return low, high
 
 
 def _attacks(case: _Case) -> Finding:
@@ -397,7 +424,7 @@ def _published_radius(case: _Case) -> Finding:
 
 def _not_known(case: _Case) -> Finding:
     """A claim that rests on figures that are not known to us."""
-    return Finding("the figures that it rests on are not known to us", UNDECIDED, trainings=0)
+    return Finding("the figures that it rests on are not known to us", UNKNOWN, trainings=0)
 
 
 #: How each quantity is measured.

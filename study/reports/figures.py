@@ -1,6 +1,6 @@
 """Plots of the reports. Every method looks the same in all of them: :func:`study.common.plots.looks`.
 
-``rows`` is a table of certificates: one line an image and method, the columns of :func:`srs.certificates.certify.certificates`.
+``rows`` is a table of certificates: one line an image and method, the columns of :func:`study.votes.table.certificate_table`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,6 +21,7 @@ from study.reports.numbers import percent
 from study.reports.statistics import certified_accuracy
 from study.reports.tables import ESTIMATOR_NAMES, design_name, reachable
 
+ONE_CURVE = "(one curve)"  # in a legend, after the names of methods that are alike
 _MOST = 6  # methods in one panel: where there are more, each kind has a panel of its own
 
 
@@ -40,7 +41,7 @@ def plot_curves(rows: pd.DataFrame, reference: str, axes: Axes | None = None) ->
         grid = np.linspace(0, limit, 400)
         accuracy = _reaching(radii, grid)
         line = "--" if part["estimator"].iloc[0] and one.line == "-" else one.line
-        label = "\n".join([*methods, "(one curve)"]) if len(methods) > 1 else methods[0]
+        label = "\n".join([*methods, ONE_CURVE]) if len(methods) > 1 else methods[0]
         style = {"color": one.color, "linestyle": line, "linewidth": 3.0 - 1.5 * number / len(curves)}  # thick under thin
         axes.plot(grid, accuracy, label=label, marker=one.marker, ms=5, markevery=(17 * number % 70, 70), **style)
         axes.plot(limit, accuracy[-1], marker="|", markersize=12, color=one.color)

@@ -13,20 +13,24 @@ from srs.certificates import bounds
 from study.common.plots import looks
 from study.reports import claims, index, tables
 from study.reports.items import as_table, stands_in
-from study.reports.numbers import percent
+from study.reports.numbers import fixed, listed, percent, plural
 from study.reports.reach import ALPHA, SIGMA, N, reach
-from study.reports.results import Results
-from study.reports.statistics import certified_accuracy, rejected
+from study.reports.results import Results, Source
+from study.reports.statistics import certified_accuracy, paired_interval, rejected
 
 CIFAR10 = Path("reports/cifar10/10_table2.ipynb")  # Table 2 on CIFAR-10 itself, as published with the project
 
 
 def saved(rows: pd.DataFrame, reference: str, row: str) -> str:
-    """What serialization saves, in evaluations of f."""
+    """What serialization saves, in evaluations of f, beside every baseline."""
     spent = rows.groupby("method")["evaluations"].mean()
+    told = [
+        f"{other} {spent[other]:,.0f} ({tables.times(*tables.speed_up(rows, row, other, 'evaluations'))})"
+        for other in tables.baselines(reference, spent.index)
+    ]
     return (
-        f"**{row} needs {spent[row]:,.0f} evaluations of f an image, {reference} {spent[reference]:,.0f}: "
-        f"{spent[reference] / spent[row]:.1f} times fewer, warm-up and audit included.**"
+        f"**At N = {rows['n'].iloc[0]:,} {row} needs {spent[row]:,.0f} evaluations of f an image, warm-up and audit included: "
+        f"{listed(told)}.**"
     )
 
 
@@ -86,8 +90,9 @@ def read_beside(found: dict[str, pd.DataFrame], on: str) -> str:
     within = ((both["published"] >= both["lower"]) & (both["published"] <= both["upper"])).sum()
     beyond = sum(int(part["ours"].isna().sum()) for part in found.values())
     return (
-        f"**{within} of {len(both)} published accuracies lie within our 95 % intervals** ({on}); "
-        f"{beyond} more lie beyond the radii that our N, K and alpha allow."
+        f"**{within} of {len(both)} published accuracies lie within our 95 % intervals** ({on}), which are "
+        f"{fixed((both['upper'] - both['lower']).mean())} points wide on average; {beyond} more lie beyond the radii that our "
+        "N, K and alpha allow."
     )
 
 
@@ -96,9 +101,9 @@ def read_reach(k: int, claimed: list[float]) -> str:
     limit = bounds.largest_radius(N, ALPHA, SIGMA)
     beyond = [r for r in claimed if r > found["theorem_3_1"]]
     return (
-        f"**With K = {k:,} audited draws Theorem 3.1 cannot certify past r = {bounds.shown(found['theorem_3_1'])}**, the exact "
-        f"bound not past {bounds.shown(found['finite_population'])}, independent votes not past {bounds.shown(limit)}; the "
-        f"paper shows serialized certificates at {len(beyond)} larger radii, up to {max(claimed):g}."
+        f"**With K = {k:,} audited draws what Theorem 3.1 can certify ends at r = {bounds.shown(found['theorem_3_1'])}**, by "
+        f"the exact bound at {bounds.shown(found['finite_population'])}, of independent votes at {bounds.shown(limit)} (all "
+        f"rounded down); the paper shows serialized certificates at {len(beyond)} larger radii, up to {max(claimed):g}."
     )
 
 
@@ -108,52 +113,62 @@ def read_coverage(table: pd.DataFrame) -> str:
     above = int(rejected(held["p_value"]).sum())
     worst = other.loc[other["rate"].idxmax()]
     return (
-        f"**{above} of {len(held)} cases with a guarantee are significantly above alpha** (at 5 % for all together); without "
-        f"one up to {percent(worst['rate'])} of certificates are false at alpha = {worst['alpha']:g}."
+        f"**With a guarantee, {above} of {len(held)} shares of false certificates (each of a case, a way to certify and an "
+        f"alpha) are significantly above alpha** (at 5 % for all together); without one up to {percent(worst['rate'])} of "
+        f"certificates are false at alpha = {worst['alpha']:g}."
     )
 
 
-def costs(results: Results, r: float) -> pd.DataFrame:
-    """Certified accuracy at ``r`` (share, with its 95 % interval) and evaluations an image of the main run's rows, of the
-    networks trained for one evaluation, and of the plain network; rows that cannot reach r are left out."""
+def cost_sources(results: Results) -> dict[Source, str]:
+    """Whose accuracy and cost are held side by side: the main run's rows, the networks trained for one evaluation, and the
+    plain networks, with the names of the latter (empty: rows keep theirs)."""
     key = results.report.small.main
     past = results.report.past.get(key)
-    sources = [(key, None), *((other, None) for other in (past.models() if past else []))]
-    sources += [(results.report.resnet, None)] if results.report.resnet else []
+    sources = {(run, None): "" for run in [key, *(past.models() if past else [])]}
+    plain = {"ResNet-110": results.report.resnet, "ResNet-20": results.report.plain}
+    return sources | {(run, None): name for name, run in plain.items() if run}
+
+
+def costs(results: Results, sources: Mapping[Source, str], r: float) -> pd.DataFrame:
+    """Certified accuracy at ``r`` (share, with its 95 % interval), evaluations and seconds an image of all rows of ``sources``
+    (:func:`cost_sources`) that can reach r, on the images that all have."""
+    parts = [results.rows(*source, "exact") for source in sources]
+    shared = set.intersection(*(set(rows["index"]) for rows in parts))
     lines = {}
-    for run, kind in sources:
-        rows = results.rows(run, kind, "exact")
+    for rows, name in zip(parts, sources.values()):
         limits = tables.reachable(rows)
-        for row, part in rows.groupby("method", sort=False):
-            if row not in lines and limits[row] >= r:
-                found = certified_accuracy(part, [r]).iloc[0]
-                lines[row] = {**found.to_dict(), "evaluations": part["evaluations"].mean()}
+        for row, part in rows[rows["index"].isin(shared)].groupby("method", sort=False):
+            if limits[row] >= r:
+                found = certified_accuracy(part, [r]).iloc[0].to_dict()
+                lines.setdefault(name or row, found | part[["evaluations", "seconds"]].mean().to_dict())
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
 def plot_costs(table: pd.DataFrame, r: float) -> Figure:
-    """Certified accuracy at ``r`` against evaluations of f; ``table`` is that of :func:`costs`."""
+    """Certified accuracy at ``r`` against seconds; ``table`` is that of :func:`costs`."""
     figure, axes = plt.subplots(figsize=(7.5, 4.3), layout="constrained")
     for row, look in looks(table.index).items():
         share = 100 * table.loc[row, ["accuracy", "lower", "upper"]]
         error = [[share["accuracy"] - share["lower"]], [share["upper"] - share["accuracy"]]]
-        at = table.loc[row, "evaluations"], share["accuracy"]
+        at = table.loc[row, "seconds"], share["accuracy"]
         axes.errorbar(*at, error, label=row, color=look.color, marker=look.marker, ms=8, capsize=2, linestyle="")
-    axes.set(xscale="log", xlabel="evaluations of f, or passes of a network, an image (logarithmic)", ylim=(0, 100))
+    axes.set(xscale="log", xlabel="seconds an image (logarithmic)", ylim=(0, 100))
     axes.set_ylabel(f"certified accuracy at r = {r:g} (%)")
     axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
 def read_costs(table: pd.DataFrame, reference: str, r: float) -> str:
-    """The cheapest row whose interval reaches the reference's accuracy."""
-    near = table[table["upper"] >= table.loc[reference, "accuracy"]]
-    cheap = near["evaluations"].idxmin()
-    fewer = table.loc[reference, "evaluations"] / table.loc[cheap, "evaluations"]
+    """The row that certifies most at no more than a tenth of the reference's seconds, or the cheapest where there is none."""
+    whole = table.loc[reference]
+    cheap = table[table["seconds"] <= whole["seconds"] / 10]
+    best = table["seconds"].idxmin() if cheap.empty else cheap["accuracy"].idxmax()
+    row = table.loc[best]
+    images = int(whole["images"])
     return (
-        f"**{cheap} certifies {percent(table.loc[cheap, 'accuracy'])} at r = {r:g} for {table.loc[cheap, 'evaluations']:,.0f} "
-        f"evaluations an image, {reference} {percent(table.loc[reference, 'accuracy'])} for {fewer:.1f} times as many**: the "
-        f"cheapest row whose 95 % interval reaches {reference}'s accuracy."
+        f"**On the same {plural(images, 'image')} {best} certifies {percent(row['accuracy'])} at r = {r:g} in "
+        f"{row['seconds']:.2f} s an image, {reference} {percent(whole['accuracy'])} in {whole['seconds']:.2f} s**; so few "
+        f"images tell no difference of less than {fixed(-100 * paired_interval(0, 0, images)[0])} points."
     )
 
 
@@ -161,8 +176,8 @@ def read_claims(lines: pd.DataFrame) -> str:
     """What :func:`study.reports.claims.table` decides of the paper's claims, and what not (Markdown)."""
     paper = lines[lines["whose"] == "the paper"]
     told = [f"{count} {verdict}" for verdict, count in claims.decided(lines).items() if count]
-    found = [f"Of the paper's {len(paper)} claims in words: {', '.join(told)}."]
+    found = [f"Of {len(paper)} claims in the paper's words, with thresholds of ours (data/claims.yaml): {', '.join(told)}."]
     for verdict in (claims.CONFIRMED, claims.CONTRADICTED):
-        part = paper[paper["verdict"] == verdict]
-        found += [f"- *{verdict}*{f' (on {line.data})' if line.data else ''}: {line.claim}" for line in part.itertuples()]
+        for line in paper[paper["verdict"] == verdict].itertuples():
+            found.append(f"- *{verdict}*{f' (on {line.data})' if line.data else ''}: {line.claim}. Found: {line.found}.")
     return "\n".join([f"{found[0]}\n", *found[1:]])

@@ -11,9 +11,10 @@ from srs.certificates.at_radius import RadiusCertificate, RadiusTest
 from srs.certificates.certify import CertifySettings, selected_class
 from srs.votes.samplers import UNDECIDED, CleanVote, Votes
 from study.reports import tables
-from study.reports.numbers import listed, percent, plural, points
+from study.reports.numbers import listed, percent, plural, points, signed, signed_interval
 from study.reports.results import Results
-from study.reports.statistics import average_certified_radius
+from study.reports.statistics import certified
+from study.reports.takeaways import FEW
 from study.votes.rows import stopped
 
 
@@ -59,30 +60,29 @@ def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
     )
 
 
-def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], speed: pd.DataFrame, reference: str) -> str:
-    """The chosen rows in a sentence: at r = 0 against the reference, and how fast."""
-    told = []
+def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference: str) -> str:
+    """The chosen rows in a sentence or two: at r = 0 against the reference, and how fast; and where that certifies next to
+    nothing."""
+    told, few = [], []
     for title, row in chosen.items():
-        fast = speed.loc[title].set_index("method").loc[row]
-        gap = points(*tables.paired_difference(rows[title], row, reference))
-        over = [f"{fast[f'speed over {name}']:.1f}" for name in baselines(reference)]
-        told.append(f"{title}: {row} {gap}, {listed(over)} times as fast")
-    return f"At r = 0 against {reference}, and in time against {listed(baselines(reference))}: {'; '.join(told)}."
+        part = rows[title]
+        fast = [tables.times(*tables.speed_up(part, row, name)) for name in baselines(reference)]
+        told.append(f"{title}: {row} {points(*tables.paired_difference(part, row, reference))}, {listed(fast)}")
+        share = float(certified(part[part["method"] == reference], 0.0).mean())
+        few += [f"{title} ({percent(share)})"] if share < FEW else []
+    more = f" {reference} itself certifies next to nothing at {listed(few)}: no loss could show there." if few else ""
+    return f"At r = 0 against {reference}, and in seconds against {listed(baselines(reference))}: {'; '.join(told)}.{more}"
 
 
 def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str | None]) -> str:
-    """Whether the same layer, trained for one evaluation and no DEQ, has a larger ACR than the chosen rows."""
-    acr = {
-        title: [average_certified_radius(rows[title][rows[title]["method"] == name]) for name in (once, chosen[title])]
-        for title, once in trained_once.items()
-        if once
-    }
-    if not acr:
+    """How the ACR of the same layer, trained for one evaluation and no DEQ, differs from the chosen rows'."""
+    found = {title: tables.acr_difference(rows[title], once, chosen[title]) for title, once in trained_once.items() if once}
+    if not found:
         return ""
-    ahead = [f"{title} ({ours:.3f} against {theirs:.3f})" for title, (ours, theirs) in acr.items() if ours > theirs]
+    told = [f"{signed(gain, 3)} ({signed_interval(low, high, 3)}) at {title}" for title, (gain, low, high) in found.items()]
     return (
-        f"The control, the same layer trained for one evaluation and no DEQ, has the larger ACR at {len(ahead)} of "
-        f"{plural(len(acr), 'noise level')}{': ' + listed(ahead) if ahead else ''}."
+        "The control, the same layer trained for one evaluation and no DEQ, has an ACR that differs from the chosen row's by "
+        f"{listed(told)}."
     )
 
 

@@ -28,9 +28,10 @@ def read_reach(published: dict) -> str:
     beyond = [sum(r > reach("theorem_3_1", k) for radii in rows.values() for r in radii) for k in both]
     ends = listed([f"{few} and {many} by {_by(name)}" for name, (few, many) in told.items()])
     return (
-        f"With K = 400 and K = 1,000 audited draws a perfect run ends at r = {ends}. Of the {sum(map(len, rows.values()))} "
-        f"published cells known to us, of {len(rows)} different rows, in which a serialized row certifies images at sigma = "
-        f"{SIGMA:g}, {beyond[0]} lie beyond the theorem with K = 400 and {beyond[1]} with K = 1,000."
+        f"With K = 400 and K = 1,000 audited draws a perfect run ends at r = {ends} (rounded down). Of the "
+        f"{sum(map(len, rows.values()))} published cells known to us, of {len(rows)} different rows, in which a serialized "
+        f"row certifies images at sigma = {SIGMA:g}, {beyond[0]} lie beyond the theorem with K = 400 and {beyond[1]} with "
+        "K = 1,000."
     )
 
 
@@ -64,7 +65,8 @@ def read_cut_off(table: pd.DataFrame) -> str:
     off = {name: abs(float(top["published, SRS"]) - float(top[name])) for name in (_RELEASED, "SRS, Theorem 3.1")}
     return (
         f"With every vote for the class, alpha = {ALPHA:g} allows a radius of {top['standard']} to standard smoothing; the "
-        f"published {top['published, standard']} is what alpha = 1/e gives ({top['standard, alpha = 1/e']}). The published "
+        f"published {top['published, standard']} is what alpha = 1/e gives ({top['standard, alpha = 1/e']}, rounded down). The "
+        "published "
         f"{top['published, SRS']} for serialized votes differs by {off[_RELEASED]:.3f} from what the released code's scaling "
         f"of both count and total gives ({top[_RELEASED]}), which is {tables.NO_GUARANTEE}, and by "
         f"{off['SRS, Theorem 3.1']:.3f} from the theorem's {top['SRS, Theorem 3.1']}."
@@ -72,9 +74,13 @@ def read_cut_off(table: pd.DataFrame) -> str:
 
 
 def worst_cases(coverage: pd.DataFrame) -> pd.DataFrame:
-    """The case with most false certificates of each design and alpha."""
-    worst = coverage.loc[coverage.groupby(["design", "alpha"], sort=False)["rate"].idxmax()]
-    return worst.sort_values(["guarantee", "rate"], ascending=[False, True], kind="stable")
+    """The case with most false certificates of each design and alpha; ``case`` names all that have as many, or none."""
+    lines = []
+    for _, part in coverage.groupby(["design", "alpha"], sort=False):
+        worst = part[part["rate"] == part["rate"].max()]
+        names = listed(list(worst["case"])) if worst["false"].iloc[0] else "none has any"
+        lines.append(worst.iloc[0].to_dict() | {"case": names})
+    return pd.DataFrame(lines).sort_values(["guarantee", "rate"], ascending=[False, True], kind="stable")
 
 
 def read_coverage(coverage: pd.DataFrame) -> str:
@@ -85,7 +91,7 @@ def read_coverage(coverage: pd.DataFrame) -> str:
     return (
         f"Where the truth is known, at alpha = {most['alpha']:g}, guarantees are false in at most {most['false']} of "
         f"{most['runs']:,} runs of a case; certificates as the released code makes them in {theirs['false']:,} of "
-        f"{theirs['runs']:,}, on '{theirs['case']}'."
+        f"{theirs['runs']:,} ({theirs['case']})."
     )
 
 

@@ -30,27 +30,31 @@ Source = tuple[str, str | None]  # a run and one of its lists of rows (None: the
 THEOREM, RELEASED_CODE = "Theorem 3.1 as printed", "released code"
 
 #: What the paper's numbers rest on.
-PAPERS = "the paper has 500 images and N = 10,000"
+PAPERS = "the paper has N = 10,000 and, on CIFAR-10, 500 images"
 
 #: How every page is to be read.
 WORDS = (
-    "MDEQ-30A: standard smoothing, every noisy copy solved from scratch in 30 steps; SRS-: serialized, each solve from "
-    "where the one before ended; AS-: each from an amortized start, a function of the noisy copy alone. A: Anderson's "
+    "MDEQ-30A: standard smoothing, every noisy copy solved from scratch in 30 steps; stopped: each until its relative "
+    "residual is small; SRS-: serialized, each solve from where the one before ended, unless the row's name says otherwise; "
+    "AS-: each from an amortized start, a function of the noisy copy alone (mean: one constant state). A: Anderson's "
     "method, N: naive iteration, B: Broyden's. N, a number: noisy copies of an image whose votes are counted; n0: those "
-    "that choose its class before; K: serialized votes audited, which is to say solved again by the reference, the most "
-    "exact standard row. Radii are l2, of pixels in [0, 1]; upper ends of what can be certified are rounded down. "
-    "Intervals have level 95 %: Clopper and Pearson's over images for a share, exact and conservative for a difference "
-    "that is paired by image, bootstrap over images for a mean. ACR, the average certified radius, is over all images, "
-    f"0 for wrong or abstained ones; as released: wrong predictions' radii counted, too. {BEYOND}: beyond the largest "
-    "radius that N, K and alpha allow, whatever the votes. Costs are what a method alone would need, warm-up and audit "
-    "included."
+    "that choose its class before; K: draws that are audited: the reference, a standard row, solves those of them again whose "
+    "serialized vote was for the class. Radii are l2, of pixels in [0, 1]; upper ends of what can be certified are rounded "
+    "down. Intervals have level 95 %: Clopper and Pearson's over images for a share, exact and conservative for a difference "
+    "that is paired by image, bootstrap over images for means and ratios, unless another is named. ACR, the average certified "
+    f"radius, is over all images, 0 for wrong or abstained ones; as released: wrong predictions' radii counted, too. {BEYOND}: "
+    "beyond the largest radius that N, K, alpha and its split allow, whatever the votes; or nothing there. Costs are what a "
+    "method alone would need, warm-up and audit included; seconds leave out the making of noise and are taken while other "
+    "workers are at work, so that those of equal work differ, which evaluations of f do not."
 )
 
 #: What the released baseline is, beside which its speed-ups are to be read.
 RELEASED = (
     "what the paper's released code does under that name: a batch of draws is solved until its worst row has a relative "
-    f"residual of 0.001, so that votes depend on their batch, {tables.NO_GUARANTEE}. Published speed-ups are over this."
+    f"residual of 0.001, so that votes depend on their batch, {tables.NO_GUARANTEE}. Whether the published baseline stopped so "
+    "is not known (docs/released.md)."
 )
+SLOT = "A slot is the place of one of the paper's models, taken here by a smaller network."
 
 
 class Results(Profile):
@@ -137,29 +141,29 @@ class Results(Profile):
         source = self.data[self.plans.data(self.report.sizes()[size].main)]["name"]
         return (SLOTS if stands_in(source) else SIZE_NAMES)[size]
 
-    def basis(self, sources: Sequence[Source], design: str = "") -> str:
+    def basis(self, sources: Sequence[Source], design: str = "", audited: bool = True) -> str:
         """On how many images and draws of which runs something rests, in short; :meth:`rests_on` says the rest of it, once a
-        page. ``design`` as in :meth:`rows`."""
+        page. ``design`` as in :meth:`rows`; ``audited``: K is told, where there is one."""
         told: dict[str, dict[str, None]] = {}  # runs by what they have in common
         for key, kind in sources:
             self._shown[key, kind, design] = None
-            told.setdefault(self._amount(key, kind, design), {})[f"{key} (sigma = {self.sigma(key):g})"] = None
+            told.setdefault(self._amount(key, kind, design, audited), {})[f"{key} (sigma = {self.sigma(key):g})"] = None
         return "; ".join(f"{', '.join(runs)}: {amount}" for amount, runs in told.items()) + "."
 
-    def _amount(self, key: str, kind: str | None, design: str) -> str:
+    def _amount(self, key: str, kind: str | None, design: str, audited: bool = True) -> str:
         rows = self.rows(key, kind, design)
-        audit = f", K = {rows['k'].max():,}" if rows["k"].max() else ""
+        audit = f", K = {rows['k'].max():,}" if audited and rows["k"].max() else ""
         return f"{rows['index'].nunique()} images, N = {rows['n'].iloc[0]:,}{audit}"
 
-    def weaker(self, sources: Sequence[Source]) -> str:
-        """A sentence that says on how much less than the paper something rests, and on which data."""
+    def weaker(self, sources: Sequence[Source], papers: str = PAPERS) -> str:
+        """A sentence that says on how much less than the paper (``papers``) something rests, and on which data."""
         images, draws = zip(*((rows["index"].nunique(), rows["n"].iloc[0]) for rows in (self.rows(*s) for s in sources)))
         about = self.about_data([key for key, _ in sources])
-        told = f"All of this rests on {_span(images)} images and N = {_span(draws)}; {PAPERS}."
+        told = f"All of this rests on {_span(images)} images and N = {_span(draws)}; {papers}."
         return f"{told} {about}".strip()
 
-    def rests_on(self) -> None:
-        """Show the box that ends a page: how to read it, and what all that it shows rests on."""
+    def rests_on(self, seconds: bool = True) -> None:
+        """Show the box that ends a page: how to read it, and what all that it shows rests on; ``seconds``: these, too."""
         sources = [(key, kind) for key, kind, _ in self._shown]
         keys = list(dict.fromkeys(key for key, _ in sources))
         amounts: dict[str, dict[str, None]] = {}
@@ -169,16 +173,16 @@ class Results(Profile):
             common = f"{self._amount(key, kind, design)}, n0 = {rows['n0'].iloc[0]}, alpha = {rows['alpha'].iloc[0]:g}"
             audits = dict.fromkeys(tables.audited_by(row) for _, row in serialized.iterrows())
             amounts.setdefault("; ".join([common, *audits]), {})[key] = None
-        lines = [f"Networks: {'; '.join(self._models(keys))}."] if keys else []
+        lines = [f"Networks: {'; '.join(self.networks(keys))}."] if keys else []
         lines += [f"{', '.join(runs)}: {common}." for common, runs in amounts.items()]
-        machines = dict.fromkeys(machine for key in keys for machine in self._machines[key])
+        machines = dict.fromkeys(machine for key in keys if seconds for machine in self._machines[key])
         lines += [f"Seconds measured on {listed(list(machines))}."] if machines else []
         lines += [f"Images are evenly spaced among the test images. {self.about_data(keys)}"] if keys else []
         told = "".join(f"<li>{line}</li>" for line in [*lines, WORDS])
         style = "border: 1px solid #999; border-radius: 4px; padding: 0.6em 1em; font-size: 9pt; max-width: 75em"
         display(HTML(f'<div class="rests-on" style="{style}"><b>What this rests on</b><ul>{told}</ul></div>'))
 
-    def _models(self, keys: Sequence[str]) -> list[str]:
+    def networks(self, keys: Sequence[str]) -> list[str]:
         """A text for each run; a network that an earlier one has, too, is described there."""
         first: dict[str, str] = {}
         told = []
@@ -196,13 +200,13 @@ class Results(Profile):
 
     def about_data(self, keys: Sequence[str]) -> str:
         """Says which data set stands in for which, and of image files what they are."""
-        told = []
-        for name, dataset in {self.plans.data(key): self.dataset(key) for key in keys}.items():
+        told, datasets = [], {self.plans.data(key): self.dataset(key) for key in keys}
+        for name, dataset in datasets.items():
             if stands_in(dataset.name):
                 told.append(f"Stand-in data: {name} takes the place of {self.report.stands_for[name]}.")
             if dataset.name == "folder":
                 told.append(f"Data: {name}, {dataset.described()}")
-        return " ".join(told)
+        return " ".join([*told, SLOT] if any(stands_in(dataset.name) for dataset in datasets.values()) else told)
 
     def caption(self, item: str, said: str, sources: Sequence[Source] = (), design: str = "") -> str:
         """HTML that marks and captions an item of the paper: its number, what is ``said``, and the :meth:`basis` of
@@ -232,11 +236,12 @@ class Results(Profile):
         )
         display(tables.certified_table(shown, title, folded=[row for row in shown.index if row not in table.index]))
         theirs = f" {released(reference)}: {RELEASED}" if released(reference) in table.index else ""
-        display(tables.cost_table(table, f"<b>Cost per image, ours;</b> speed-ups against {reference}.{theirs}"))
+        display(tables.cost_table(rows, reference, f"<b>Cost per image, ours;</b> speed-ups against {reference}.{theirs}"))
+        entries = self.published.get(item.replace("_", ""), {})
         if item:
             samplers = self.samplers(key, kind)
             self.twin(item, [row for row in table.index if in_paper(samplers[row])], self.radii(key))
-        display(Markdown(tables.read_comparison(table, rows, reference, self.samplers(key, kind))))
+        display(Markdown(tables.read_comparison(table, rows, reference, self.samplers(key, kind), entries)))
         if kind is None and len(self.trainings(key)) > 1:
             self.over_trainings(key)
         return table
@@ -252,7 +257,7 @@ class Results(Profile):
         text = (
             f"<b>{key} and its {plural(len(keys) - 1, 'repeat')}, ours.</b> Certified accuracy in percent: mean over "
             f"{len(keys)} trainings, which differ in their seed alone, ± one standard deviation of a training, and the 95 % "
-            "interval of the mean over trainings and images. "
+            "interval of the mean over trainings and images (the hull of Clopper and Pearson's and of Student's t over both). "
         )
         display(tables.styled(tables.spread_table(spread, radii), text + self.basis([(key, draws)])))
         shown = "Certified accuracy against radius, a line for each training"
@@ -268,7 +273,8 @@ class Results(Profile):
             display(Markdown(f"*{name}, as published ({setting}): no value is known to us.*"))
             return
         at = self.published["imagenet_radii" if "ImageNet" in setting else "cifar10_radii"]
-        caption = f"<b>{name}, as published</b> ({setting}; N = 10,000, 500 images, one A100), as far as it is known to us."
+        images = "" if "ImageNet" in setting else ", 500 images"
+        caption = f"<b>{name}, as published</b> ({setting}; N = 10,000{images}, one A100), as far as it is known to us."
         display(tables.published_table(entries, at, rows, radii, caption))
 
     def combined(self, parts: dict[str, tuple[str, str | None, str]]) -> pd.DataFrame:
@@ -297,9 +303,11 @@ def takeaway(sentences: Sequence[str]) -> None:
     display(Markdown("**In short.** " + " ".join(sentences)))
 
 
-def show_figure(figure: Figure, caption: str) -> None:
-    """A figure as PNG with its caption below, and in words for who cannot see it; its numbers beside the caption."""
-    display(figure, metadata={"image/png": {"alt": described(figure)}})
+def show_figure(figure: Figure, caption: str, more: str = "") -> None:
+    """A figure as PNG with its caption below, and in words (and ``more``) for who cannot see it; its numbers beside the
+    caption."""
+    alt = f"{described(figure)}. {more}".strip()
+    display(figure, metadata={"image/png": {"alt": alt}})
     height, numbers = figure.get_figheight() * figure.dpi, drawn.as_csv(figure)
     plt.close(figure)
     _show_caption(caption, height, numbers)
@@ -320,9 +328,9 @@ def described(figure: Figure) -> str:
         )
     )
     told = [f"{up or 'pictures'} against {across}" if across and up else across or "pictures"]
-    told += [f"panels: {', '.join(titles)}"] if titles else []
-    told += [f"shown: {', '.join(dict.fromkeys(names))}"] if names else []
-    return "; ".join(told).replace("\n", ", ")
+    told += [f"Panels: {'; '.join(titles)}"] if titles else []
+    told += [f"Shown: {'; '.join(dict.fromkeys(names))}"] if names else []
+    return ". ".join(told).replace(f"\n{figures.ONE_CURVE}", ", as one curve").replace("\n", " and ")
 
 
 def show_drawing(name: str, caption: str) -> None:

@@ -1,11 +1,11 @@
 """Tables of the reports, and sentences that are computed from them.
 
-``rows`` is a table of certificates: one line an image and method, the columns of :func:`srs.certificates.certify.certificates`.
+``rows`` is a table of certificates: one line an image and method, the columns of :func:`study.votes.table.certificate_table`.
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -15,8 +15,17 @@ from pandas.io.formats.style import Styler
 from srs.certificates import bounds
 from srs.votes.samplers import Sampler
 from study.reports import numbers
-from study.reports.numbers import BEYOND, fixed, percent
-from study.reports.statistics import average_certified_radius, certified, certified_accuracy, joint_interval, paired_interval
+from study.reports.numbers import BEYOND, fixed, percent, plural
+from study.reports.statistics import (
+    average_certified_radius,
+    certified,
+    certified_accuracy,
+    counted_radii,
+    joint_interval,
+    mean_interval,
+    paired_interval,
+    ratio_interval,
+)
 from study.votes.rows import released, stopped
 
 NOT_KNOWN = "not known"
@@ -85,8 +94,7 @@ def _largest(row: pd.Series) -> float:
 
 def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.DataFrame:
     """One line a method: (r, accuracy | lower | upper) for each radius (NaN beyond reach), largest radius, whether it is a
-    guarantee, ACR by both definitions, evaluations and seconds an image, and the speed-up in both against ``reference``;
-    where there are rows of the reference :func:`stopped` or as :func:`released`, the speed-ups against those, too."""
+    guarantee, ACR by both definitions, evaluations and seconds an image, and the speed-up in both against ``reference``."""
     limits = reachable(rows)
     table = {}
     for method, part in rows.groupby("method", sort=False):
@@ -102,19 +110,13 @@ def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.Da
     table = pd.DataFrame.from_dict(table, orient="index")
     for unit in ("evaluations", "seconds"):
         table["speed-up", unit] = table.loc[reference, ("per image", unit)] / table["per image", unit]
-    for name, row in {"seconds over stopped": stopped(reference), "seconds over released": released(reference)}.items():
-        if row in table.index and row != reference:
-            table["speed-up", name] = table.loc[row, ("per image", "seconds")] / table["per image", "seconds"]
-    if (theirs := released(reference)) in table.index:
-        spent = table["per image", "evaluations"]
-        table["speed-up", "evaluations over released"] = spent[theirs] / spent
     return table
 
 
 def certified_table(table: pd.DataFrame, caption: str, folded: Sequence[str] = ()) -> Table:
     """The accuracies of a :func:`summary` in percent with their 95 % intervals, the largest radius, rounded down, and both
-    ACRs. Rows without a guarantee are grey; those named ``folded`` stand folded below. None is marked as best: among so many
-    rows that would be chance."""
+    ACRs. Rows without a guarantee are grey, and said to be none; those named ``folded`` stand folded below. None is marked as
+    best: among so many rows that would be chance."""
     shown = pd.DataFrame(index=table.index)
     for column in [c for c in dict.fromkeys(table.columns.get_level_values(0)) if c.startswith("r = ")]:
         cells = table[column]
@@ -127,39 +129,63 @@ def certified_table(table: pd.DataFrame, caption: str, folded: Sequence[str] = (
     grey = ["" if sound else _GREY for sound in table["", "guarantee"]]
     css = pd.DataFrame({column: grey for column in shown}, index=shown.index)
     above = [row for row in shown.index if row not in folded]
+    if not table.loc[above, ("", "guarantee")].all():
+        caption += f" Grey: {NO_GUARANTEE}."
     below = _styler(shown.loc[list(folded)], caption + "folded", css.loc[list(folded)]) if len(folded) else None
     return Table(
         caption, _styler(shown.loc[above], caption, css.loc[above]), below, f"The paper's own estimators ({NO_GUARANTEE})"
     )
 
 
-def cost_table(table: pd.DataFrame, caption: str) -> Table:
-    """The cost columns of a :func:`summary`: evaluations of f and seconds an image, and the speed-ups."""
+def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFrame | None = None) -> Table:
+    """Evaluations of f and seconds an image, and the speed-ups in both: against ``reference``, and against the same solver
+    stopped and as released where there are such rows; with 95 % bootstrap intervals over the images. ``more``: columns that
+    follow, texts by method."""
+    spent = rows.groupby("method", sort=False)[["evaluations", "seconds"]].mean()
     shown = pd.DataFrame(
         {
-            "evaluations of f": table["per image", "evaluations"].map("{:,.0f}".format),
-            "speed-up in evaluations": table["speed-up", "evaluations"].map("{:.1f}×".format),
-            "seconds": table["per image", "seconds"].map("{:.2f}".format),
-            "speed-up in seconds": table["speed-up", "seconds"].map("{:.1f}×".format),
+            "evaluations of f": spent["evaluations"].map("{:,.0f}".format),
+            "seconds": spent["seconds"].map("{:.2f}".format),
         }
     )
-    for name, title in _BASELINES.items():
-        if ("speed-up", name) in table:
-            shown[title] = table["speed-up", name].map("{:.1f}×".format)
-    return styled(shown, caption)
+    for other in baselines(reference, spent.index):
+        for unit in ("evaluations", "seconds"):
+            title = f"speed-up in {unit}" if other == reference else f"{unit}, against {other}"
+            shown[title] = [times(*speed_up(rows, row, other, unit)) for row in spent.index]
+    return styled(shown if more is None else shown.join(more), caption)
 
 
-_BASELINES = {
-    "seconds over stopped": "seconds, against the solver stopped",
-    "evaluations over released": "evaluations, against the baseline as released",
-    "seconds over released": "seconds, against the baseline as released",
-}
+def baselines(reference: str, among: Sequence[str]) -> list[str]:
+    """What speed-ups are held against: the reference, and the same solver stopped at its tolerance, row by row or batch by
+    batch as the released code has it, where such rows are ``among`` those at hand."""
+    others = [row for row in (stopped(reference), released(reference)) if row in among]
+    return list(dict.fromkeys([reference, *others]))
+
+
+def speed_up(rows: pd.DataFrame, row: str, other: str, unit: str = "seconds") -> tuple[float, float, float]:
+    """How many times as many ``unit`` (seconds or evaluations) ``other`` takes on the same images, with its 95 % bootstrap
+    interval over these."""
+    spent = rows.pivot(index="index", columns="method", values=unit)
+    return ratio_interval(spent[other], spent[row])
+
+
+def times(ratio: float, low: float, high: float) -> str:
+    """A ratio and its interval, for a table's cell; without where the interval is the ratio in print, or NaN."""
+    told, ends = f"{ratio:.1f}×", f"[{low:.1f}, {high:.1f}]"
+    return told if np.isnan(low) or ends == f"[{ratio:.1f}, {ratio:.1f}]" else f"{told} {ends}"
+
+
+def acr_difference(rows: pd.DataFrame, method: str, other: str) -> tuple[float, float, float]:
+    """Average certified radius of ``method`` minus that of ``other``, paired by image, with its 95 % bootstrap interval."""
+    radii = rows.assign(counted=counted_radii(rows)).pivot(index="index", columns="method", values="counted")
+    change = (radii[method] - radii[other]).dropna()
+    return float(change.mean()), *mean_interval(change)
 
 
 def over_trainings(trainings: Sequence[pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:
     """Certified accuracy of each method (of the first training, in its order) over ``trainings``, on the same images: one line
-    a method and radius within reach, with ``mean``, standard ``deviation`` of a training, ``least``, ``most``, and the 95 %
-    interval ``lower``, ``upper`` of the mean over trainings and images."""
+    a method and radius within reach, with ``mean``, standard ``deviation`` of a training, ``least``, ``most``, that of the
+    ``first``, and the 95 % interval ``lower``, ``upper`` of the mean over trainings and images."""
     lines, limits = [], reachable(trainings[0])
     for method in trainings[0]["method"].unique():
         parts = [rows[rows["method"] == method].set_index("index").sort_index() for rows in trainings]
@@ -167,7 +193,7 @@ def over_trainings(trainings: Sequence[pd.DataFrame], radii: Sequence[float]) ->
             held = np.stack([certified(part, r).to_numpy(float) for part in parts])
             each = held.mean(axis=1)
             line = {"method": method, "r": r, "mean": each.mean(), "deviation": each.std(ddof=1)}
-            line |= {"least": each.min(), "most": each.max(), "images": held.shape[1]}
+            line |= {"least": each.min(), "most": each.max(), "first": each[0], "images": held.shape[1]}
             lines.append(line | dict(zip(("lower", "upper"), _share_interval(held))))
     return pd.DataFrame(lines)
 
@@ -196,16 +222,14 @@ def spread_table(spread: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
 
 def read_trainings(spread: pd.DataFrame) -> str:
     """The three rows on which trainings differ most, in sentences (Markdown)."""
-    widest = spread.loc[spread.groupby("method", sort=False)["deviation"].idxmax()].copy()
-    share = widest["mean"]
-    widest["images alone"] = np.sqrt(share * (1 - share) / widest["images"])
+    widest = spread.loc[spread.groupby("method", sort=False)["deviation"].idxmax()]
     lines = [
-        f"- **{line['method']}** at r = {line['r']:g}: {percent(line['least'])} to {percent(line['most'])} from training to "
-        f"training (standard deviation {fixed(100 * line['deviation'])} points; from {line['images']} other images one would "
-        f"expect {fixed(100 * line['images alone'])})."
-        for _, line in widest[widest["deviation"] > 0].nlargest(3, "deviation").iterrows()
+        f"- **{line.method}** at r = {line.r:g}: {percent(line.least)} to {percent(line.most)} from training to training "
+        f"(standard deviation {fixed(100 * line.deviation)} points); {percent(line.first)} by the one that this page is about."
+        for line in widest[widest["deviation"] > 0].nlargest(3, "deviation").itertuples()
     ]
-    return "\n".join(["Where trainings differ most:\n", *lines]) if lines else "All trainings agree in every cell."
+    told = f"Where trainings differ most, on the same {plural(int(spread['images'].max()), 'image')}:\n"
+    return "\n".join([told, *lines]) if lines else "All trainings agree in every cell."
 
 
 def published_table(entries: dict, at: Sequence[float], rows: Sequence[str], radii: Sequence[float], caption: str) -> Table:
@@ -266,14 +290,14 @@ def audited_by(row: pd.Series) -> str:
     return told if row["guarantee"] else f"{told}, {NO_GUARANTEE}"
 
 
-def with_interval(share: float, lower: float, upper: float) -> str:
+def with_interval(share: float, lower: float, upper: float, digits: int = 0) -> str:
     """A share and its interval in percent."""
-    return f"{fixed(100 * share)} [{fixed(100 * lower)}, {fixed(100 * upper)}]"
+    return f"{fixed(100 * share, digits)} [{fixed(100 * lower, digits)}, {fixed(100 * upper, digits)}]"
 
 
-def share(count: int, total: int) -> str:
+def share(count: int, total: int, digits: int = 0) -> str:
     """``count`` of ``total`` in percent with its exact 95 % interval; a dash where ``total`` is 0."""
-    return with_interval(count / total, *bounds.clopper_pearson_interval(count, total, 0.05)) if total else BEYOND
+    return with_interval(count / total, *bounds.clopper_pearson_interval(count, total, 0.05), digits) if total else BEYOND
 
 
 def beside(rows: pd.DataFrame, published: dict, at: Sequence[float]) -> pd.DataFrame:
@@ -345,8 +369,11 @@ def _paired(rows: pd.DataFrame, method: str, other: str, r: float) -> pd.DataFra
     return counts.astype(bool)
 
 
-def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str, samplers: dict[str, Sampler]) -> str:
-    """What the :func:`summary` says, in sentences (Markdown) that hold for whatever came out."""
+def read_comparison(
+    table: pd.DataFrame, rows: pd.DataFrame, reference: str, samplers: dict[str, Sampler], published: Mapping | None = None
+) -> str:
+    """What the :func:`summary` says, in sentences (Markdown) that hold for whatever came out; ``published``: the entries of its
+    published twin, by row."""
     at_zero, images = table["r = 0"], rows["index"].nunique()
     ours = at_zero.loc[reference]
     lines = [
@@ -358,22 +385,23 @@ def read_comparison(table: pd.DataFrame, rows: pd.DataFrame, reference: str, sam
         if method != reference:
             audit = _read_audit(table, part, reference, samplers[method]) if part["estimator"].iloc[0] else ""
             lines.append(_read_row(table, rows, method, reference) + audit)
-    lines += [
-        f"**{a}** and **{b}** gave the same certificates on every image. One step of any solver from one start is f of that "
-        "start. Why published rows of such a pair differ is not explained."
-        for a, b in combinations(rows["method"].unique(), 2)
-        if a in samplers and b in samplers and samplers[a].canonical() == samplers[b].canonical()
-    ]
+    known = {row: entry.get("accuracy") for row, entry in (published or {}).items()}
+    for a, b in combinations(rows["method"].unique(), 2):
+        if a in samplers and b in samplers and samplers[a].canonical() == samplers[b].canonical():
+            differ = None not in (known.get(a), known.get(b)) and known[a] != known[b]
+            lines.append(
+                f"**{a}** and **{b}** gave the same certificates on every image. One step of any solver from one start is f of "
+                f"that start.{' Why the published rows of this pair differ is not explained.' if differ else ''}"
+            )
     if (theirs := released(reference)) in table.index:
-        fast = table["speed-up"].loc[[method for method in rows.loc[rows["estimator"] != "", "method"].unique()]]
         told = [
-            f"{method} {row['evaluations over released']:.1f} and {row['seconds over released']:.1f} times"
-            for method, row in fast.iterrows()
+            f"{method} {times(*speed_up(rows, method, theirs, 'evaluations'))} and {times(*speed_up(rows, method, theirs))}"
+            for method in rows.loc[rows["estimator"] != "", "method"].unique()
         ]
         if told:
             lines.append(
-                f"Against **{theirs}**, which is what the released code times, serialization saves less: in evaluations of f "
-                f"and in seconds {'; '.join(told)}, audits by {reference} included."
+                f"Against **{theirs}**, the baseline of the released code, serialization saves in evaluations of f and in "
+                f"seconds: {'; '.join(told)}, audits by {reference} included."
             )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -387,8 +415,9 @@ def against(difference: tuple[float, float, float], reference: str) -> str:
 
 def _read_row(table: pd.DataFrame, rows: pd.DataFrame, method: str, reference: str) -> str:
     fast = table["speed-up"].loc[method]
+    sound = "" if table.loc[method, ("", "guarantee")] else f" ({NO_GUARANTEE})"
     return (
-        f"**{method}** certifies {percent(table.loc[method, ('r = 0', 'accuracy')])} at r = 0 "
+        f"**{method}**{sound} certifies {percent(table.loc[method, ('r = 0', 'accuracy')])} at r = 0 "
         f"({against(paired_difference(rows, method, reference), reference)}), with an ACR of "
         f"{table.loc[method, ('ACR', 'ours')]:.3f}, for {percent(1 / fast['evaluations'])} of {reference}'s "
         f"evaluations of f and {percent(1 / fast['seconds'])} of its time."
@@ -402,7 +431,7 @@ def _read_audit(table: pd.DataFrame, part: pd.DataFrame, reference: str, sampler
     audit = (part["n2"] + part["census"]).mean() / total * table.loc[reference, ("per image", "evaluations")]
     return (
         f" The audit is {percent(audit / table.loc[method, ('per image', 'evaluations')])} of its evaluations, and "
-        f"{percent(sampler.warm_share(total))} of its votes are warm-up votes: both shares shrink as N grows. "
+        f"{percent(sampler.warm_share(total))} of its draws, those that choose the class included, are of the warm-up. "
         f"{reference} did not confirm {percent(wrong, 1)} of its audited votes for the selected class. Its certificates "
         f"cannot pass r = {bounds.shown(table.loc[method, ('', 'largest r')])}, whatever the votes; those from independent "
         f"votes end at r = {bounds.shown(table.loc[reference, ('', 'largest r')])}."
