@@ -22,7 +22,6 @@ from srs.models.starts import WIDTH, ConvolutionalStart, MeanStart, RidgeStart
 from srs.votes.samplers import batches
 
 _AT_ONCE = 800  # rows of a compute batch
-_HELD_OUT = (1 << 63) + (1 << 62)  # a seed apart from those of certification and of training's evaluation
 
 
 class StartSettings(Section):

@@ -1,7 +1,7 @@
-"""What a deep equilibrium model (DEQ) is to this library, and how to differentiate through its fixed point.
+"""What a deep equilibrium model (DEQ) is to this library.
 
 A DEQ classifies x in three moves: ``injection = inject(x)``; solve ``z = f(z, injection)``; ``logits = head(z)``.
-Sources: Bai et al. (2019) for implicit differentiation, Bai et al. (2021) for Jacobian regularization.
+Source: Bai et al. (2019).
 """
 
 from typing import Protocol
