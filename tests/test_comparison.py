@@ -27,7 +27,7 @@ def _line(run, radii, method="MDEQ-30A", **columns):
     """A line's certificates on as many images; a negative radius: the wrong class."""
     radii = np.asarray(radii, float)
     settings = {"run": run, "group": "main", "design": "", "method": method, "n": 1_000, "alpha": 0.001, "sigma": 0.5}
-    audit = {"estimator": "", "split": 0.0, "k": 0, "census": 0}
+    audit = {"estimator": "", "split": 0.0, "k": 0, "census": 0, "audit_draw": "", "classifier": "smoothed"}
     answers = {"index": np.arange(len(radii)), "label": 1, "prediction": np.where(radii < 0, 0, 1), "radius": np.abs(radii)}
     return pd.DataFrame(settings | audit | answers | {"votes": "v0", "evaluations": 300, "seconds": 2.0} | columns)
 

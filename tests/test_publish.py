@@ -29,10 +29,7 @@ def test_publish_copies_reports_and_their_figures(tmp_path):
 
 def test_provenance_tells_of_uncommitted_changes_except_the_choice_of_profile(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    profile = SimpleNamespace(layout=Layout("embedded"))
-    folder = profile.layout.runs / "timings" / "certificates"
-    folder.mkdir(parents=True)
-    (folder / "machines.json").write_text('{"small": ["an abacus, torch 9.9"]}')
+    profile = SimpleNamespace(layout=Layout("embedded"), machines={"small": ["an abacus, torch 9.9"]})
     knobs, code = tmp_path / "params.yaml", tmp_path / "srs" / "models.py"
     code.parent.mkdir()
     code.write_text("x = 1\n")

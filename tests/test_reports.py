@@ -140,7 +140,7 @@ def test_what_models_have_in_common_is_said_once(results, boxes):
     results.plans.plans[twin] = results.plans["small-050"]
     for (_, group, design), rows in list(results._certificates.items()):
         results._certificates[twin, group, design] = rows
-    results._machines[twin] = results._machines["small-050"]
+    results.machines[twin] = results.machines["small-050"]
     text = results.basis([("small-050", None), (twin, None), ("small-050", "steps")])
     assert "small-050 (sigma = 0.5), small-025 (sigma = 0.25): 2 images, N = 200" in text
     results.rests_on()

@@ -131,7 +131,7 @@ def project(tmp_path_factory):
     """The project as a repository of its own, on the smallest profile, without its results."""
     root = tmp_path_factory.mktemp("project")
     for name in ("srs", "study", "notebooks", "profiles"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, root / name)  # with what is compiled
     (root / "data/snapshots").mkdir(parents=True)
     names = ("dvc.yaml", "data/items.yaml", "data/published.yaml", "data/snapshots/README.md")
     for name in (*names, "requirements.lock", ".gitignore", "pyproject.toml"):

@@ -24,7 +24,7 @@ Spread = Mapping[tuple[str, str, str, str], float]  # of (kind of run, design, m
 
 def read(runs: Path) -> pd.DataFrame:
     """Every certificate of the profile in the folder ``runs``, with its seconds."""
-    texts = ["design", "estimator"]
+    texts = ["design", "estimator", "audit_draw", "classifier"]
     table = pd.read_csv(runs / "results" / "certificates.csv", dtype=dict.fromkeys(texts, str))
     table[texts] = table[texts].fillna("")
     return table.assign(seconds=pd.read_csv(runs / "timings" / "certificates" / "seconds.csv")["seconds"])

@@ -39,8 +39,6 @@ td:first-child { white-space: nowrap }
 def facts(profile: Profile) -> dict:
     """Where a profile's results come from: versions; and of each run that votes its ``settings`` (a hash of how it was
     trained, on which images) and ``seed``, the hashes of its ``files``, and the ``machines`` that cast its votes."""
-    folder = profile.layout.runs / "timings" / "certificates"
-    machines = json.loads((folder / "machines.json").read_text(encoding="utf-8"))
     runs = {}
     for key in profile.plans.plans:
         schedule = profile.schedule(key)
@@ -50,7 +48,7 @@ def facts(profile: Profile) -> dict:
         settings = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
         files = {"model": profile.layout.model(key), "starts": profile.layout.starts(key)}
         hashes = {name: sha256(path) for name, path in files.items() if path is not None}
-        runs[key] = {"settings": settings, "seed": seed, "files": hashes, "machines": machines[key]}
+        runs[key] = {"settings": settings, "seed": seed, "files": hashes, "machines": profile.machines[key]}
     versions = {name: version(name) for name in ("torch", "numpy", "scipy")}
     return {"versions": {"Python": platform.python_version(), **versions}, "runs": runs}
 

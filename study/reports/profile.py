@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 
 from srs.certificates.certify import Confidence
 from srs.data.datasets import Dataset
@@ -30,6 +31,12 @@ class Profile:
             shown[section] for section in ("data", "training", "starts", "robustness")
         )
         self._datasets: dict[str, Dataset] = {}
+
+    @cached_property
+    def machines(self) -> dict[str, list[str]]:
+        """The machines that cast each run's votes."""
+        path = self.layout.runs / "timings" / "certificates" / "machines.json"
+        return json.loads(params_file.text(path))
 
     def trainings(self, key: str) -> list[str]:
         """The run ``key`` and its repeats, as far as they have votes."""

@@ -97,9 +97,7 @@ def _origin(profile: Profile) -> dict:
 
 def _provenance(profile: Profile, origin: dict) -> str:
     state = " with uncommitted changes" if origin["changed"] else ""
-    folder = profile.layout.runs / "timings" / "certificates"
-    found = json.loads((folder / "machines.json").read_text(encoding="utf-8"))
-    machines = "; ".join(dict.fromkeys(machine for some in found.values() for machine in some))
+    machines = "; ".join(dict.fromkeys(machine for some in profile.machines.values() for machine in some))
     return f"Published on {origin['published']} from commit `{origin['commit']}`{state}.\n\nMeasured on: {machines}.\n"
 
 

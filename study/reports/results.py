@@ -1,6 +1,5 @@
 """What the report notebooks share: reading a profile's results, captions, and showing items of the paper."""
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from srs.data.datasets import Dataset
 from srs.votes.samplers import ReleasedSampler, Sampler, StandardSampler
 from study.common import params_file
-from study.reports import drawn, figures, tables
+from study.reports import cells, drawn, figures, items, tables
 from study.reports.items import label, stands_in
 from study.reports.numbers import BEYOND, listed, plural, text
 from study.reports.profile import Profile
@@ -58,18 +57,15 @@ SLOT = "A slot is the place of one of the paper's models, taken here by a smalle
 
 
 class Results(Profile):
-    """A profile's runs and what came out of them; items.yaml and published.yaml lie beside the profile's data.
+    """A profile's runs and what came out of them, beside what is published (``published``) and the paper's ``items``.
 
     Lists of rows are asked for by the name of the list, or of the draws that use it (None: the run's main ones).
     """
 
     def __init__(self, name: str):
         super().__init__(name)
+        self.items = items.read()[1]
         self._shown: dict[tuple[str, str | None, str], None] = {}  # what the page shows: run, list of rows, design
-
-    @cached_property
-    def items(self) -> dict:
-        return yaml.safe_load(params_file.text(self.layout.data.parent / "items.yaml"))["items"]
 
     @cached_property
     def published(self) -> dict:
@@ -77,15 +73,7 @@ class Results(Profile):
 
     @cached_property
     def _certificates(self) -> dict[tuple, pd.DataFrame]:
-        table = pd.read_csv(self.layout.runs / "results" / "certificates.csv")
-        texts = ["design", "estimator", "audit_draw", "classifier"]
-        table[texts] = table[texts].fillna("")
-        seconds = pd.read_csv(self.layout.runs / "timings" / "certificates" / "seconds.csv")
-        return dict(list(table.assign(seconds=seconds["seconds"]).groupby(["run", "group", "design"], sort=False)))
-
-    @cached_property
-    def _machines(self) -> dict[str, list[str]]:
-        return json.loads((self.layout.runs / "timings" / "certificates" / "machines.json").read_text(encoding="utf-8"))
+        return dict(list(cells.read(self.layout.runs).groupby(["run", "group", "design"], sort=False)))
 
     def rows(self, key: str, kind: str | None = None, design: str = "") -> pd.DataFrame:
         """The certificates of a list of rows, with what each would cost; serialized ones by another ``design``, if told."""
@@ -175,7 +163,7 @@ class Results(Profile):
             amounts.setdefault("; ".join([common, *audits]), {})[key] = None
         lines = [f"Networks: {'; '.join(self.networks(keys))}."] if keys else []
         lines += [f"{', '.join(runs)}: {common}." for common, runs in amounts.items()]
-        machines = dict.fromkeys(machine for key in keys if seconds for machine in self._machines[key])
+        machines = dict.fromkeys(machine for key in keys if seconds for machine in self.machines[key])
         lines += [f"Seconds measured on {listed(list(machines))}."] if machines else []
         lines += [f"Images are evenly spaced among the test images. {self.about_data(keys)}"] if keys else []
         told = "".join(f"<li>{line}</li>" for line in [*lines, WORDS])

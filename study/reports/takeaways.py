@@ -76,7 +76,7 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
             if certified(standard, r).any():
                 beyond.append(f"{source[0]} at r = {r:g} ({percent(certified(standard, r).mean())})")
         acr, data = average_certified_radius(standard), results.plans.data(source[0])
-        if acr > best.get(data, (0.0,))[0]:
+        if acr > best.get(data, (-1.0,))[0]:
             best[data] = acr, f"on {data} for {name}, {measured(acr, *mean_interval(counted_radii(standard)))}"
     images = min(results.rows(*source)["index"].nunique() for source in sources)
     levels = plural(len({results.sigma(key) for key, _ in sources}), "noise level")
