@@ -64,11 +64,14 @@ def rejected(p_values: Sequence[float], level: float = 0.05) -> np.ndarray:
 
 
 def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Ratio of two paired sums, with its 95 % bootstrap interval (percentile) over the pairs; NaN for fewer than two."""
+    """Ratio of two paired sums, with its 95 % bootstrap interval (percentile) over the pairs, which is the ratio alone where
+    all pairs have it; NaN for fewer than two."""
     above, below = np.asarray(above, float), np.asarray(below, float)
     ratio = float(above.sum() / below.sum())
     if len(above) < 2:
         return ratio, np.nan, np.nan
+    if np.ptp(above / below) == 0:
+        return ratio, ratio, ratio
     return ratio, *_bootstrap((above, below), lambda a, b, axis: a.sum(axis) / b.sum(axis), 0.05, seed)
 
 
