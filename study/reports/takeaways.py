@@ -20,20 +20,20 @@ def fast_row(reference: str) -> str:
 
 
 def compared(results: Results, source: Source, row: str, where: str = "") -> str:
-    """A row against the reference of its list, in two sentences: accuracy and ACR; evaluations and time, against every
-    baseline."""
+    """A row against the reference of its list, in two sentences: accuracy and ACR; and how many times its evaluations and
+    seconds every baseline takes."""
     rows, reference = results.rows(*source), results.reference(*source)
     table = tables.summary(rows, [0.0], reference)
     shares, acr = table["r = 0", "accuracy"], table["ACR", "ours"]
     difference = tables.against(tables.paired_difference(rows, row, reference), reference)
-    fast = [
-        f"{other} {times(*tables.speed_up(rows, row, other, 'evaluations'))} and {times(*tables.speed_up(rows, row, other))}"
-        for other in tables.baselines(reference, table.index)
-    ]
+    units = [("evaluations", " as many evaluations of f"), ("seconds", " as many seconds")]
+    fast = []
+    for other in tables.baselines(reference, table.index):
+        told = [f"{times(*tables.speed_up(rows, row, other, unit))}{'' if fast else words}" for unit, words in units]
+        fast.append(f"{other} {'' if fast else 'takes '}{listed(told)}")
     return (
         f"{where}{row} certifies {percent(shares[row])} of the images at r = 0 ({difference}), with an ACR of {acr[row]:.3f} "
-        f"for {acr[reference]:.3f} ({told_acr(rows, row, reference)}). Evaluations of f and seconds, as multiples of its own: "
-        f"{listed(fast)}."
+        f"for {acr[reference]:.3f} ({told_acr(rows, row, reference)}). {'; '.join(fast)}."
     )
 
 
@@ -106,14 +106,14 @@ def steps_and_solvers(results: Results) -> list[str]:
         five = three.replace("-3", "-5")
         sources.append((key, kind))
         told.append(
-            f"{results.slot(size)}: with five serialized steps for three the share certified at r = 0 changes by "
+            f"{results.slot(size)}: five serialized steps in place of three change the share certified at r = 0 by "
             f"{points(*tables.paired_difference(rows, five, three))}, the ACR by {told_acr(rows, five, three)}."
         )
     for size in ("small", "large"):
         key = results.report.sizes()[size].main
         sources.append((key, "solvers"))
         naive = tables.paired_difference(results.rows(key, "solvers"), "MDEQ-30N", "MDEQ-30A")
-        told.append(f"{results.slot(size)}: with 30 naive steps for 30 of Anderson's it changes by {points(*naive)}.")
+        told.append(f"{results.slot(size)}: 30 naive steps in place of 30 of Anderson's change that share by {points(*naive)}.")
     return [*told, results.weaker(sources)]
 
 
@@ -181,8 +181,8 @@ def warmup(results: Results) -> list[str]:
     start = tables.paired_difference(results.rows(large, "start"), "SRS-MDEQ-3A previous start", "SRS-MDEQ-3A clean start")
     return [
         f"Certified at r = 0 by {results.slot('small')}, over all variants: {listed(told)}.",
-        f"With a start at the previous draw's state for one at the clean image's, and three steps, the share certified at "
-        f"r = 0 changes by {points(*start)}.",
+        f"A start at the previous draw's state in place of one at the clean image's changes the share certified with three "
+        f"steps at r = 0 by {points(*start)}.",
         results.weaker([*sources, (large, "start")]),
     ]
 
