@@ -48,7 +48,7 @@ def few(digits: Dataset) -> Dataset:
 def trained_state(digits, tmp_path_factory):
     """A tiny MDEQ, briefly trained: its logits are far apart and its solver converges. About ten seconds, once for all workers
     of pytest-xdist: whoever comes second waits, and resumes what is finished."""
-    config = Training(sigma=0.25, epochs=6, unrolled_steps=48, unrolled_layers=4, evaluate_every=6, learning_rate=0.02)
+    config = Training(sigma=0.25, epochs=6, unrolled_steps=48, evaluate_every=6, learning_rate=0.01)
     base = tmp_path_factory.getbasetemp()
     checkpoint = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained.pt"
     with filelock.FileLock(f"{checkpoint}.wait"):
