@@ -41,8 +41,6 @@ LOCAL = {
 }
 #: A worker that does not answer is stopped, or starved by others: its task is not started anew while it lives.
 PATIENT = {"distributed.scheduler.worker-ttl": None}
-
-
 LOOK = 5.0  # seconds between two looks at what workers have finished
 
 

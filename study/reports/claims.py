@@ -160,11 +160,16 @@ def never(events: int, images: int, most: float) -> Finding:
 def least_images(least: float, most: float, level: float = LEVEL) -> int | None:
     """How many images could confirm a difference within [least, most]: were the two rows alike on all of them or, where that
     is no such difference, apart on all. None where not even MOST_IMAGES could."""
-    for images in range(2, MOST_IMAGES):
-        gained, lost = images * (least >= 0), images * (most <= 0)
-        if verdict([paired_interval(gained, lost, images, level)], least, most) == CONFIRMED:
-            return images
-    return None
+
+    def interval(images: int) -> Interval:
+        return paired_interval(images * (least >= 0), images * (most <= 0), images, level)
+
+    return _fewest(interval, (least, most))
+
+
+def _fewest(interval: Callable[[int], Interval], limits: Interval) -> int | None:
+    """The fewest images on which an interval confirms a claim; None where not even MOST_IMAGES are enough."""
+    return next((n for n in range(2, MOST_IMAGES) if verdict([interval(n)], *limits) == CONFIRMED), None)
 
 
 def _least_without(most: float) -> int:
@@ -309,8 +314,9 @@ def _all_pairs(case: _Case) -> Finding:
     found = {pair: tables.paired_difference(rows, *pair, alpha=level) for pair in pairs}
     a, b = max(found, key=lambda pair: abs(found[pair][0]))
     told = f"r = 0: largest difference of {len(pairs)} pairs, {a} against {b}: {points(*found[a, b])}, simultaneous intervals"
-    c, d = max(pairs, key=lambda pair: abs(tables.acr_difference(rows, *pair)[0]))
-    value, *ends = tables.acr_difference(rows, c, d)
+    radii = {pair: tables.acr_difference(rows, *pair) for pair in pairs}
+    c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
+    value, *ends = radii[c, d]
     told += f"; not judged: the ACR, at most by {signed(value, 3)} ({signed_interval(*ends, 3)}), {c} against {d}"
     limits = case.claim.limits()
     judged = verdict([f[1:] for f in found.values()], *limits)
@@ -367,8 +373,8 @@ def _change_of_loss(case: _Case) -> Finding:
     change = (losses[0] - losses[1]).dropna()
     interval, limits = change_interval(change), case.claim.limits()
     told = f"r = 0: against its reference {names[0]} certifies {points(change.mean(), *interval)} more than {names[1]} does"
-    sizes = (n for n in range(2, MOST_IMAGES) if verdict([change_interval(np.zeros(n))], *limits) == CONFIRMED)
-    return Finding(told, verdict([interval], *limits), len(change), next(sizes, None))
+    needed = _fewest(lambda images: change_interval(np.zeros(images)), limits)
+    return Finding(told, verdict([interval], *limits), len(change), needed)
 
 
 def change_interval(change: Sequence[int], level: float = LEVEL) -> Interval:

@@ -31,7 +31,7 @@ def speeds(results: Results, key: str) -> pd.DataFrame:
 
 def baselines(reference: str) -> list[str]:
     """What seconds are compared with: the reference, and the same solver stopped at its tolerance, where that is another."""
-    return list(dict.fromkeys([reference, stopped(reference)]))
+    return tables.baselines(reference, [stopped(reference)])
 
 
 def read_speed(speed: pd.DataFrame, row: str, reference: str) -> str:

@@ -66,9 +66,8 @@ def read_cut_off(table: pd.DataFrame) -> str:
     return (
         f"With every vote for the class, alpha = {ALPHA:g} allows a radius of {top['standard']} to standard smoothing; the "
         f"published {top['published, standard']} is what alpha = 1/e gives ({top['standard, alpha = 1/e']}, rounded down). The "
-        "published "
-        f"{top['published, SRS']} for serialized votes differs by {off[_RELEASED]:.3f} from what the released code's scaling "
-        f"of both count and total gives ({top[_RELEASED]}), which is {tables.NO_GUARANTEE}, and by "
+        f"published {top['published, SRS']} for serialized votes differs by {off[_RELEASED]:.3f} from what the released "
+        f"code's scaling of both count and total gives ({top[_RELEASED]}), which is {tables.NO_GUARANTEE}, and by "
         f"{off['SRS, Theorem 3.1']:.3f} from the theorem's {top['SRS, Theorem 3.1']}."
     )
 

@@ -64,8 +64,11 @@ class Results(Profile):
 
     def __init__(self, name: str):
         super().__init__(name)
-        self.items = items.read()[1]
         self._shown: dict[tuple[str, str | None, str], None] = {}  # what the page shows: run, list of rows, design
+
+    @cached_property
+    def items(self) -> dict:
+        return items.read()[1]
 
     @cached_property
     def published(self) -> dict:
@@ -225,11 +228,10 @@ class Results(Profile):
         display(tables.certified_table(shown, title, folded=[row for row in shown.index if row not in table.index]))
         theirs = f" {released(reference)}: {RELEASED}" if released(reference) in table.index else ""
         display(tables.cost_table(rows, reference, f"<b>Cost per image, ours;</b> speed-ups against {reference}.{theirs}"))
-        entries = self.published.get(item.replace("_", ""), {})
+        entries, samplers = self.published.get(item.replace("_", ""), {}), self.samplers(key, kind)
         if item:
-            samplers = self.samplers(key, kind)
             self.twin(item, [row for row in table.index if in_paper(samplers[row])], self.radii(key))
-        display(Markdown(tables.read_comparison(table, rows, reference, self.samplers(key, kind), entries)))
+        display(Markdown(tables.read_comparison(table, rows, reference, samplers, entries)))
         if kind is None and len(self.trainings(key)) > 1:
             self.over_trainings(key)
         return table
