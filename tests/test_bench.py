@@ -185,8 +185,9 @@ def test_methods_make_the_evaluations_that_they_should(run):
     runs = pd.read_csv(run[0] / "methods.csv")
     found = {name: set(part["evaluations"]) for name, part in runs.groupby("method")}
     draws, looked_at = 100 + TINY["n"], 2 * LOOKED_AT + 1
-    fixed = {STANDARD: 30, "AS-MDEQ-1N mean": 1, ONE_STEP: 1, "AS-MDEQ-2A": 2}
-    assert {name: found[name] for name in fixed} == {name: {steps * (draws + looked_at)} for name, steps in fixed.items()}
+    for name, steps in {STANDARD: 30, "AS-MDEQ-1N mean": 1, ONE_STEP: 1, "AS-MDEQ-2A": 2}.items():
+        again = {e - steps * (draws + looked_at) for e in found[name]}  # of votes whose margin was narrow
+        assert again <= {steps * count for count in range(4)}, (name, again)
     assert max(found[STOPPED]) < 30 * draws and max(found[f"{STANDARD} as released"]) <= 30 * draws
     for name, steps in {"SRS-MDEQ-1A": 1, "SRS-MDEQ-3A": 3}.items():
         audited = {e - steps * draws - (10 - steps) * TINY["chains"] - 10 * looked_at for e in found[name]}

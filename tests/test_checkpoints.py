@@ -253,7 +253,7 @@ def test_a_broken_picture_stops_the_run_with_its_name_and_rows_stay(shipped, dig
 
 
 def test_a_command_that_is_killed_twice_ends_with_the_same_bytes(shipped, digits):
-    _picture_folder(digits, 112)
+    _picture_folder(digits, 80)
     command = ["certify", "pictures", "--model", "tiny", "--radius", "0.12", "--n", "100", "--out"]
     main([*command, "whole.csv"])
     start = (
@@ -261,10 +261,10 @@ def test_a_command_that_is_killed_twice_ends_with_the_same_bytes(shipped, digits
         "from srs.__main__ import main; main()"
     )
     out = Path("rows.csv")
-    for least in (17, 49):
+    for least in (17, 33):
         there = lambda least=least: out.exists() and out.read_bytes().count(b"\n") >= least  # noqa: E731
         kill_when(there, [sys.executable, "-c", start, str(checkpoints.FOLDER), *command, str(out)])
-        assert Path("rows.csv.journal").exists() and least <= out.read_bytes().count(b"\n") < 113
+        assert Path("rows.csv.journal").exists() and least <= out.read_bytes().count(b"\n") < 81
     main([*command, str(out)])
     assert out.read_bytes() == Path("whole.csv").read_bytes() and not Path("rows.csv.journal").exists()
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 CONTENT = yaml.safe_load((ROOT / items.ITEMS).read_text())
 ITEMS = CONTENT["items"]
 WORDS = "a caption that says what is shown, and on what it rests"
-TABLE = {"text/html": f'<table><caption><span id="table_1"></span>{WORDS}</caption>' + "<td>1</td>" * 8 + "</table>"}
+TABLE = {"text/html": f'<p><span id="table_1"></span>{WORDS}</p><table>' + "<td>1</td>" * 8 + "</table>"}
 PICTURE, CAPTION = {"image/png": "x" * 20_000}, {"text/html": f'<p><span id="figure_1"></span>{WORDS}</p>'}
 TWO = {name: {"title": name, "report": "11_main_results"} for name in ("table_1", "figure_1")}
 

@@ -45,10 +45,10 @@ train(*{mdeq}, data, DataConfig(crop_padding=1), config, {checkpoint!r}, checkpo
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_processes():
-    """The processes of this one are forked from one that has imported torch."""
+    """The processes of this one are forked from one that has imported what they need."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "LaunchConfig", partial(api.LaunchConfig, start_method="forkserver"))
-        multiprocessing.get_context("forkserver").set_forkserver_preload(["torch.distributed.elastic.multiprocessing"])
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["torch.distributed.elastic.multiprocessing", "srs.training.train"])
         yield
 
 

@@ -1,10 +1,12 @@
 """The graph of stages: what each depends on is what it uses, and no more."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from itertools import product
+from collections.abc import Sequence
+from itertools import product, zip_longest
 from pathlib import Path
 
 import nbformat
@@ -140,46 +142,73 @@ def project(tmp_path_factory):
     (root / "runs").mkdir()
     for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm begin"):
         subprocess.run(["git", *command.split()], cwd=root, check=True)
-    _dvc(root, "init", "-q")
+    _dvc(root, "init -q")
     subprocess.run(["git", "add", "."], cwd=root, check=True)
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "dvc"], cwd=root, check=True)
     return root
 
 
-def _dvc(root: Path, *words: str) -> str:
+_DVC = """
+import json, shutil, sys
+from dvc.cli import main
+for number, (params, words) in enumerate(json.loads(sys.argv[1])):
+    if params:
+        shutil.copy(params, "params.yaml")
+    print(end="\\0" if number else "", flush=True)
+    if main(words):
+        sys.exit(f"dvc {' '.join(words)} failed")
+"""
+
+
+def _dvc(root: Path, *commands: str, params: Sequence[Path | None] = ()) -> list[str]:
+    """What commands of DVC print, one after the other in one process: that DVC is imported takes longer than most of them.
+    ``params``: files that become params.yaml before one."""
     path = os.pathsep.join([str(DVC.parent), os.environ["PATH"]])
     names = {name: f"{kind}" for kind in ("AUTHOR", "COMMITTER") for name in (f"GIT_{kind}_NAME", f"GIT_{kind}_EMAIL")}
     here = os.environ | {"PYTHONPATH": str(root), "PATH": path} | names
-    ended = subprocess.run([str(DVC), *words], cwd=root, env=here, capture_output=True, text=True)
+    steps = [(file and str(file), command.split()) for command, file in zip_longest(commands, params)]
+    asked = [sys.executable, "-c", _DVC, json.dumps(steps)]
+    ended = subprocess.run(asked, cwd=root, env=here, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
+    return ended.stdout.split("\0")
+
+
+@pytest.fixture(scope="module")
+def resolved(project):
+    """The names of the stages of each profile, and what a dry run of all of them says."""
+    commands = ["stage list --name-only", "repro --dry --force"] * len(PROFILES)
+    told = _dvc(project, *commands, params=[file for path in PROFILES.values() for file in (path, None)])
+    shutil.copy(PROFILES["smoke"], project / "params.yaml")
+    return {name: (set(listed.split()), dry) for name, listed, dry in zip(PROFILES, told[::2], told[1::2])}
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_every_profiles_stages_resolve(project, name):
-    shutil.copy(PROFILES[name], project / "params.yaml")
-    try:
-        stages = set(_dvc(project, "stage", "list", "--name-only").split())
-        pages = params.load(PROFILES[name]).report.pages.names()
-        wanted = set(RUN) - {stage for stage in GRAPH if "foreach" in GRAPH[stage]}
-        assert wanted | {"check", "source", "site"} <= stages
-        assert {stage.rpartition("@")[2] for stage in stages if "page@" in stage} == set(pages)
-        dry = _dvc(project, "repro", "--dry", "--force")
-        assert dry.count("Running stage") == len(stages) and f"study.reports.site {name}" in dry
-    finally:
-        shutil.copy(PROFILES["smoke"], project / "params.yaml")
+def test_every_profiles_stages_resolve(resolved, name):
+    stages, dry = resolved[name]
+    pages = params.load(PROFILES[name]).report.pages.names()
+    wanted = set(RUN) - {stage for stage in GRAPH if "foreach" in GRAPH[stage]}
+    assert wanted | {"check", "source", "site"} <= stages
+    assert {stage.rpartition("@")[2] for stage in stages if "page@" in stage} == set(pages)
+    assert dry.count("Running stage") == len(stages) and f"study.reports.site {name}" in dry
 
 
 def test_an_experiment_changes_a_parameter_and_reruns_what_depends_on_it(project):
     """`dvc exp run -S` rewrites params.yaml: the file must survive that, and the diff be one line."""
-    _dvc(project, "exp", "run", "-S", "data.digits.validation=99", "prepare@digits")
+    _, diff, shown, again = _dvc(
+        project,
+        "exp run -S data.digits.validation=99 prepare@digits",
+        "params diff",
+        "exp show --csv",
+        "repro --dry prepare@digits",
+    )
     assert params.load(project / "params.yaml").data["digits"].validation == 99
-    diff = [line for line in _dvc(project, "params", "diff").splitlines() if "params.yaml" in line]
+    diff = [line for line in diff.splitlines() if "params.yaml" in line]
     assert len(diff) == 1 and diff[0].split() == ["params.yaml", "data.digits.validation", "100", "99"]
-    assert "data.digits.validation" in _dvc(project, "exp", "show", "--csv").splitlines()[0]
+    assert "data.digits.validation" in shown.splitlines()[0]
     assert len(Dataset.load(project / "data/smoke/digits.npz").validation) == 99
-    assert "Running stage" not in _dvc(project, "repro", "--dry", "prepare@digits")
+    assert "Running stage" not in again
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("validation: 99", "validation: 98"))
-    again = [line for line in _dvc(project, "repro", "--dry", "prepare@digits").splitlines() if "Running stage" in line]
+    (dry,) = _dvc(project, "repro --dry prepare@digits")
+    again = [line for line in dry.splitlines() if "Running stage" in line]
     assert again == ["Running stage 'check':", "Running stage 'prepare@digits':"]

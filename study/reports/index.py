@@ -57,7 +57,7 @@ def _faults_of(item: str, outputs: list[dict]) -> list[str]:
     if len(marked) != 1:
         return [f"shown {len(marked)} times instead of once"]
     page = outputs[marked[0]]["text/html"]
-    caption = re.sub(r"<[^>]*>", "", page.split(f'id="{item}"')[1].split("</caption>")[0].split("</p>")[0])
+    caption = re.sub(r"<[^>]*>", "", page.split(f'id="{item}"')[1].split("</p>")[0])
     found = [] if len(caption.split()) > 8 else ["no caption"]
     if item.startswith("figure"):
         before = outputs[marked[0] - 1] if marked[0] else {}

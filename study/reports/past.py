@@ -7,14 +7,17 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from srs import models
 from srs.certificates.at_radius import RadiusCertificate, RadiusTest
 from srs.certificates.certify import CertifySettings, selected_class
+from srs.deq.solvers import Solver
 from srs.votes.samplers import UNDECIDED, CleanVote, Votes
 from study.reports import tables
-from study.reports.numbers import listed, percent, plural, points, signed, signed_interval
+from study.reports.numbers import difference, listed, percent, plural, points, signed, signed_interval
 from study.reports.results import Results
-from study.reports.statistics import certified
+from study.reports.statistics import certified, counted_radii
 from study.reports.takeaways import FEW
+from study.starts import Starts, held_out
 from study.votes.rows import stopped
 
 
@@ -74,9 +77,9 @@ def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference
     return f"At r = 0 against {reference}, and in seconds against {listed(baselines(reference))}: {'; '.join(told)}.{more}"
 
 
-def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str | None]) -> str:
+def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str]) -> str:
     """How the ACR of the same layer, trained for one evaluation and no DEQ, differs from the chosen rows'."""
-    found = {title: tables.acr_difference(rows[title], once, chosen[title]) for title, once in trained_once.items() if once}
+    found = {title: tables.acr_difference(rows[title], once, chosen[title]) for title, once in trained_once.items()}
     if not found:
         return ""
     told = [f"{signed(gain, 3)} ({signed_interval(low, high, 3)}) at {title}" for title, (gain, low, high) in found.items()]
@@ -84,6 +87,53 @@ def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_
         "The control, the same layer trained for one evaluation and no DEQ, has an ACR that differs from the chosen row's by "
         f"{listed(told)}."
     )
+
+
+def against(rows: pd.DataFrame, row: str, other: str, radii: Sequence[float]) -> dict[str, str]:
+    """A row beside another, on the same images: its ACR with the difference, and differences of certified accuracy."""
+    own, limits = rows[rows["method"] == row], tables.reachable(rows)
+    gain, low, high = tables.acr_difference(rows, row, other)
+    line = {"against": other, "ACR": f"{counted_radii(own).mean():.3f}"}
+    line["ACR, difference"] = difference(gain, low, high, digits=3) if np.isfinite(low) else signed(gain, 3)
+    for r in radii:
+        within = r <= min(limits[row], limits[other])
+        line[f"r = {r:g}"] = difference(*tables.paired_difference(rows, row, other, r), 100) if within else tables.BEYOND
+    return line
+
+
+def by_depth(results: Results, key: str, row: str, steps: Sequence[int]) -> pd.Series:
+    """The accuracy of a row's network on noisy copies of held-out images where its layer is evaluated each of ``steps`` times
+    (naive iteration), from the row's start."""
+    sampler, starts = results.samplers(key, "past" if key in results.report.past else None)[row], results.layout.starts(key)
+    deeper = {k: sampler.model_copy(update={"solver": Solver(method="naive", steps=k)}) for k in steps}
+    model, images = models.load(results.layout.model(key), fitted=starts), results.dataset(key).validation
+    table = held_out(model, images, results.sigma(key), deeper, sampler, Starts(**results.starts).copies)
+    return table.set_index("row")["accuracy"]
+
+
+def read_depth(
+    rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str], depths: pd.DataFrame
+) -> str:
+    """Where the control beats the chosen rows, and what another depth than in training does to both; ``depths``: a line for
+    each pair of title and row, a column for each number of evaluations, one of which is 1."""
+    verdicts: dict[str, list[str]] = {"larger": [], "smaller": [], "neither larger nor smaller beyond the interval": []}
+    for title, once in trained_once.items():
+        _, low, high = tables.acr_difference(rows[title], once, chosen[title])
+        radius = counted_radii(rows[title]).groupby(rows[title]["method"]).mean()
+        verdict = list(verdicts)[0 if low > 0 else 1 if high < 0 else 2]
+        verdicts[verdict].append(f"{title} ({radius[once]:.3f} against {radius[chosen[title]]:.3f})")
+    compared = "; ".join(f"{verdict} at {', '.join(at)}" for verdict, at in verdicts.items() if at)
+    told = [f"- The control against the amortized DEQ has an average certified radius that is {compared}."]
+    if verdicts["larger"]:
+        told[0] += " Where one evaluation is all that will ever be deployed, a network trained for it beats a DEQ there."
+    moved = 100 * depths.sub(depths[1], axis=0).abs().max(axis=1)
+    control = [place in trained_once.items() for place in depths.index]
+    told.append(
+        f"- What a DEQ buys is its choice of depth after training: from {depths.columns.min()} to {depths.columns.max()} "
+        f"evaluations its accuracy moves by at most {moved[np.invert(control)].max():.1f} points, that of the control by up to "
+        f"{moved[control].max():.1f}."
+    )
+    return "\n".join(told)
 
 
 def draws_of_tests(cast: Sequence[Votes], settled: Sequence[RadiusCertificate], config: CertifySettings) -> pd.DataFrame:

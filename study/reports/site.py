@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -197,7 +196,7 @@ def as_csv(page: str) -> str:
 
 
 def _as_page(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The cells of a page: without code, but where the page is about it; tables in boxes of their own."""
+    """The cells of a page: without code, but where the page is about it; tables scroll inside boxes of their own."""
     shown = []
     for cell in notebook.cells:
         tags = set(cell.metadata.get("tags", []))
@@ -208,22 +207,11 @@ def _as_page(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             for output in cell.outputs:
                 page = output.get("data", {}).get("text/html", "")
                 if "<table" in page and 'class="scroll"' not in page:
-                    output["data"]["text/html"] = "".join(_boxed(page))
+                    boxed = re.sub("(<table.*?</table>)", r'<div class="scroll">\1</div>', page, flags=re.DOTALL)
+                    output["data"]["text/html"] = boxed
         shown.append(cell)
     notebook.cells = shown
     return notebook
-
-
-def _boxed(page: str) -> Iterator[str]:
-    """Tables that scroll inside their box, each with its caption below."""
-    for part in re.split(r"(<table.*?</table>)", page, flags=re.S):
-        if not part.startswith("<table"):
-            yield part
-            continue
-        caption = re.search(r"<caption[^>]*>(.*?)</caption>", part, re.S)
-        yield f'<div class="scroll">{part.replace(caption[0], "") if caption else part}</div>'
-        if caption:
-            yield f'<p class="caption">{caption[1]}</p>'
 
 
 def main() -> None:
