@@ -41,7 +41,7 @@ from study.common import params_file
 from study.common.layout import Layout
 from study.common.memory import restart_with_kept_memory
 from study.known_answers import FloatCopies
-from study.speed import Count, Speed, Work, cast, methods_table, noisy_images, race, summary, time_methods
+from study.speed import Count, Timing, Work, cast, methods_table, noisy_images, race, summary, time_methods
 from study.votes.rows import released, stopped
 
 STANDARD, ONE_STEP = "MDEQ-30A", "AS-MDEQ-1N"
@@ -54,7 +54,7 @@ TARGETS = {STANDARD: "at most 1.15", ONE_STEP: "at most 1.25", GRID: "at most 1.
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 
-class Bench(Speed):
+class Bench(Timing):
     """What is measured besides. ``levels``: sigma of the runs small-025 (0.25), small-050, ...; serialized votes in
     ``chains``. Engine: ``draws`` votes in batches of ``batch_size``, ``engine_repeats`` times. Scaling: besides, ``sizes``
     draws, batches of ``batches``, or ``together`` images at once. ``threads``: None is torch's choice.

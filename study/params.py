@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
-from srs.certificates.certify import Confidence
+from srs.certificates import bounds
+from srs.certificates.certify import CertifySettings, Confidence
 from srs.common.settings import Section, faults, reason
 from srs.data.datasets import DataConfig
 from srs.models import configure
@@ -137,10 +138,22 @@ class Study(Section):
             if self.robustness.images > main.images:
                 raise ValueError(f"robustness.images = {self.robustness.images} is out of range: 1 to {main.images}")
         known("arithmetic.run", self.arithmetic.run, self.runs)
+        self._can_be_timed(plans)
         for key in self.published if isinstance(self.published, list) else ():
             known("published", key, plans.runs)
         Requirements(self.report, plans, self.starts.candidates, self.robustness.runs).check()
         return self
+
+    def _can_be_timed(self, plans: VotePlans) -> None:
+        speed = self.speed
+        for key in self.report.past:
+            plan = plans[known("report.past", key, plans.plans)]
+            whole = [group.kind for group in plan.groups.values() if plan.reference in group.samplers.values()]
+            known(f"speed.rows: a list of {key} with {plan.reference_row(plan.group('past'))}", speed.rows, whole)
+            farthest = bounds.largest_radius_by_evidence(speed.n, CertifySettings().alpha, plan.sigma)
+            if speed.radius is not None and speed.radius > farthest:
+                most = f"0 to {bounds.shown(farthest)} for {key}, from speed.n = {speed.n} draws"
+                raise ValueError(f"speed.radius = {speed.radius:g} is out of range: {most}")
 
     def _models_can_be_built(self) -> None:
         for key, model in self.models.items():

@@ -2,8 +2,7 @@
 that slows down slows all alike."""
 
 import itertools
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -12,10 +11,11 @@ from typing import Annotated, Self
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from tqdm import tqdm
 
 from srs import models
+from srs.certificates.at_radius import certify_at
 from srs.certificates.certify import CertifySettings, certify
 from srs.common import machine
 from srs.common.resume import fingerprint
@@ -24,18 +24,18 @@ from srs.data.datasets import Dataset, Images, evenly_spaced
 from srs.deq.definition import DEQ
 from srs.deq.interface import device_of
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import UNDECIDED, ReleasedSampler, Sampler
+from srs.votes.samplers import UNDECIDED, DirectSampler, ReleasedSampler, Sampler
 from study.common import code, engine
 from study.common.engine import Machine, Task
 from study.common.layout import Layout
-from study.votes.plan import VotePlans
-from study.votes.rows import released, stopped
+from study.votes.plan import VotePlan, VotePlans
+from study.votes.rows import plain, released, stopped
 
 Count = Annotated[int, Field(ge=1)]
 Work = Callable[[], int]  # does something, and returns how many evaluations of f that took
 
 
-class Speed(Section):
+class Timing(Section):
     """How whole certificates are timed: of ``images`` test images from ``n`` draws, at most ``batch_size`` at once, ``audit``
     of them audited where they are serialized; ``repeats`` times."""
 
@@ -51,6 +51,23 @@ class Speed(Section):
         return self
 
 
+class Speed(Timing):
+    """What the stage times: the rows of the list ``rows``, which a group of the run must show, and the amortized ones of
+    `past`; where a ``radius`` is given, the test at it by the rows of `sequential`; plain networks (He et al.'s ResNets) of so
+    many layers as ``plain`` has, whose random weights cost what trained ones do."""
+
+    rows: str = "past"
+    radius: float | None = Field(None, ge=0)
+    plain: tuple[int, ...] = ()
+
+    @field_validator("plain")
+    @classmethod
+    def _layers_make_blocks(cls, depths: tuple[int, ...]) -> tuple[int, ...]:
+        if wrong := [depth for depth in depths if depth < 8 or depth % 6 != 2]:
+            raise ValueError(f"the depth of a ResNet is 6n + 2, at least 8: not {wrong[0]}")
+        return depths
+
+
 def race(keys: Sequence[str], runners: dict[tuple, Work], repeats: int) -> pd.DataFrame:
     """Everyone's seconds, in turns, ``repeats`` times: one line a run, the names of ``runners`` in the columns ``keys``."""
     rows = []
@@ -64,22 +81,38 @@ def race(keys: Sequence[str], runners: dict[tuple, Work], repeats: int) -> pd.Da
 
 
 def speed_jobs(plans: VotePlans, keys: Iterable[str], speed: dict, layout: Layout, settings: Machine) -> list[list[Task]]:
-    """A job for each of the runs ``keys``: the rows of their group ``past``, and what published speed-ups are over."""
+    """A job for each of the runs ``keys``, with a task for each turn: everything, once, on one image."""
     config, rests_on, jobs = Speed(**speed), list(code.of_modules("study.speed", "srs.models.__init__")), []
     for key in keys:
         plan, data, starts = plans[key], layout.dataset(plans.data(key)), layout.starts(key)
-        rows = {row: plan.sampler(plan.group("past"), row) for row in plan.groups[plan.group("past")].samplers}
-        reference = plan.reference_row(plan.group("past"))
-        rows[released(reference)] = ReleasedSampler()
-        parameters = [config.model_dump(), plan.sigma, {row: sampler.model_dump() for row, sampler in rows.items()}, reference]
-        origin = fingerprint([layout.model(key), starts, data], parameters, rests_on)
+        rows, at_radius, reference = timed_rows(plan, config)
+        told = [{row: sampler.model_dump() for row, sampler in some.items()} for some in (rows, at_radius)]
+        parameters = [config.model_dump(exclude={"images", "repeats"}), plan.sigma, *told, reference]
         arguments = {"model": layout.model(key), "starts": starts, "data": data, "sigma": plan.sigma, "rows": rows}
-        arguments |= {"reference": reference, "config": config, "settings": settings}
-        jobs.append([Task(layout.runs / "speed" / key, layout.record("speed", key), origin, time_run, arguments)])
+        arguments |= {"at_radius": at_radius, "reference": reference, "config": config, "settings": settings}
+        turns = []
+        for repeat, image in itertools.product(range(config.repeats), range(config.images)):
+            name = f"{repeat:02}-{image:02}"
+            origin = fingerprint([layout.model(key), starts, data], [*parameters, config.images, image, repeat], rests_on)
+            out, record = layout.runs / "speed" / key / f"{name}.csv", layout.record("speed", f"{key}/{name}")
+            turns.append(Task(out, record, origin, time_turn, arguments | {"repeat": repeat, "image": image}))
+        jobs.append(turns)
     return jobs
 
 
-def time_run(
+def timed_rows(plan: VotePlan, config: Speed) -> tuple[dict[str, Sampler], dict[str, Sampler], str]:
+    """The rows that certify all radii, and those that test one; and the name of the audits' reference."""
+    group, past = plan.group(config.rows), plan.group("past")
+    rows = {row: plan.sampler(group, row) for row in plan.groups[group].samplers}
+    amortized = {row: plan.sampler(past, row) for row in plan.groups[past].samplers}
+    rows |= {row: sampler for row, sampler in amortized.items() if getattr(sampler, "start", "initial") in ("mean", "learned")}
+    reference = plan.reference_row(group)
+    rows.setdefault(released(reference), ReleasedSampler())
+    tested = plan.groups[plan.group("sequential")].samplers if config.radius is not None else ()
+    return rows, {row: plan.sampler(plan.group("sequential"), row) for row in tested}, reference
+
+
+def time_turn(
     out: Path,
     *,
     model: Path,
@@ -87,34 +120,63 @@ def time_run(
     data: Path,
     sigma: float,
     rows: dict[str, Sampler],
+    at_radius: dict[str, Sampler],
     reference: str,
     config: Speed,
     settings: Machine,
+    repeat: int,
+    image: int,
 ) -> dict:
-    """Time the rows of one network; writes the folder ``out``: runs.csv, each run's seconds, methods.csv and machine.json."""
+    """Time everything that is timed of a run on one of its images, one after the other: a table as :func:`race` has it, with
+    the number ``repeat``, the draws ``n``, and the machine's ``hardware`` and ``torch``."""
     device = engine.device(settings)
-    deqs = {sigma: models.load(model, device, fitted=starts)}
-    timed = time_methods(deqs, Dataset.load(data).test, rows, reference, config)
-    out.mkdir(parents=True)
-    timed.to_csv(out / "runs.csv", index=False)
-    table = methods_table(timed, reference).assign(n=config.n, images=config.images, repeats=config.repeats)
-    table.to_csv(out / "methods.csv", index=False)
-    (out / "machine.json").write_text(json.dumps(machine.describe(device)), encoding="utf-8")
+    deq, dataset = models.load(model, device, fitted=starts), Dataset.load(data)
+    noisy = noisy_images(deq, dataset.test, sigma, config.images)[image]
+    runners = certificates(deq, noisy, rows, rows[reference], config)
+    for row, sampler in at_radius.items():
+        runners[within(row, config.radius)] = partial(_test, deq, noisy, sampler, config)
+    for depth in config.plain:
+        network = models.build("resnet-110", depth=depth, **dataset.model_fields()).eval().fold().to(device)
+        runners |= certificates(network, noisy, {f"ResNet-{depth}": DirectSampler()}, None, config)
+    found = race(["sigma", "method", "index"], {(sigma, name, noisy.index): work for name, work in runners.items()}, 1)
+    told = machine.describe(device)
+    found = found.assign(repeat=repeat, n=config.n, hardware=told["hardware"], torch=told["torch"])
+    found.to_csv(out, index=False)
     return {}
 
 
+def within(row: str, radius: float) -> str:
+    """The name of a row that tests one radius."""
+    return f"{row} within r = {radius:g}"
+
+
+def timed(layout: Layout, key: str) -> pd.DataFrame:
+    """What was timed of a run, a line a certificate: the columns of :func:`time_turn`."""
+    return pd.concat(map(pd.read_csv, sorted((layout.runs / "speed" / key).glob("*.csv"))), ignore_index=True)
+
+
+def certificates(
+    model: torch.nn.Module, noisy: NoisyCopies, rows: Mapping[str, Sampler], reference: Sampler | None, config: Timing
+) -> dict[str, Work]:
+    """Whole certificates of one image by each of ``rows``, serialized ones audited by the ``reference``, to be timed."""
+    runners = {}
+    for name, sampler in rows.items():
+        sampler = sampler.canonical()  # as votes are cast
+        runners[name] = partial(_certify, model, noisy, sampler, reference, config)
+        cast(model, [noisy], sampler, config.batch_size, config.batch_size)  # the first batch is slower
+    return runners
+
+
 def time_methods(
-    deqs: dict[float, DEQ], images: Images, rows: dict[str, Sampler], reference: str, config: Speed
+    deqs: dict[float, DEQ], images: Images, rows: dict[str, Sampler], reference: str, config: Timing
 ) -> pd.DataFrame:
     """Whole certificates by every one of ``rows``, serialized ones audited by the row ``reference``: columns sigma, method,
     index, repeat, evaluations, seconds."""
     runners = {}
     for sigma, model in deqs.items():
-        for name, sampler in rows.items():
-            sampler = sampler.canonical()  # as votes are cast
-            for noisy in noisy_images(model, images, sigma, config.images):
-                runners[sigma, name, noisy.index] = partial(_certify, model, noisy, sampler, rows[reference], config)
-            cast(model, [noisy], sampler, config.batch_size, config.batch_size)  # the first batch is slower
+        for noisy in noisy_images(model, images, sigma, config.images):
+            found = certificates(model, noisy, rows, rows[reference], config)
+            runners |= {(sigma, name, noisy.index): work for name, work in found.items()}
     return race(["sigma", "method", "index"], runners, config.repeats)
 
 
@@ -126,9 +188,15 @@ def cast(model: DEQ, noisy: Sequence[NoisyCopies], sampler: Sampler, draws: int,
     return sum(int(votes.evaluations.sum()) for votes in found)
 
 
-def _certify(model: DEQ, noisy: NoisyCopies, sampler: Sampler, reference: Sampler, config: Speed) -> int:
+def _certify(model: torch.nn.Module, noisy: NoisyCopies, sampler: Sampler, reference: Sampler | None, config: Timing) -> int:
     settings = config.model_dump(include={"n", "audit", "batch_size"}) | {"sigma": noisy.sigma, "index": noisy.index}
     return certify(model, noisy.image, sampler=sampler, reference=reference, **settings).evaluations
+
+
+def _test(model: DEQ, noisy: NoisyCopies, sampler: Sampler, config: Speed) -> int:
+    settings = {"n": config.n, "sigma": noisy.sigma, "indices": [noisy.index], "batch_size": config.batch_size}
+    (found,) = certify_at(model, [noisy.image], config.radius, sampler=sampler, **settings)
+    return found.evaluations
 
 
 def noisy_images(model: torch.nn.Module, images: Images, sigma: float, count: int) -> list[NoisyCopies]:
@@ -145,10 +213,10 @@ def summary(runs: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def methods_table(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """:func:`summary`, and how many times as fast as the ``reference``, as that :func:`stopped` and as :func:`released`, a
-    method is."""
+    """:func:`summary`, and how many times as fast as the ``reference`` with fixed steps, :func:`stopped`, and as
+    :func:`released` a method is."""
     table = summary(runs, ["sigma", "method"]).reset_index()
-    for row in (reference, stopped(reference), released(reference)):
+    for row in (plain(reference), stopped(reference), released(reference)):
         if row not in set(table["method"]):
             continue
         theirs = table[table["method"] == row].set_index("sigma")["seconds"]

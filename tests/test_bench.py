@@ -12,7 +12,9 @@ from srs.deq.interface import LOOKED_AT
 from srs.models import starts
 from study import bench, speed
 from study.bench import ONE_STEP, STANDARD, STOPPED, Bench
+from study.common.engine import Machine, compute
 from study.common.layout import Layout
+from study.votes.plan import VotePlans
 
 TINY = dict(levels=(0.25,), n=40, audit=40, images=2, repeats=1, engine_repeats=1, chains=10, batch_size=20, draws=30)
 TINY |= dict(sizes=(10, 20), batches=(5,), together=(1, 2))
@@ -144,20 +146,50 @@ def test_the_command_line_refuses_and_names_what_is_missing(layout, capsys, few_
         bench.main([])
 
 
+def _place(layout, key, trained_state, started, digits):
+    """What was prepared, trained and fitted, where stages expect it."""
+    for folder in (layout.runs / "models" / key, layout.runs / "starts" / key, layout.data):
+        folder.mkdir(parents=True)
+    torch.save({"model": trained_state}, layout.runs / "models" / key / "model.pt")
+    torch.save(starts.state(started.starts), layout.runs / "starts" / key / "starts.pt")
+    digits.save(layout.dataset("digits"))
+
+
+def test_a_turn_times_everything_on_one_image(layout, trained_state, started, digits):
+    _place(layout, "one", trained_state, started, digits)
+    spelled = {"MDEQ-2A stopped": {"kind": "standard", "solver": {"steps": 2, "stop": "relative"}}}
+    rows = {"past": ["MDEQ-2A stopped", "AS-MDEQ-1N"], "baselines": ["MDEQ-2A stopped", "SRS-MDEQ-1A"]}
+    rows["sequential"] = ["AS-MDEQ-1N"]
+    votes = {"images": {"digits": 2}, "groups": {"one": list(rows)}, "references": {"tiny": "MDEQ-2A stopped"}, "chains": 10}
+    draws, runs = {name: {"images": 2, "n": 100} for name in rows}, {"one": {"model": "tiny", "sigma": 0.25}}
+    plans = VotePlans(runs, {"tiny": {"data": "digits", "preset": "mdeq-tiny"}}, votes, rows, draws, spelled)
+    asked = {"n": 40, "audit": 40, "images": 2, "repeats": 2, "rows": "baselines", "radius": 0.1, "plain": [8]}
+    jobs = speed.speed_jobs(plans, ["one"], asked, layout, Machine(workers=1))
+    compute(jobs, settings=Machine(workers=1))
+    found = speed.timed(layout, "one")
+    expected = ["MDEQ-2A stopped", "SRS-MDEQ-1A", "AS-MDEQ-1N", "MDEQ-2A as released", "AS-MDEQ-1N within r = 0.1", "ResNet-8"]
+    assert list(found["method"]) == expected * 4 and found["index"].nunique() == 2 and (found["seconds"] > 0).all()
+    assert list(found["repeat"].unique()) == [0, 1] and set(found["n"]) == {40}
+    evaluations = found.groupby("method")["evaluations"].max()
+    assert evaluations["ResNet-8"] >= 140 > evaluations["AS-MDEQ-1N within r = 0.1"] > 0
+    table = speed.methods_table(found, "MDEQ-2A stopped")
+    assert [name for name in table if "over" in name] == ["speed over MDEQ-2A stopped", "speed over MDEQ-2A as released"]
+
+    turns = [task.out for task in jobs[0]]
+    before = [path.stat().st_mtime_ns for path in turns]
+    turns[1].unlink()  # as if it had been killed meanwhile
+    compute(jobs, settings=Machine(workers=1))
+    assert [old == path.stat().st_mtime_ns for old, path in zip(before, turns)] == [True, False, True, True]
+
+
 @pytest.fixture(scope="module")
 def run(trained_state, started, digits, tmp_path_factory):
     """Where `make bench` was run, on a tiny model, and what it printed."""
     root = tmp_path_factory.mktemp("bench")
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.chdir(root)
-        layout = Layout("p")
         (root / "params.yaml").write_text("name: p\n")
-        folders = {name: layout.runs / name / "small-025" for name in ("models", "starts")} | {"data": layout.data}
-        for folder in folders.values():
-            folder.mkdir(parents=True)
-        torch.save({"model": trained_state}, folders["models"] / "model.pt")
-        torch.save(starts.state(started.starts), folders["starts"] / "starts.pt")
-        digits.save(layout.dataset("digits"))
+        _place(Layout("p"), "small-025", trained_state, started, digits)
         options = ["--out=out"]
         for name, value in (TINY | {"threads": torch.get_num_threads()}).items():
             options += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]

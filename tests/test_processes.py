@@ -48,7 +48,9 @@ def _quick_processes():
     """The processes of this one are forked from one that has imported what they need."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "LaunchConfig", partial(api.LaunchConfig, start_method="forkserver"))
-        multiprocessing.get_context("forkserver").set_forkserver_preload(["torch.distributed.elastic.multiprocessing", "srs.training.train"])
+        multiprocessing.get_context("forkserver").set_forkserver_preload(
+            ["torch.distributed.elastic.multiprocessing", "srs.training.train"]
+        )
         yield
 
 

@@ -17,8 +17,11 @@ from study.reports.numbers import difference, listed, percent, plural, points, s
 from study.reports.results import Results
 from study.reports.statistics import certified, counted_radii
 from study.reports.takeaways import FEW
+from study.speed import methods_table, timed
 from study.starts import Starts, held_out
 from study.votes.rows import stopped
+
+_OVER = "speed over "  # in names of columns
 
 
 def choice(results: Results, key: str) -> str:
@@ -28,20 +31,35 @@ def choice(results: Results, key: str) -> str:
 
 
 def speeds(results: Results, key: str) -> pd.DataFrame:
-    """Seconds of whole certificates, a line a method."""
-    return pd.read_csv(results.layout.runs / "speed" / key / "methods.csv")
+    """Seconds of whole certificates, a line a method, with the draws "n" of how many "certificates" of how many "images", and
+    the "hardware" and "torch" that were timed."""
+    runs = timed(results.layout, key)
+    table = methods_table(runs, results.reference(key, "past"))
+    known = {name: "; ".join(map(str, runs[name].unique())) for name in ("hardware", "torch")}
+    known |= {"n": runs["n"].max(), "certificates": len(runs) // len(table), "images": runs["index"].nunique()}
+    return table.assign(**known)
+
+
+def timed_baselines(speed: pd.DataFrame) -> list[str]:
+    """What seconds of :func:`speeds` are compared with."""
+    return [name.removeprefix(_OVER) for name in speed.columns if name.startswith(_OVER)]
 
 
 def baselines(reference: str) -> list[str]:
-    """What seconds are compared with: the reference, and the same solver stopped at its tolerance, where that is another."""
+    """What votes' seconds are held against: the reference, and the same solver stopped at its tolerance, if another."""
     return tables.baselines(reference, [stopped(reference)])
 
 
-def read_speed(speed: pd.DataFrame, row: str, reference: str) -> str:
-    """How much faster a row is than the reference, whole and stopped."""
+def read_speed(speed: pd.DataFrame, row: str) -> str:
+    """How much faster a row is than what it is compared with."""
     fast = speed.set_index("method").loc[row]
-    told = [f"{fast[f'speed over {name}']:.1f} times as fast as {name}" for name in baselines(reference)]
+    told = [f"{fast[_OVER + name]:.1f} times as fast as {name}" for name in timed_baselines(speed)]
     return f"**{row}** is {listed(told)}."
+
+
+def read_plain(methods: Sequence[str]) -> str:
+    """What is to be said of plain networks among ``methods``."""
+    return "ResNets have random weights, which cost what trained ones do. " if any("ResNet-" in row for row in methods) else ""
 
 
 def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
