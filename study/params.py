@@ -138,16 +138,17 @@ class Study(Section):
             if self.robustness.images > main.images:
                 raise ValueError(f"robustness.images = {self.robustness.images} is out of range: 1 to {main.images}")
         known("arithmetic.run", self.arithmetic.run, self.runs)
-        self._can_be_timed(plans)
         for key in self.published if isinstance(self.published, list) else ():
             known("published", key, plans.runs)
         Requirements(self.report, plans, self.starts.candidates, self.robustness.runs).check()
+        self._can_be_timed(plans)
         return self
 
     def _can_be_timed(self, plans: VotePlans) -> None:
+        """Whether the runs that are timed, which have all that their report needs, have what ``speed`` asks for besides."""
         speed = self.speed
         for key in self.report.past:
-            plan = plans[known("report.past", key, plans.plans)]
+            plan = plans[key]
             whole = [group.kind for group in plan.groups.values() if plan.reference in group.samplers.values()]
             known(f"speed.rows: a list of {key} with {plan.reference_row(plan.group('past'))}", speed.rows, whole)
             farthest = bounds.largest_radius_by_evidence(speed.n, CertifySettings().alpha, plan.sigma)

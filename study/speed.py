@@ -11,7 +11,7 @@ from typing import Annotated, Self
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from tqdm import tqdm
 
 from srs import models
@@ -28,7 +28,7 @@ from srs.votes.samplers import UNDECIDED, DirectSampler, ReleasedSampler, Sample
 from study.common import code, engine
 from study.common.engine import Machine, Task
 from study.common.layout import Layout
-from study.votes.plan import VotePlan, VotePlans
+from study.votes.plan import VotePlan, VotePlans, is_amortized
 from study.votes.rows import plain, released, stopped
 
 Count = Annotated[int, Field(ge=1)]
@@ -63,8 +63,11 @@ class Speed(Timing):
     @field_validator("plain")
     @classmethod
     def _layers_make_blocks(cls, depths: tuple[int, ...]) -> tuple[int, ...]:
-        if wrong := [depth for depth in depths if depth < 8 or depth % 6 != 2]:
-            raise ValueError(f"the depth of a ResNet is 6n + 2, at least 8: not {wrong[0]}")
+        for depth in depths:
+            try:
+                models.configure("resnet-110", depth=depth)
+            except ValidationError:
+                raise ValueError(f"the depth of a ResNet is 6n + 2, at least 8: not {depth}") from None
         return depths
 
 
@@ -104,8 +107,7 @@ def timed_rows(plan: VotePlan, config: Speed) -> tuple[dict[str, Sampler], dict[
     """The rows that certify all radii, and those that test one; and the name of the audits' reference."""
     group, past = plan.group(config.rows), plan.group("past")
     rows = {row: plan.sampler(group, row) for row in plan.groups[group].samplers}
-    amortized = {row: plan.sampler(past, row) for row in plan.groups[past].samplers}
-    rows |= {row: sampler for row, sampler in amortized.items() if getattr(sampler, "start", "initial") in ("mean", "learned")}
+    rows |= {row: plan.sampler(past, row) for row, sampler in plan.groups[past].samplers.items() if is_amortized(sampler)}
     reference = plan.reference_row(group)
     rows.setdefault(released(reference), ReleasedSampler())
     tested = plan.groups[plan.group("sequential")].samplers if config.radius is not None else ()
@@ -132,12 +134,15 @@ def time_turn(
     device = engine.device(settings)
     deq, dataset = models.load(model, device, fitted=starts), Dataset.load(data)
     noisy = noisy_images(deq, dataset.test, sigma, config.images)[image]
+    warm_up(deq, noisy, rows, config)
     runners = certificates(deq, noisy, rows, rows[reference], config)
     for row, sampler in at_radius.items():
         runners[within(row, config.radius)] = partial(_test, deq, noisy, sampler, config)
     for depth in config.plain:
         network = models.build("resnet-110", depth=depth, **dataset.model_fields()).eval().fold().to(device)
-        runners |= certificates(network, noisy, {f"ResNet-{depth}": DirectSampler()}, None, config)
+        row = {f"ResNet-{depth}": DirectSampler()}
+        warm_up(network, noisy, row, config)
+        runners |= certificates(network, noisy, row, None, config)
     found = race(["sigma", "method", "index"], {(sigma, name, noisy.index): work for name, work in runners.items()}, 1)
     told = machine.describe(device)
     found = found.assign(repeat=repeat, n=config.n, hardware=told["hardware"], torch=told["torch"])
@@ -159,12 +164,14 @@ def certificates(
     model: torch.nn.Module, noisy: NoisyCopies, rows: Mapping[str, Sampler], reference: Sampler | None, config: Timing
 ) -> dict[str, Work]:
     """Whole certificates of one image by each of ``rows``, serialized ones audited by the ``reference``, to be timed."""
-    runners = {}
-    for name, sampler in rows.items():
-        sampler = sampler.canonical()  # as votes are cast
-        runners[name] = partial(_certify, model, noisy, sampler, reference, config)
-        cast(model, [noisy], sampler, config.batch_size, config.batch_size)  # the first batch is slower
-    return runners
+    canonical = {name: sampler.canonical() for name, sampler in rows.items()}  # as votes are cast
+    return {name: partial(_certify, model, noisy, sampler, reference, config) for name, sampler in canonical.items()}
+
+
+def warm_up(model: torch.nn.Module, noisy: NoisyCopies, rows: Mapping[str, Sampler], config: Timing) -> None:
+    """The first batch of each of ``rows``, which is slower, and not to be timed."""
+    for sampler in rows.values():
+        cast(model, [noisy], sampler.canonical(), config.batch_size, config.batch_size)
 
 
 def time_methods(
@@ -174,7 +181,9 @@ def time_methods(
     index, repeat, evaluations, seconds."""
     runners = {}
     for sigma, model in deqs.items():
-        for noisy in noisy_images(model, images, sigma, config.images):
+        copies = noisy_images(model, images, sigma, config.images)
+        warm_up(model, copies[-1], rows, config)
+        for noisy in copies:
             found = certificates(model, noisy, rows, rows[reference], config)
             runners |= {(sigma, name, noisy.index): work for name, work in found.items()}
     return race(["sigma", "method", "index"], runners, config.repeats)

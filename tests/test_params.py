@@ -91,6 +91,7 @@ def test_the_committed_profile_is_the_default():
         ("speed: {n: 4000", "speed: {n: 20", "too small|certify nothing|out of range"),
         ("speed: {n: 4000", "speed: {plain: [21], n: 4000", "speed.plain: the depth of a ResNet is 6n \\+ 2, at least 8: not 21"),
         ("speed: {n: 4000", "speed: {rows: direct, n: 4000", "speed.rows: a list of small-012 with MDEQ-30A = 'direct' is unknown: choose"),
+        ("small-012: [levels, past, ", "small-012: [levels, ", "votes.groups.small-012 = .* needs a group with the rows 'past', for report.past"),
         ("speed: {n: 4000", "speed: {radius: 9, n: 4000", "speed.radius = 9 is out of range: 0 to 0.339 for small-012, from speed.n = 4000"),
         ("past: # beyond the paper: amortized starts beside honest baselines\n    [MDEQ-30A, MDEQ-30A stopped,",
          "past:\n    [MDEQ-30A,", "rows.past: the row = 'MDEQ-30A stopped' is unknown"),

@@ -15,7 +15,7 @@ from srs.votes.samplers import UNDECIDED, CleanVote, Votes
 from study.reports import tables
 from study.reports.numbers import difference, listed, percent, plural, points, signed, signed_interval
 from study.reports.results import Results
-from study.reports.statistics import certified, counted_radii
+from study.reports.statistics import average_certified_radius, certified
 from study.reports.takeaways import FEW
 from study.speed import methods_table, timed
 from study.starts import Starts, held_out
@@ -97,7 +97,7 @@ def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference
 
 def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str]) -> str:
     """How the ACR of the same layer, trained for one evaluation and no DEQ, differs from the chosen rows'."""
-    found = {title: tables.acr_difference(rows[title], once, chosen[title]) for title, once in trained_once.items()}
+    found = _gains(rows, chosen, trained_once)
     if not found:
         return ""
     told = [f"{signed(gain, 3)} ({signed_interval(low, high, 3)}) at {title}" for title, (gain, low, high) in found.items()]
@@ -107,11 +107,21 @@ def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_
     )
 
 
+def _gains(
+    rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str]
+) -> dict[str, tuple[float, float, float]]:
+    """The control's ACR less that of the chosen row, with its interval."""
+    return {title: tables.acr_difference(rows[title], once, chosen[title]) for title, once in trained_once.items()}
+
+
+def _acr(rows: pd.DataFrame, row: str) -> str:
+    return f"{average_certified_radius(rows[rows['method'] == row]):.3f}"
+
+
 def against(rows: pd.DataFrame, row: str, other: str, radii: Sequence[float]) -> dict[str, str]:
     """A row beside another, on the same images: its ACR with the difference, and differences of certified accuracy."""
-    own, limits = rows[rows["method"] == row], tables.reachable(rows)
-    gain, low, high = tables.acr_difference(rows, row, other)
-    line = {"against": other, "ACR": f"{counted_radii(own).mean():.3f}"}
+    limits, (gain, low, high) = tables.reachable(rows), tables.acr_difference(rows, row, other)
+    line = {"against": other, "ACR": _acr(rows, row)}
     line["ACR, difference"] = difference(gain, low, high, digits=3) if np.isfinite(low) else signed(gain, 3)
     for r in radii:
         within = r <= min(limits[row], limits[other])
@@ -135,11 +145,10 @@ def read_depth(
     """Where the control beats the chosen rows, and what another depth than in training does to both; ``depths``: a line for
     each pair of title and row, a column for each number of evaluations, one of which is 1."""
     verdicts: dict[str, list[str]] = {"larger": [], "smaller": [], "neither larger nor smaller beyond the interval": []}
-    for title, once in trained_once.items():
-        _, low, high = tables.acr_difference(rows[title], once, chosen[title])
-        radius = counted_radii(rows[title]).groupby(rows[title]["method"]).mean()
+    for title, (_, low, high) in _gains(rows, chosen, trained_once).items():
         verdict = list(verdicts)[0 if low > 0 else 1 if high < 0 else 2]
-        verdicts[verdict].append(f"{title} ({radius[once]:.3f} against {radius[chosen[title]]:.3f})")
+        both = f"{_acr(rows[title], trained_once[title])} against {_acr(rows[title], chosen[title])}"
+        verdicts[verdict].append(f"{title} ({both})")
     compared = "; ".join(f"{verdict} at {', '.join(at)}" for verdict, at in verdicts.items() if at)
     told = [f"- The control against the amortized DEQ has an average certified radius that is {compared}."]
     if verdicts["larger"]:

@@ -24,6 +24,11 @@ REFERENCE = "MDEQ-30A"
 BLOCK = 4  # images that are voted on together: the least that a killed run repeats is a row's votes on them
 
 
+def is_amortized(sampler: Sampler) -> bool:
+    """Whether a row starts at a fitted start."""
+    return isinstance(sampler, StandardSampler) and sampler.start != "initial"
+
+
 class Draws(Section):
     """Rows that are shown together: ``n`` counted draws of ``images`` evenly spaced ones among the data set's chosen images.
 
@@ -108,8 +113,7 @@ class VotePlan:
     @property
     def amortized(self) -> bool:
         """Whether a row starts at a fitted start."""
-        rows = [sampler for group in self.groups.values() for sampler in group.samplers.values()]
-        return any(isinstance(row, StandardSampler) and row.start != "initial" for row in rows)
+        return any(is_amortized(sampler) for group in self.groups.values() for sampler in group.samplers.values())
 
     def reference_row(self, group: str) -> str:
         """The row of a group that is the audits' reference. Raises StopIteration where there is none."""
