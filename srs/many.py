@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from srs.certificates import bounds
-from srs.certificates.at_radius import RadiusCertificate, certify_at
+from srs.certificates.at_radius import RadiusCertificate, SequentialSettings, certify_at
 from srs.certificates.certify import ABSTAIN, Certificate, CertifySettings, certify, default_sampler, require_image
 from srs.common.resume import Journal, fingerprint
 from srs.deq.definition import DEQ
@@ -110,7 +110,7 @@ def certify_many(
     run that is gone on with (of a model that is no module, its name is all that is known), and, by its number, for an image
     that cannot be used; as :func:`srs.certify` does, besides.
     """
-    config = CertifySettings(sigma=sigma, **settings)
+    config = (CertifySettings if r is None else SequentialSettings)(sigma=sigma, **settings)
     if format not in get_args(Format):
         raise ValueError(f"format = {format!r} is unknown: choose one of {', '.join(get_args(Format))}")
     sampler = default_sampler(model) if sampler is None else sampler

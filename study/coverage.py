@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 from srs.certificates import bounds
-from srs.certificates.at_radius import RadiusEstimate, RadiusTest, decide_at, decide_until
+from srs.certificates.at_radius import NAMING_DRAWS, RadiusEstimate, RadiusTest, SequentialSettings, decide_at, decide_until
 from srs.certificates.certify import (
     ABSTAIN,
     Certificate,
@@ -146,11 +146,11 @@ def _certify(case: Case, runs: range, config: Coverage) -> list[dict]:
                 rows.append(_row(name, at_image(certificate, one), case.true_radius))
             by_clean = standard_certificate(truth.take(slice(named.n)), named, clean=clean)
             rows.append(_row("standard, class of the clean image", at_image(by_clean, one), case.true_radius))
-        every = [clean] * len(copies)
-        until = decide_until(cast, every, config.gain, plain)
+        every, few = [clean] * len(copies), plain.model_copy(update={"n0": NAMING_DRAWS})
+        until = decide_until(cast, every, config.gain, few)
         rows += [_row("to a precision", at_image(found, one), case.true_radius) for one, found in zip(copies, until)]
         moved = [one.moved for one in copies]
-        for found in decide_at(cast, every, case.true_radius, plain, moved=moved):  # p_A is too small: every yes is false
+        for found in decide_at(cast, every, case.true_radius, few, moved=moved):  # p_A is too small: every yes is false
             false = found.outcome == "certified"
             row = {"design": "at a fixed radius", "alpha": alpha, "guarantee": True, "false": false, "abstained": not false}
             rows.append(row | {"radius": found.r * false, "true_radius": case.true_radius})
@@ -243,22 +243,24 @@ def simulate_mismatch(config: Coverage) -> pd.DataFrame:
 def simulate_sequential(config: Coverage) -> pd.DataFrame:
     """False certificates of the sequential ones where they are hardest, by simulated votes on two classes alone (no solver).
 
-    p_A, of the class of the clean image, is 1/2 or one of ``votes_for_a``; r is sigma Phi^-1(p_A), the true radius: what is
-    certified at r, or past it, is false. "sequential": :class:`srs.certificates.at_radius.RadiusTest`, of at most ``n`` votes;
-    "precision": :class:`srs.certificates.at_radius.RadiusEstimate`. Not guarantees: "alpha for each class", the test without
-    shares; "peeking", Clopper and Pearson's bound at level alpha, made for a number of votes fixed in advance, but looked at
-    after every vote. Columns as in :func:`tally`, with ``votes_for_a`` for the case, and ``n``.
+    p_A is 1/2 or one of ``votes_for_a``; r is sigma Phi^-1(p_A), the true radius: what is certified at r, or past it, is false.
+    "sequential": :class:`srs.certificates.at_radius.RadiusTest`, of at most ``n`` votes; "precision":
+    :class:`srs.certificates.at_radius.RadiusEstimate`; a few draws more name the class that has most of alpha. Not guarantees:
+    "alpha for each class", the test without shares; "peeking", Clopper and Pearson's bound at level alpha, made for a number of
+    votes fixed in advance, but looked at after every vote. Columns as in :func:`tally`, with ``votes_for_a`` for the case, and
+    ``n``.
     """
     generator, drawn = np.random.default_rng(config.seed), np.arange(1, config.n + 1)
-    clean, found = CleanVote(0, 2, 1), []
+    naming, clean, found = np.random.default_rng(config.seed + 1), CleanVote(0, 2, 1), []
     for share, alpha in product([0.5, *config.votes_for_a], config.alphas):
         r = config.sigma * stats.norm.ppf(share)
-        settings = CertifySettings(alpha=alpha, **config.model_dump(include={"sigma", "n"}))
+        settings = SequentialSettings(alpha=alpha, **config.model_dump(include={"sigma", "n"}))
         votes = (generator.random((config.runs, config.n)) >= share).astype(np.int32)
+        every = np.hstack([naming.random((config.runs, settings.n0)) >= share, votes])
         for_a = (votes == 0).cumsum(axis=1)
         evidence = bounds.log_evidence(np.maximum(for_a, drawn - for_a), drawn, share)
-        tests = [_drawn(RadiusTest(r, settings, clean), run) for run in votes]
-        estimates = [_drawn(RadiusEstimate(config.gain, settings, clean), run) for run in votes]
+        tests = [_drawn(RadiusTest(r, settings, clean), run) for run in every]
+        estimates = [_drawn(RadiusEstimate(config.gain, settings, clean), run) for run in every]
         certified = {
             "sequential": [test.outcome == "certified" for test in tests],
             "precision": [test.p_a_lower > (share if test.top == 0 else 0.5) for test in estimates],
@@ -274,6 +276,7 @@ def simulate_sequential(config: Coverage) -> pd.DataFrame:
 
 def _drawn(test: RadiusTest, votes: np.ndarray) -> RadiusTest:
     """A test that takes its votes a hundred at a time as long as it is not settled."""
-    while test.outcome is None and test.drawn < len(votes):
-        test.add(votes[test.drawn : test.drawn + 100])
+    for first in range(0, len(votes), 100):
+        if test.outcome is None:
+            test.add(votes[first : first + 100])
     return test

@@ -97,11 +97,11 @@ def evidence(k, t, p_0):
     return found
 
 
-def levels(clean, classes, alpha):
+def levels(preferred, classes, alpha):
     """Class by class, the part of alpha that it is tested at."""
-    if clean == UNDECIDED:
+    if preferred == UNDECIDED:
         return [alpha / classes] * classes
-    return [0.9 * alpha if c == clean else 0.1 * alpha / (classes - 1) for c in range(classes)]
+    return [0.9 * alpha if c == preferred else 0.1 * alpha / (classes - 1) for c in range(classes)]
 
 
 def settled(counts, drawn, n, p_0, at, alpha):
@@ -116,16 +116,22 @@ def settled(counts, drawn, n, p_0, at, alpha):
     return None, ABSTAIN
 
 
-def sequential(votes, clean, classes, n, r, alpha, sigma):
+def likely(votes, n0, clean):
+    """The class that n0 votes prefer, or the ``clean`` one; and the counted votes."""
+    return (named(votes[:n0]), votes[n0:]) if clean is None else (clean, votes)
+
+
+def sequential(votes, n0, classes, n, r, alpha, sigma, clean=None):
     """The sequential test at radius r, vote by vote and class by class."""
     p_0, counts = erfc(-r / sigma / sqrt(2)) / 2, [0] * classes
+    preferred, votes = likely(votes, n0, clean)
     for drawn, vote in enumerate(votes[:n], 1):
         if vote != UNDECIDED:
             counts[vote] += 1
-        outcome, certified = settled(counts, drawn, n, p_0, levels(clean, classes, alpha), alpha)
+        outcome, certified = settled(counts, drawn, n, p_0, levels(preferred, classes, alpha), alpha)
         if outcome:
             break
-    found = {"top": named(votes[:drawn]), "prediction": certified, "outcome": outcome, "clean": clean}
+    found = {"top": named(votes[:drawn]), "prediction": certified, "outcome": outcome, "preferred": preferred}
     return found | {"n_a": max(counts), "drawn": drawn}
 
 
@@ -139,10 +145,11 @@ def rejected(k, t, level):
     return low
 
 
-def until(votes, clean, classes, n, gain, alpha, sigma):
+def until(votes, n0, classes, n, gain, alpha, sigma, clean=None):
     """CERTIFY to a precision: a look at as many votes as certify at all, then a tenth more each time."""
-    at = levels(clean, classes, alpha)
-    drawn = more = next((t for t in range(1, n) if evidence(t, t, 0.5) >= 1 / max(at)), n)
+    preferred, votes = likely(votes, n0, clean)
+    at = levels(preferred, classes, alpha)
+    drawn = more = next((t for t in range(1, n) if evidence(t, t, 0.5) >= 1 / (0.9 * alpha)), n)
     while more:
         more = min(n - drawn, ceil(drawn / 10))
         counts = [votes[:drawn].count(c) for c in range(classes)]
@@ -155,7 +162,7 @@ def until(votes, clean, classes, n, gain, alpha, sigma):
         drawn += more
     p = rejected(max(counts), drawn, at[named(votes[:drawn])])
     found = _at_level(named(votes[:drawn]), Fraction(p), sigma)
-    return found | {"n_a": max(counts), "n": drawn, "n0": 0, "undecided": drawn - sum(counts)}
+    return found | {"n_a": max(counts), "n": drawn, "n0": n0 if clean is None else 0, "undecided": drawn - sum(counts)}
 
 
 def signed_quantile(p):

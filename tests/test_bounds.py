@@ -247,10 +247,10 @@ def test_rejected_hypotheses_are_an_interval(k, against, level):
 
 
 def test_shares_of_alpha_are_all_of_it():
-    for classes, clean in [(2, 0), (10, 3), (1_000, 999), (10, -1)]:
-        shares = bounds.shares_of_alpha(classes, clean)
+    for classes, preferred in [(2, 0), (10, 3), (1_000, 999), (10, -1)]:
+        shares = bounds.shares_of_alpha(classes, preferred)
         assert shares.sum() == pytest.approx(1, abs=1e-12) and (shares > 0).all()
-        assert shares.argmax() == max(clean, 0) and (shares[clean] == 0.9 or clean < 0)
+        assert shares.argmax() == max(preferred, 0) and (shares[preferred] == 0.9 or preferred < 0)
 
 
 def _ratio(p, k, n, p_0):

@@ -353,8 +353,8 @@ def test_sequential_tests_are_the_references(call, more, data):
     estimated = srs.certify_until(call.model, images, gain=gain, indices=indices, **call.samplers, **given)
     for call, settled, estimate in zip(calls, found, estimated, strict=True):
         steps = _steps(call.samplers["sampler"])
-        votes, few = call.votes(call.standard_codes(steps)), {name: given[name] for name in ("n", "alpha", "sigma")}
-        few |= {"clean": call.clean(steps), "classes": call.model.classes}
+        votes, few = call.votes(call.standard_codes(steps)), {name: given[name] for name in ("n0", "n", "alpha", "sigma")}
+        few |= {"clean": call.clean(steps) if given["selection"] == "clean" else None, "classes": call.model.classes}
         expected = reference.sequential(votes, r=r + call.moved, **few)
         assert {name: getattr(settled, name) for name in expected} == expected
         assert settled.r == r and settled.evaluations > settled.drawn
@@ -509,8 +509,9 @@ def _agree_where_known(found, call: Call, strange: dict) -> None:
         return  # 30 Anderson steps, and their residuals
     few = {name: given[name] for name in ("n0", "alpha", "sigma")}
     if isinstance(found, list):
-        few |= {"n": given["n"], "r": strange.get("r", 0.1), "clean": call.clean(), "classes": call.model.classes}
-        expected = reference.sequential(call.votes(call.standard_codes()), **{k: v for k, v in few.items() if k != "n0"})
+        few |= {"n": given["n"], "r": strange.get("r", 0.1), "classes": call.model.classes}
+        few |= {"clean": call.clean() if given["selection"] == "clean" else None}
+        expected = reference.sequential(call.votes(call.standard_codes()), **few)
         assert [{name: getattr(one, name) for name in expected} for one in found] == [expected]
         return
     expected = call.expected()

@@ -22,7 +22,11 @@ def test_draws_of_the_test_are_counted_with_those_that_select():
     chance = np.random.default_rng(0)
     cast = [SimpleNamespace(classes=np.where(chance.random(1_100) < share, 2, 7)) for share in (1.0, 0.95, 0.8, 0.3)]
     clean = [CleanVote(2, 10, 1), CleanVote(2, 10, 1), CleanVote(5, 10, 1), CleanVote(-1, 10, 1)]
-    settled = decide_at(lambda which, draws: [_taken(cast[i], some) for i, some in zip(which, draws)], clean, 0.25, config)
+
+    def stored(which, draws):
+        return [_taken(cast[i], some) for i, some in zip(which, draws)]
+
+    settled = decide_at(stored, clean, 0.25, config.model_copy(update={"selection": "clean"}))
     found = past.draws_of_tests(cast, settled, config)
     assert (found["outcome"][:3] == "certified").all()
     p_0, share = 0.6914624612740131, bounds.shares_of_alpha(10, 2)[2]
@@ -32,9 +36,12 @@ def test_draws_of_the_test_are_counted_with_those_that_select():
     assert found["least"][0] == pytest.approx(np.log(1 / config.alpha) / np.log(1 / p_0))
     assert (found["with selection"] > found["drawn"])[:2].all() and found["drawn"][2] > found["drawn"][1]
 
+    few = decide_at(stored, clean, 0.25, config.model_copy(update={"n0": 5}))
+    assert past.draws_of_tests(cast, few, config)["drawn"][0] == 5 + alone
+
     told = past.read_draws(found.iloc[:1], config.n0)
     assert told.startswith(f"Over 1 pair of image and radius the test takes {alone} draws in the median; where 100 draws ")
-    assert f"name the class first, {100 + named}" in told and "certifies 1 of the pairs, the other 1." in told
+    assert f"select the class, {100 + named}" in told and "certifies 1 of the pairs, the other 1." in told
 
 
 def test_a_reference_that_is_stopped_is_told_once():

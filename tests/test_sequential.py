@@ -5,12 +5,26 @@ from scipy import special, stats
 
 import srs
 from srs.certificates import bounds
-from srs.certificates.at_radius import RadiusEstimate, RadiusTest, certify_at, certify_until, decide_at, decide_until
+from srs.certificates.at_radius import (
+    RadiusEstimate,
+    RadiusTest,
+    SequentialSettings,
+    certify_at,
+    certify_until,
+    decide_at,
+    decide_until,
+)
 from srs.certificates.certify import CertifySettings
-from srs.votes.samplers import UNDECIDED, CleanVote, SerializedSampler, Votes
+from srs.votes.noise import NoisyCopies
+from srs.votes.samplers import UNDECIDED, CleanVote, SerializedSampler, StandardSampler, Votes
 
 SIGMA = 0.5
 CLEAN = CleanVote(0, 2, 1)
+
+
+def _settings(**more):
+    """Those of a test in which the clean image's class is preferred, all votes are counted."""
+    return CertifySettings(sigma=SIGMA, selection="clean", **more)
 
 
 def _stream(p, n, seed, others=1):
@@ -21,7 +35,7 @@ def _stream(p, n, seed, others=1):
 def _false_certificates(p_0, alpha, runs=400, clean=CLEAN):
     """How many of ``runs`` tests certify at the edge of the hypothesis, with a look after every vote; and the exact binomial
     p-value of "at most alpha of all"."""
-    r, config = SIGMA * stats.norm.ppf(p_0), CertifySettings(sigma=SIGMA, n=500, alpha=alpha)
+    r, config = SIGMA * stats.norm.ppf(p_0), _settings(n=500, alpha=alpha)
     false = 0
     for run in range(runs):
         test = RadiusTest(r, config, clean)
@@ -63,7 +77,7 @@ def test_the_whole_alpha_for_every_class_would_be_found_out(monkeypatch):
 
 
 def test_images_that_share_batches_and_stop_early_are_not_certified_more_often():
-    """The whole of it, the clean image's vote included, for a linear classifier at its true radius."""
+    """The whole of it, the draws that name a class included, for a linear classifier at its true radius."""
     runs, r, alpha = 400, 0.25, 0.05
 
     def classifier(x):
@@ -77,7 +91,7 @@ def test_images_that_share_batches_and_stop_early_are_not_certified_more_often()
 
 
 def test_clear_images_are_settled_soon_and_hopeless_ones_too():
-    config = CertifySettings(sigma=SIGMA, n=10_000)
+    config = _settings(n=10_000)
     drawn = {}
     for p, outcome in ((0.99, "certified"), (0.3, "refuted"), (stats.norm.cdf(0.5) + 0.002, "exhausted")):
         test, votes = RadiusTest(0.25, config, CleanVote(0, 4, 1)), _stream(p, config.n, 1, others=3)
@@ -89,13 +103,13 @@ def test_clear_images_are_settled_soon_and_hopeless_ones_too():
 
 
 def test_what_cannot_be_certified_any_more_is_not_drawn():
-    test = RadiusTest(0.25, CertifySettings(sigma=SIGMA, n=40, alpha=0.001), CleanVote(0, 10, 1))
+    test = RadiusTest(0.25, _settings(n=40, alpha=0.001), CleanVote(0, 10, 1))
     test.add(np.arange(20) % 10)
     assert test.outcome in ("exhausted", "refuted") and test.drawn < 20
 
 
 def test_nothing_depends_on_how_votes_come():
-    votes, config, found = _stream(0.75, 1_000, 4), CertifySettings(sigma=SIGMA, n=1_000), set()
+    votes, config, found = _stream(0.75, 1_000, 4), _settings(n=1_000), set()
     for size in (1, 7, 400, 1_000):
         test = RadiusTest(0.25, config, CLEAN)
         for first in range(0, 1_000, size):
@@ -105,7 +119,7 @@ def test_nothing_depends_on_how_votes_come():
 
 
 def test_votes_beyond_the_last_do_not_count():
-    test = RadiusTest(0.25, CertifySettings(sigma=SIGMA, n=40, alpha=0.05), CLEAN)
+    test = RadiusTest(0.25, _settings(n=40, alpha=0.05), CLEAN)
     test.add(np.arange(1_000) % 10 < 2)  # 80 % for class 0: not settled before
     assert test.drawn <= 40 and test.outcome == "exhausted"
     drawn = test.drawn
@@ -119,8 +133,36 @@ def test_a_linear_deq_is_certified_within_its_true_radius_and_not_beyond(linear_
     assert [s.outcome for s in found[:3]] == ["certified", "certified", "refuted"]
     assert [s.prediction for s in found] == [0, 0, srs.ABSTAIN, 1]  # the last is as far on the other side
     assert found[0].drawn < found[1].drawn
-    assert [s.clean for s in found] == [0, 0, 0, 1] and {s.share for s in found} == {0.9}
-    assert all(s.evaluations >= 30 * (1 + s.drawn) for s in found)
+    assert [s.preferred for s in found] == [0, 0, 0, 1] and {s.share for s in found} == {0.9}
+    assert all(s.n0 == 5 and s.evaluations >= 30 * (1 + s.n0 + s.drawn) for s in found)
+
+
+def test_what_names_a_class_is_not_counted(linear_deq):
+    """n0 draws, or the clean image: the counted draws are those that follow, and the answer is about the same point."""
+    image = linear_deq.at_true_radius(0.7)
+    votes = StandardSampler().sample(linear_deq, NoisyCopies(image, 0, SIGMA, 0), np.arange(2_007), 400)
+    for given, n0 in ({}, 5), ({"n0": 7}, 7), ({"selection": "clean"}, 0):
+        (found,) = certify_at(linear_deq, [image], 0.4, sigma=SIGMA, n=2_000, **given)
+        (precise,) = certify_until(linear_deq, [image], gain=0.1, sigma=SIGMA, n=2_000, **given)
+        assert (found.outcome, found.prediction, found.preferred, found.n0, precise.n0) == ("certified", 0, 0, n0, n0)
+        assert found.n_a == (votes.classes[n0 : n0 + found.drawn] == 0).sum()
+        assert precise.n_a == (votes.classes[n0 : n0 + precise.n] == 0).sum()
+
+
+def test_the_votes_that_are_not_counted_name_the_class():
+    """Their majority, whatever the clean image says, and however they come; no share is chosen by a vote that counts."""
+    config, named = SequentialSettings(sigma=SIGMA, n=1_000), []
+    for ballots in ([1, 1, 0, 1, 0], [0, UNDECIDED, 1, 0, 1], [UNDECIDED] * 5):
+        votes, found = np.concatenate([ballots, _stream(0.9, 1_000, 1)]), set()
+        for size in (1, 3, 400):
+            test = RadiusTest(0.1, config, CleanVote(1, 10, 1))
+            for first in range(0, len(votes), size):
+                test.add(votes[first : first + size])
+            found.add((test.preferred, test.outcome, test.top, test.drawn, test.shares[0]))
+        named += found
+    assert [one[:3] for one in named] == [(1, "certified", 0), (0, "certified", 0), (srs.ABSTAIN, "certified", 0)]
+    assert [round(one[4], 3) for one in named] == [0.011, 0.9, 0.1]
+    assert named[1][3] < named[2][3] < named[0][3]
 
 
 def test_neighbours_and_batches_change_no_vote(linear_deq):
@@ -151,7 +193,7 @@ def test_no_more_is_drawn_than_there_is(linear_deq):
 def test_an_image_of_undecided_votes_is_not_settled_by_them():
     lost = {"model": lambda x: torch.full((len(x), 2), torch.nan), "images": [torch.zeros(3)], "sigma": SIGMA, "n": 100}
     (found,) = certify_at(r=0.1, **lost)
-    assert (found.outcome, found.prediction, found.top, found.clean) == ("refuted", srs.ABSTAIN, srs.ABSTAIN, srs.ABSTAIN)
+    assert (found.outcome, *{found.prediction, found.top, found.preferred}) == ("refuted", srs.ABSTAIN)
     (estimate,) = certify_until(gain=0.01, **lost)
     assert (estimate.prediction, estimate.n_a, estimate.undecided) == (srs.ABSTAIN, 0, estimate.n) and estimate.n < 20
 
@@ -161,7 +203,7 @@ def test_the_largest_radius_is_that_of_unanimous_votes(n, alpha):
     farthest = bounds.largest_radius_by_evidence(n, alpha, SIGMA)
     outcomes = []
     for r in (farthest - 1e-6, farthest + 1e-6):
-        test = RadiusTest(r, CertifySettings(sigma=SIGMA, n=n, alpha=alpha), CLEAN)
+        test = RadiusTest(r, _settings(n=n, alpha=alpha), CLEAN)
         test.add(np.zeros(n, int))
         outcomes.append(test.outcome)
         assert test.least == n
@@ -171,7 +213,7 @@ def test_the_largest_radius_is_that_of_unanimous_votes(n, alpha):
 
 def test_a_class_that_the_clean_image_does_not_name_is_certified_too():
     """At its smaller share: later, by about log 81 / KL."""
-    config, drawn = CertifySettings(sigma=SIGMA, n=1_000), []
+    config, drawn = _settings(n=1_000), []
     for vote in (0, UNDECIDED, 1):
         test = RadiusTest(0.1, config, CleanVote(vote, 10, 1))
         test.add(_stream(0.9, 1_000, 1))
@@ -183,7 +225,7 @@ def test_a_class_that_the_clean_image_does_not_name_is_certified_too():
 def _passed(p, alpha, runs=250):
     """In how many of ``runs`` a radius that is estimated ever passes the true one, whenever one stops; and the exact binomial
     p-value of "at most alpha of all"."""
-    config, false = CertifySettings(sigma=SIGMA, n=300, alpha=alpha), 0
+    config, false = _settings(n=300, alpha=alpha), 0
     for run in range(runs):
         test, votes, passed = RadiusEstimate(1e-9, config, CLEAN), _stream(p, 300, run), False
         while test.outcome is None and not passed:
@@ -220,13 +262,13 @@ def test_a_smaller_gain_takes_more_draws_and_leaves_less_of_the_radius(linear_de
 
 def test_what_has_no_majority_is_soon_given_up():
     """Not drawn to a precision that nobody asked for: it has no radius."""
-    test = RadiusEstimate(0.001, CertifySettings(sigma=SIGMA, n=1_000), CleanVote(0, 4, 1))
+    test = RadiusEstimate(0.001, _settings(n=1_000), CleanVote(0, 4, 1))
     test.add(_stream(0.3, 1_000, 1, others=3))
     assert test.outcome == "refuted" and test.drawn < 300
 
 
 def test_an_estimate_depends_on_nothing_but_its_votes():
-    votes, config, found = _stream(0.9, 1_000, 4), CertifySettings(sigma=SIGMA, n=1_000), set()
+    votes, config, found = _stream(0.9, 1_000, 4), _settings(n=1_000), set()
     for size in (1, 7, 400, 1_000):
         test = RadiusEstimate(0.05, config, CLEAN)
         for first in range(0, 1_000, size):
@@ -258,7 +300,7 @@ def test_clear_errors(linear_deq):
 
 def test_undecided_votes_are_not_for_the_class():
     """6 of 10 votes are for class 0, 4 undecided: that is far from p_A > 0.8, though nobody else was voted for."""
-    config = CertifySettings(sigma=SIGMA, n=2_000, alpha=0.05, batch_size=100)
+    config = _settings(n=2_000, alpha=0.05, batch_size=100)
     spent = []
 
     def cast(which, draws):

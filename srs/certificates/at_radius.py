@@ -3,7 +3,7 @@ certain, to some precision?
 
 Cohen's bound wants N fixed in advance. A test martingale (Ville 1939; betting on votes as in Voracek 2024) may be looked at
 after every vote: an image is settled as soon as the evidence is enough, and its place in the batch goes to another. Every class
-has a martingale and a share of alpha, so that no draws are spent on choosing one. Theorems 3 and 4 of docs/certificates.md.
+has a martingale and a share of alpha, most of it the one that a few draws name. Theorems 3 and 4 of docs/certificates.md.
 """
 
 import math
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 from scipy import special
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -20,12 +21,14 @@ from tqdm import tqdm
 from srs.certificates import bounds
 from srs.certificates.certify import (
     ABSTAIN,
+    MOST_DRAWS,
     Certificate,
     CertifySettings,
     at_image,
     looked_at,
     noisy_copies,
     require_independent,
+    selected_class,
 )
 from srs.deq.definition import DEQ
 from srs.votes.noise import NoisyCopies
@@ -33,6 +36,15 @@ from srs.votes.samplers import CleanVote, Sampler, Votes
 
 Outcome = Literal["certified", "refuted", "exhausted"]
 Cast = Callable[[list[int], list[np.ndarray]], list[Votes]]  # the votes of images number ``which`` on their ``draws``
+
+NAMING_DRAWS = 5  # as a test takes some 70 draws, few: a class that is named wrongly costs it log(81) / KL more, no truth
+
+
+class SequentialSettings(CertifySettings):
+    """Settings of a sequential certificate: ``n`` is the most draws that are counted; the class that ``selection`` names, by
+    the votes of ``n0`` draws before them or of the clean image, is tested at nine tenths of alpha, all others at the rest."""
+
+    n0: int = Field(NAMING_DRAWS, ge=1, le=MOST_DRAWS)
 
 
 @dataclass(frozen=True)
@@ -44,9 +56,9 @@ class RadiusCertificate:
     "exhausted": whatever votes are left of n, they cannot certify any more. ``prediction`` is ABSTAIN (-1) unless certified.
 
     ``n_a`` of ``drawn`` counted votes were for ``top``, the class that had most (ABSTAIN where none had any), tested at
-    ``share`` times alpha; ``clean`` is the class of the image without noise (ABSTAIN where undecided). ``evaluations`` of f
-    include that one, and those of draws that were made beside the last that counted. ``classifier``: what was smoothed, in
-    words.
+    ``share`` times alpha; ``preferred`` is the class that ``n0`` draws before them named, or the clean image where n0 is 0
+    (ABSTAIN where undecided). ``evaluations`` of f include those of all draws that were made, also after the last that counted,
+    and of the image itself, which shows how many classes there are. ``classifier``: what was smoothed, in words.
     """
 
     prediction: int
@@ -58,7 +70,8 @@ class RadiusCertificate:
     n: int
     alpha: float
     sigma: float
-    clean: int
+    n0: int
+    preferred: int
     share: float
     evaluations: int
     classifier: str = ""
@@ -70,23 +83,30 @@ class RadiusTest:
     Certified once the test martingale against "p <= Phi(r / sigma)" of a class passes 1 / (its share of alpha): by Ville's
     inequality that happens with probability at most its share where it is true, whenever one looks and however long one waits.
     Refuted once the same against the contrary passes 1 / alpha for every class, exhausted once no votes that are left could
-    certify: both cost certificates, never truth.
+    certify: both cost certificates, never truth. Nothing is tested before a class is named, by ``clean`` or n0 votes.
     """
 
     def __init__(self, r: float, config: CertifySettings, clean: CleanVote):
         self.p_0 = float(special.ndtr(r / config.sigma))
-        self.n, self.alpha = config.n, config.alpha
-        self.shares = bounds.shares_of_alpha(clean.classes, clean.vote)
-        self.levels = config.alpha * self.shares
+        self.n, self.alpha, self.n0 = config.n, config.alpha, config.selecting
         self.counts, self.drawn = np.zeros(clean.classes, np.int64), 0
         self.outcome: Outcome | None = None
+        self.ballots = np.empty(0, np.int64)
+        if self.n0 == 0:
+            self._prefer(clean.vote)
+
+    def _prefer(self, vote: int) -> None:
+        """Fix every class's share of alpha, before any vote is counted."""
+        self.preferred, self.shares = vote, bounds.shares_of_alpha(len(self.counts), vote)
+        self.levels = self.alpha * self.shares
         most = {level: self._least(lambda k: bounds.log_evidence(k, self.n, self.p_0), level) for level in set(self.levels)}
         self.needed = np.array([most[level] for level in self.levels])  # votes of n, without which nothing is certified
 
     @property
     def least(self) -> int:
-        """How many votes it takes at least to certify."""
-        return max(1, min(self.n, self._least(lambda k: bounds.log_evidence(k, k, self.p_0), self.levels.max())))
+        """How many counted votes it takes at least to certify."""
+        enough = self._least(lambda k: bounds.log_evidence(k, k, self.p_0), bounds.PREFERRED_SHARE * self.alpha)
+        return max(1, min(self.n, enough))
 
     def _least(self, evidence: Callable[[int], float], level: float) -> int:
         """The least k of 0 ... n with evidence enough, n + 1 where there is none."""
@@ -98,10 +118,18 @@ class RadiusTest:
         return int(self.counts.argmax()) if self.counts.any() else ABSTAIN
 
     def add(self, classes: np.ndarray) -> None:
-        """Enter counted votes, (m,) classes; what is none of them, UNDECIDED, is for nobody.
+        """Enter votes, (m,) classes, the first n0 of all to name one; what is none of them, UNDECIDED, is for nobody.
 
-        Looks after every vote, so that nothing depends on how they come; votes after the one that settles do not count.
+        Nothing depends on how they come; votes after the one that settles do not count.
         """
+        ballots, counted = np.split(classes, [self.n0 - len(self.ballots)])
+        self.ballots = np.concatenate([self.ballots, ballots])
+        if len(ballots) and len(self.ballots) == self.n0:
+            self._prefer(selected_class(self.ballots))
+        self._count(counted)
+
+    def _count(self, classes: np.ndarray) -> None:
+        """Looks after every vote."""
         classes = classes[: self.n - self.drawn]
         if self.outcome is not None or not len(classes):
             return
@@ -143,8 +171,7 @@ class RadiusEstimate(RadiusTest):
         level = float(self.levels[self.top])
         return bounds.lower_by_evidence(times * int(self.counts.max()), times * self.drawn, level)
 
-    def add(self, classes: np.ndarray) -> None:
-        """Enter counted votes, as a test does."""
+    def _count(self, classes: np.ndarray) -> None:
         while self.outcome is None and len(classes):
             now, classes = np.split(classes, [self.next - self.drawn])
             self.counts = self.counts + (now[:, None] == np.arange(len(self.counts))).sum(axis=0)
@@ -177,15 +204,14 @@ def certify_at(
 ) -> list[RadiusCertificate]:
     """For each of ``images`` (C, H, W): is the smoothed classifier's class certain within l2 radius ``r``?
 
-    Images are interleaved in batches of ``batch_size`` copies, so that one that is settled early saves work. ``n`` is the most
-    draws that are counted for an image; no draws select a class (``n0`` and ``selection`` have no use here). ``indices`` number
+    Images are interleaved in batches of ``batch_size`` copies, so that one that is settled early saves work. ``indices`` number
     the images (0, 1, ... if not given): with ``seed`` they pick the noise. ``output_key``: as :func:`srs.certify` has it. Other
-    ``settings`` are the fields of :class:`srs.certificates.certify.CertifySettings`.
+    ``settings`` are the fields of :class:`SequentialSettings`.
 
     Raises as :func:`srs.certify` does, and ValueError for an r that not even unanimous votes could certify, or a serialized
     sampler, whose votes allow no such test.
     """
-    config = CertifySettings(sigma=sigma, **settings)
+    config = SequentialSettings(sigma=sigma, **settings)
     farthest = bounds.largest_radius_by_evidence(config.n, config.alpha, sigma)
     if not _is_number(r) or not 0 <= r <= farthest:
         most = f"0 to {bounds.shown(farthest)}" if farthest >= 0 else "nothing"
@@ -215,7 +241,7 @@ def certify_until(
     A certificate's ``n`` is the number of draws that were counted. All else is as in :func:`certify_at`; raises as that does,
     and ValueError for a gain that is not above 0.
     """
-    config = CertifySettings(sigma=sigma, **settings)
+    config = SequentialSettings(sigma=sigma, **settings)
     if not _is_number(gain) or not 0 < gain < math.inf:
         raise ValueError(f"gain = {gain!r} is out of range: expected a number above 0, in the unit of the radius")
     sampler, copies, cast, clean = _voting(model, images, sampler, indices, output_key, config)
@@ -274,7 +300,8 @@ def decide_at(
                 n_a=int(test.counts.max()),
                 drawn=test.drawn,
                 **config.model_dump(include={"n", "alpha", "sigma"}),
-                clean=one.vote,
+                n0=test.n0,
+                preferred=test.preferred,
                 share=float(test.shares[test.top]) if test.top != ABSTAIN else 0.0,
                 evaluations=one.evaluations + spent,
             )
@@ -296,7 +323,7 @@ def decide_until(
                 p_a_lower=test.p_a_lower,
                 n_a=int(test.counts.max()),
                 undecided=test.drawn - int(test.counts.sum()),
-                n0=0,
+                n0=test.n0,
                 n=test.drawn,
                 **config.model_dump(include={"alpha", "sigma"}),
                 evaluations=one.evaluations + spent,
@@ -311,15 +338,15 @@ def _settle(cast: Cast, tests: Sequence[RadiusTest], config: CertifySettings, pr
     ``cast(which, draws)`` has the votes of images number ``which`` on their ``draws``, 0, 1, 2, ... of each in order: as many
     as it takes at least in an image's first round, then ``batch_size`` in all, and for an image no more than it has had.
     """
-    evaluations, drawn = [0] * len(tests), [0] * len(tests)
-    with tqdm(total=len(tests) * config.n, desc="at most", unit="vote", disable=not progress) as bar:
+    evaluations, drawn, most = [0] * len(tests), [0] * len(tests), config.selecting + config.n
+    with tqdm(total=len(tests) * most, desc="at most", unit="vote", disable=not progress) as bar:
         while left := [i for i, test in enumerate(tests) if test.outcome is None]:
             chosen, share = left[: config.batch_size], max(1, config.batch_size // len(left))
-            until = [min(drawn[i] + (min(share, drawn[i]) or tests[i].least), config.n) for i in chosen]
+            until = [min(drawn[i] + (min(share, drawn[i]) or tests[i].n0 + tests[i].least), most) for i in chosen]
             draws = [np.arange(drawn[i], end) for i, end in zip(chosen, until)]
             for i, end, votes in zip(chosen, until, cast(chosen, draws)):
                 evaluations[i] += int(votes.evaluations.sum())
                 tests[i].add(votes.classes)
-                bar.update((end if tests[i].outcome is None else config.n) - drawn[i])
+                bar.update((end if tests[i].outcome is None else most) - drawn[i])
                 drawn[i] = end
     return evaluations

@@ -18,7 +18,7 @@ AuditDraw = Literal["random", "first_batch"]
 ESTIMATORS: tuple[str, ...] = get_args(Estimator)
 AUDIT_DRAWS: tuple[str, ...] = get_args(AuditDraw)
 SPLITS = np.arange(1, 20) / 20  # of alpha, to choose from
-CLEAN_SHARE = 0.9  # of alpha, for the class of the clean image
+PREFERRED_SHARE = 0.9  # of alpha, for the class that is likely
 
 LEAST_ALPHA = 1e-100  # of a certificate
 _LEAST_LEVEL = 1e-150  # of one test: SciPy's quantiles are wrong, or NaN, from about 1e-166 on
@@ -207,13 +207,13 @@ def lower_by_evidence(successes: int, trials: int, alpha: float) -> float:
     return max(0.0, (1 - _SAFETY) * p - 1e-15)
 
 
-def shares_of_alpha(classes: int, clean: int) -> np.ndarray:
-    """The share of alpha at which each class is tested, (classes,): CLEAN_SHARE for ``clean``, the class of the image without
-    noise, and the rest equally for the others; equal shares where it has none (-1)."""
-    if clean < 0:
+def shares_of_alpha(classes: int, preferred: int) -> np.ndarray:
+    """The share of alpha at which each class is tested, (classes,): PREFERRED_SHARE for the class ``preferred``, and the rest
+    equally for the others; equal shares where none is (-1)."""
+    if preferred < 0:
         return np.full(classes, 1 / classes)
-    shares = np.full(classes, (1 - CLEAN_SHARE) / (classes - 1))
-    shares[clean] = CLEAN_SHARE
+    shares = np.full(classes, (1 - PREFERRED_SHARE) / (classes - 1))
+    shares[preferred] = PREFERRED_SHARE
     return shares
 
 
@@ -235,9 +235,9 @@ def largest_radius(
 
 
 def largest_radius_by_evidence(n: int, alpha: float, sigma: float) -> float:
-    """The largest radius at which ``n`` votes, all of them for the class of the clean image, are evidence enough
+    """The largest radius at which ``n`` votes, all of them for the class that is preferred, are evidence enough
     (:func:`lower_by_evidence`); negative where they show not even p_A > 1/2."""
-    return sigma * float(special.ndtri(lower_by_evidence(n, n, CLEAN_SHARE * alpha)))
+    return sigma * float(special.ndtri(lower_by_evidence(n, n, PREFERRED_SHARE * alpha)))
 
 
 def smallest_n(alpha: float) -> int:

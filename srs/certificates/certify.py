@@ -147,13 +147,13 @@ class Certificate:
     ``guarantee`` is False, nothing is promised. ``classifier``: what was smoothed, in words; for serialized votes that is the
     audit's reference.
 
-    ``n_a`` of ``n`` counted votes went to the class that the ``n0`` selection draws named (none where the clean image did, or
-    where every class was tested: :func:`srs.certify_until`); ``undecided`` went to none. Of
-    serialized votes, which are ``audited``, ``k`` were (fewer than asked for where there are no more), ``n2`` of them votes for
-    that class, ``n1`` of those confirmed by the reference; ``census`` more draws were solved by the reference, which gave
-    ``known`` of them to that class. ``estimator``, ``audit_draw`` and ``split`` are those of the audit. All are 0 or empty
-    where there was none. ``evaluations`` of f include the audit's. ``moved``: how far the image lies from the point of the
-    noise's grid at which the votes were cast (:mod:`srs.votes.noise`); the radius is smaller by that.
+    ``n_a`` of ``n`` counted votes went to the class that the ``n0`` selection draws named (none where the clean image did), or
+    that had most where all were tested (:func:`srs.certify_until`); ``undecided`` went to none. Of serialized votes, which are
+    ``audited``, ``k`` were (fewer than asked for where there are no more), ``n2`` of them votes for that class, ``n1`` of those
+    confirmed by the reference; ``census`` more draws were solved by the reference, which gave ``known`` of them to that class.
+    ``estimator``, ``audit_draw`` and ``split`` are those of the audit. All are 0 or empty where there was none. ``evaluations``
+    of f include the audit's. ``moved``: how far the image lies from the point of the noise's grid at which the votes were cast
+    (:mod:`srs.votes.noise`); the radius is smaller by that.
     """
 
     prediction: int

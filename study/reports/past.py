@@ -165,19 +165,19 @@ def read_depth(
 
 def draws_of_tests(cast: Sequence[Votes], settled: Sequence[RadiusCertificate], config: CertifySettings) -> pd.DataFrame:
     """What the test at a fixed radius draws for each image, a line an image, with its votes, at least n0 + n of them. "drawn"
-    and "outcome": by the test that has ``settled`` it; "with selection" and "its outcome": where n0 draws name the class first,
-    count for nothing else, and that class alone is tested at all of alpha; "least": log(1 / alpha) / KL, which no test's mean
-    undercuts (Wald 1945), with the share of all votes for the class in place of p."""
+    and "outcome": by the test that has ``settled`` it, with the draws that named a class; "with selection" and "its outcome":
+    where the n0 draws of ``config`` select the class, and that class alone is tested, at all of alpha; "least": log(1 / alpha)
+    / KL, which no test's mean undercuts (Wald 1945), with the share of all votes for the class in place of p."""
     lines = []
     for votes, one in zip(cast, settled):
-        named = RadiusTest(one.r, config, CleanVote(UNDECIDED, 1, 0))
+        selected = RadiusTest(one.r, config.model_copy(update={"selection": "clean"}), CleanVote(UNDECIDED, 1, 0))
         first, rest = np.split(votes.classes, [config.n0])
-        named.add(np.where((rest == selected_class(first)) & (rest != UNDECIDED), 0, UNDECIDED))
+        selected.add(np.where((rest == selected_class(first)) & (rest != UNDECIDED), 0, UNDECIDED))
         share = (votes.classes == one.top).mean()
-        apart = special.rel_entr(share, named.p_0) + special.rel_entr(1 - share, 1 - named.p_0)
-        known = {"r": one.r, "drawn": one.drawn, "outcome": one.outcome}
+        apart = special.rel_entr(share, selected.p_0) + special.rel_entr(1 - share, 1 - selected.p_0)
+        known = {"r": one.r, "drawn": one.n0 + one.drawn, "outcome": one.outcome}
         least = math.log(1 / config.alpha) / apart if apart else math.inf
-        lines.append(known | {"with selection": config.n0 + named.drawn, "its outcome": named.outcome, "least": least})
+        lines.append(known | {"with selection": config.n0 + selected.drawn, "its outcome": selected.outcome, "least": least})
     return pd.DataFrame(lines)
 
 
@@ -189,7 +189,7 @@ def read_draws(drawn: pd.DataFrame, n0: int) -> str:
     ratio = (decided["drawn"] / decided["least"]).median()
     return (
         f"Over {plural(len(drawn), 'pair')} of image and radius the test takes {ours:,.0f} draws in the median; where {n0:,} "
-        f"draws name the class first, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that. It certifies "
+        f"draws select the class, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that. It certifies "
         f"{certified[0]:,} of the pairs, the other {certified[1]:,}. Of the {len(decided):,} that ours certifies or refutes "
         f"the median ratio to log(1 / alpha) / KL, which no test undercuts on average, is {ratio:.2f}, all draws included."
     )
