@@ -124,6 +124,24 @@ def test_the_profile_paper_trains_as_released():
             assert schedule.jacobian_vectors == 2, key
 
 
+@pytest.mark.parametrize(
+    "old, new, named",
+    [
+        ("    small-012: [levels]", "    small-012: [direct]", "votes.groups.small-012 = .* needs a group with the rows 'levels', for report.small.levels"),
+        ("levels: [MDEQ-1A, MDEQ-30A stopped, SRS-MDEQ-1A,", "levels: [MDEQ-1A, MDEQ-30A stopped,", "rows.levels: the row = 'SRS-MDEQ-1A' is unknown"),
+        ("pair: [MDEQ-30A stopped, AS-MDEQ-1N]", "pair: [MDEQ-30A stopped]", "rows.pair: the row = 'AS-MDEQ-1N' is unknown"),
+        ("direct: {images: 500", "direct: {images: 100", "draws.direct.images = 100 must be 500, as in draws.main"),
+        ("plain: resnet20-050", "plain: resnet21-050", "report.plain = 'resnet21-050' is unknown"),
+    ],
+)  # fmt: skip
+def test_what_the_page_of_cifar10_lacks_is_named(tmp_path, old, new, named):
+    text = PROFILES["cifar10"].read_text()
+    assert text.count(old) == 1
+    (tmp_path / "params.yaml").write_text(text.replace(old, new))
+    with pytest.raises(params_file.ParameterError, match=named):
+        params.load(tmp_path / "params.yaml")
+
+
 def test_the_profile_cifar10_says_how_the_shipped_model_was_trained():
     profile = params.load(PROFILES["cifar10"])
     schedule = Training(**profile.runs["small-050"].schedule(profile.training)).model_dump(mode="json")

@@ -41,6 +41,7 @@ def place(started, trained_state, tmp_path_factory, digits):
         shown = json.loads((layout.runs / "shown.json").read_text())
         shown["votes"]["groups"] = {"small-050": shown["votes"]["groups"]["small-050"]}
         shown["runs"]["small-050"]["repeats"] = 0  # no other network is trained here
+        shown["report"] |= {"consistency": None, "plain": None} | {"small": {"main": "small-050", "levels": ["small-050"]}}
         (layout.runs / "shown.json").write_text(json.dumps(shown))
         layout.data.mkdir(parents=True)
         digits.save(layout.dataset("digits"))

@@ -209,6 +209,17 @@ def test_paired_differences_look_at_the_radius_and_at_the_same_images_alone(rows
         tables.paired_difference(few, "SRS-MDEQ-3A", "MDEQ-30A")
 
 
+def test_differences_at_all_radii_hold_together_and_end_where_a_row_ends(rows):
+    found = tables.differences_at(rows, "SRS-MDEQ-3A", "MDEQ-30A", RADII)
+    reach = tables.reachable(rows).min()
+    assert list(found) == [r for r in RADII if r <= reach] and len(found) < len(RADII)
+    for r, cell in found.items():
+        assert cell == tables.paired_difference(rows, "SRS-MDEQ-3A", "MDEQ-30A", r, alpha=0.05 / len(found))
+    told = tables.read_differences("SRS-MDEQ-3A", "MDEQ-30A", found)
+    assert told.startswith("- **SRS-MDEQ-3A** against **MDEQ-30A**") and told.count("at r = ") == len(found)
+    assert f"{numbers.difference(*found[0.25], 100)} at r = 0.25" in told
+
+
 def test_rows_over_trainings_are_told_with_the_spread_and_never_narrower_than_the_images(rows):
     other = rows.assign(radius=rows["radius"].where(rows["method"] != "MDEQ-30A", 0.0))
     assert tables.joint_difference([rows], "MDEQ-30A", "SRS-MDEQ-3A", 0.25) == tables.paired_difference(

@@ -18,6 +18,27 @@ def test_nothing_follows_from_an_undertrained_baseline(accuracy, follows):
     assert [("Nothing follows" in line and "42 %" in line) for line in told[1:]] == ([] if follows else [True])
 
 
+@pytest.mark.parametrize(
+    "radius, seconds, picked",
+    [
+        (0.7, 1.0, "pick ResNet-20."),
+        (0.5, 1.0, "pick ResNet-20."),
+        (0.5, 2.0, "either will do."),
+        (0.3, 4.0, "pick AS-MDEQ-1N."),
+        (0.3, 1.0, "AS-MDEQ-1N certifies more, ResNet-20 is faster: what counts for the user decides."),
+        (0.7, 4.0, "ResNet-20 certifies more, AS-MDEQ-1N is faster: what counts for the user decides."),
+    ],
+)
+def test_which_network_to_pick_follows_from_radii_and_seconds(radius, seconds, picked):
+    noise = [0.01 * (i % 3) for i in range(30)]
+    plain = _rows("ResNet-20", [radius + e for e in noise], seconds=seconds)
+    told = takeaways.which_to_pick(
+        pd.concat([plain, _rows("AS-MDEQ-1N", [0.5 + e for e in noise[::-1]])]), "AS-MDEQ-1N", "ResNet-20"
+    )
+    assert told.endswith(f"So, for certificates alone: {picked}")
+    assert f"its speed is {2 / seconds:.1f}× that" in told
+
+
 def test_no_loss_beyond_the_interval_is_not_said_to_be_equality():
     same = pd.concat([_rows("MDEQ-30A", [0.3, 0.6]), _rows("AS-MDEQ-1N", [0.3, 0.5])])
     told = past.read_worst(same, "AS-MDEQ-1N", "MDEQ-30A")

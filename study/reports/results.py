@@ -18,6 +18,7 @@ from study.reports import cells, drawn, figures, items, tables
 from study.reports.items import label, stands_in
 from study.reports.numbers import BEYOND, listed, plural, text
 from study.reports.profile import Profile
+from study.reports.statistics import average_certified_radius, counted_radii, mean_interval
 from study.votes.rows import released
 
 #: The sizes as the paper calls them, and the places of those that are smaller here, on other data.
@@ -234,6 +235,36 @@ class Results(Profile):
         display(Markdown(tables.read_comparison(table, rows, reference, samplers, entries)))
         if kind is None and len(self.trainings(key)) > 1:
             self.over_trainings(key)
+        return table
+
+    def level_table(self, size: str, key: str) -> str:
+        """The paper's table of a ``size`` at a run's noise level, "" where it has none (or not apart from its main one)."""
+        at = {"size": size, "sigma": self.sigma(key)}
+        return next((name for name, item in self.items.items() if at.items() <= item.items()), "")
+
+    def acr_by_level(self, sources: Sequence[Source], title: str) -> pd.DataFrame:
+        """ACR of each row of a size, called ``title``, at each noise level: columns size, sigma, method, acr, lower, upper (a
+        95 % bootstrap interval over images)."""
+        lines = []
+        for source in sources:
+            for method, part in self.rows(*source).groupby("method", sort=False):
+                low, high = mean_interval(counted_radii(part))
+                place = {"size": title, "sigma": self.sigma(source[0]), "method": method}
+                lines.append(place | {"acr": average_certified_radius(part), "lower": low, "upper": high})
+        return pd.DataFrame(lines)
+
+    def side_by_side(self, item: str, parts: dict[str, tuple[str, str | None, str]], reference: str, what: str) -> pd.DataFrame:
+        """Show certificates of rows of several runs (:meth:`combined`), and their published twin where they are an ``item`` of
+        the paper."""
+        radii, sources = self.radii(parts[reference][0]), list(dict.fromkeys((key, kind) for key, kind, _ in parts.values()))
+        table, said = (
+            tables.summary(self.combined(parts), radii, reference),
+            f"{what} Certified accuracy in percent at l2 radius r.",
+        )
+        caption = self.caption(item, said, sources) if item else f"<b>Not in the paper.</b> {said} {self.basis(sources)}"
+        display(tables.certified_table(table, caption))
+        if item:
+            self.twin(item, list(parts), radii)
         return table
 
     def over_trainings(self, key: str) -> None:

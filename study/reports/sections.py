@@ -122,11 +122,10 @@ class Requirements:
         for data in dict.fromkeys(map(self.plans.data, self.plans.plans)):
             known(f"report.stands_for: {data}", data, report.stands_for)
             known(f"report.radii: {data}", data, report.radii)
-        if set(report.pages.names()) - {ALONE}:
+        if pages := set(report.pages.names()) - {ALONE}:
             self._papers_items()
-        else:
-            for kind in ("main", "consistency"):
-                self._has("report.small", report.small.main, kind, SHOWN_ROWS["small"][kind])
+        if ALONE in report.pages.names() or not pages:
+            self._alone()
         for key in report.others:
             self._has("report.others", key)
         for key, past in report.past.items():
@@ -136,6 +135,20 @@ class Requirements:
                 self._is_monotone(f"report.{name}", key)
         if report.mondeq is not None:
             self._has("report.mondeq", report.mondeq, "mondeq")
+
+    def _alone(self) -> None:
+        report, main, fast = self.report, self.report.small.main, ("AS-MDEQ-1N",)
+        for kind in ("main", "consistency"):
+            self._has("report.small", main, kind, SHOWN_ROWS["small"][kind])
+        for key in report.small.levels if report.small.levels != [main] else ():
+            self._has("report.small.levels", key, "levels", SHOWN_ROWS["small"]["main"])
+        if report.consistency is not None:
+            for key in (report.consistency, main):
+                self._has("report.consistency", key, "pair", fast)
+        if report.plain is not None:
+            self._has("report.plain", report.plain, reference=False)
+            self._has("report.plain", main, None, fast)
+            self._same_images((report.plain, None), (main, None))
 
     def _papers_items(self) -> None:
         report = self.report

@@ -177,7 +177,7 @@ def makers(notebook: nbformat.NotebookNode, cell: nbformat.NotebookNode) -> list
                 waiting.append(own.pop(first))
             elif first in names and (rest or first).isidentifier() and not {rest, first} & _FRAMES:
                 found[names[first] + dot + rest] = None
-    return [name for name in found if ".results.Results." not in name or name.endswith(("comparison", "twin"))]
+    return [name for name in found if ".results.Results." not in name or name.endswith(("comparison", "side_by_side", "twin"))]
 
 
 def _in_api(name: str) -> str:

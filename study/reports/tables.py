@@ -338,6 +338,18 @@ def paired_difference(
     return (gained - lost) / len(both), *paired_interval(gained, lost, len(both), alpha)
 
 
+def differences_at(rows: pd.DataFrame, method: str, other: str, radii: Sequence[float]) -> dict[float, tuple[float, ...]]:
+    """The :func:`paired_difference` at each of ``radii`` that both rows reach, with intervals that hold together at 95 %."""
+    reached = [r for r in radii if r <= reachable(rows)[[method, other]].min()]
+    return {r: paired_difference(rows, method, other, r, alpha=0.05 / len(reached)) for r in reached}
+
+
+def read_differences(method: str, other: str, found: dict[float, tuple[float, ...]]) -> str:
+    """:func:`differences_at` as a line of a list."""
+    cells = ", ".join(f"{numbers.difference(*cell, 100)} at r = {r:g}" for r, cell in found.items())
+    return f"- **{method}** against **{other}**, points with intervals that hold together at 95 %: {cells}."
+
+
 def joint_difference(
     trainings: Sequence[pd.DataFrame], method: str, other: str, r: float = 0.0, alpha: float = 0.05
 ) -> tuple[float, float, float]:

@@ -187,6 +187,21 @@ def warmup(results: Results) -> list[str]:
     ]
 
 
+def which_to_pick(rows: pd.DataFrame, deq: str, network: str) -> str:
+    """Which of a ``deq``'s row and a plain ``network`` a user should pick, by ACR and by seconds; ``rows`` has both."""
+    gain, low, high = tables.acr_difference(rows, network, deq)
+    better = network if low > 0 else deq if high < 0 else ""
+    time, fewer, more = tables.speed_up(rows, network, deq)
+    faster = network if fewer > 1 else deq if more < 1 else ""
+    picked = f"pick {better or faster}" if {better, faster} - {""} == {better or faster} else "either will do"
+    if better and faster and better != faster:
+        picked = f"{better} certifies more, {faster} is faster: what counts for the user decides"
+    return (
+        f"{network} against {deq}: ACR {signed(gain, 3)}, {signed_interval(low, high, 3)}; "
+        f"its speed is {tables.times(time, fewer, more)} that. So, for certificates alone: {picked}."
+    )
+
+
 def baselines(rows: pd.DataFrame, accuracies: dict[str, float]) -> list[str]:
     """Of Table 4: against plain networks, and whether they are trained well enough to say something; ``accuracies``: on
     held-out noisy images."""
