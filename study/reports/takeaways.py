@@ -198,7 +198,7 @@ def which_to_pick(rows: pd.DataFrame, deq: str, network: str) -> str:
         picked = f"{better} certifies more, {faster} is faster: what counts for the user decides"
     return (
         f"{network} against {deq}: ACR {signed(gain, 3)}, {signed_interval(low, high, 3)}; "
-        f"its speed is {tables.times(time, fewer, more)} that. So, for certificates alone: {picked}."
+        f"speed-up in seconds {tables.times(time, fewer, more)}. So, for certificates alone: {picked}."
     )
 
 
