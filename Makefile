@@ -3,6 +3,7 @@ PYTHON ?= python3
 PROFILE ?= # one of profiles/; params.yaml as it is, unless given
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := $(CURDIR)# study/, which is not installed, for notebooks that run elsewhere
+export PYTHONDONTWRITEBYTECODE :=# set in some containers, where each of a study's many processes would compile torch anew
 INSTALLED := .venv/.installed
 MUTANTS ?= # a pattern of names; all, unless given
 
