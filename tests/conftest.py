@@ -4,10 +4,10 @@ import copy
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
-import filelock
 import numpy as np
 import pytest
 import torch
@@ -18,6 +18,8 @@ from srs.data.datasets import DataConfig, Dataset, Part, prepare
 from srs.models.starts import MeanStart, RidgeStart
 from srs.training.train import Training, train
 from study.known_answers import LinearDEQ
+
+TINY = Path(__file__).with_name("tiny.pt")
 
 
 @pytest.fixture
@@ -45,16 +47,10 @@ def few(digits: Dataset) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def trained_state(digits, tmp_path_factory):
-    """A tiny MDEQ, briefly trained: its logits are far apart and its solver converges. About ten seconds, once for all workers
-    of pytest-xdist: whoever comes second waits, and resumes what is finished."""
-    config = Training(sigma=0.25, epochs=6, unrolled_steps=48, evaluate_every=6, learning_rate=0.01)
-    base = tmp_path_factory.getbasetemp()
-    checkpoint = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained.pt"
-    with filelock.FileLock(f"{checkpoint}.wait"):
-        result = train("mdeq-tiny", {}, digits, DataConfig(crop_padding=1), config, checkpoint)
-    assert result["history"][-1]["validation_accuracy"] > 0.4
-    return result["model"]
+def trained_state() -> dict:
+    """A tiny MDEQ, briefly trained: its logits are far apart and its solver converges. It is kept in tests/tiny.pt, so that
+    what rests on it is the same on every machine; `python tests/conftest.py` makes it anew."""
+    return torch.load(TINY, weights_only=True)["model"]
 
 
 @pytest.fixture(scope="session")
@@ -117,3 +113,11 @@ settings.register_profile("ci", max_examples=80, derandomize=True, deadline=None
 settings.register_profile("long", max_examples=10_000, deadline=None)
 settings.register_profile("mutants", max_examples=25, derandomize=True, deadline=None, phases=[Phase.generate])
 settings.load_profile(os.getenv("HYPOTHESIS_PROFILE", "ci"))
+
+
+if __name__ == "__main__":
+    schedule = Training(sigma=0.25, epochs=6, unrolled_steps=48, evaluate_every=6, learning_rate=0.01)
+    with tempfile.TemporaryDirectory() as folder:
+        made = train("mdeq-tiny", {}, prepare(DataConfig()), DataConfig(crop_padding=1), schedule, Path(folder) / "run.pt")
+    assert made["history"][-1]["validation_accuracy"] > 0.4
+    models.write_checkpoint({"model": made["model"]}, TINY)

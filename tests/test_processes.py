@@ -36,6 +36,9 @@ def _train(data, checkpoint):
 
 
 _SCRIPT = """
+from functools import partial
+from torch.distributed.launcher import api
+api.LaunchConfig = partial(api.LaunchConfig, start_method="fork")  # of what is imported
 from srs.data.datasets import DataConfig, Dataset
 from srs.training.train import Training, train
 data, config = Dataset.load({data!r}), Training(**{config})
@@ -60,9 +63,9 @@ def undisturbed(few_digits, tmp_path_factory):
 
 
 def _workers(parent: int) -> set[int]:
-    """The processes that train for ``parent``."""
+    """The processes that train for ``parent``, forked from it."""
     children = [pid for path in Path(f"/proc/{parent}/task").glob("*/children") for pid in path.read_text().split()]
-    return {int(pid) for pid in children if b"spawn_main" in command_of(int(pid))}
+    return {int(pid) for pid in children if command_of(int(pid)) == command_of(parent)}
 
 
 def _step(checkpoint: Path) -> int:
