@@ -157,7 +157,8 @@ class Call:
         off = [abs(Fraction(pixel) - point) for pixel, point in zip(pixels, nearest)]
         if self.image.element_size() >= 4 and all(a <= Fraction(1, 2**23) * abs(point) for a, point in zip(off, nearest)):
             return 0.0
-        return math.sqrt(sum(away**2 for away in off))
+        most = max(off, default=0)
+        return float(most) * math.sqrt(sum((away / most) ** 2 for away in off)) if most else 0.0
 
     def standard_codes(self, steps: int = 1) -> list[int]:
         fresh = [self.model.code(value) for value in self.copies(int(self.settings["n0"]) + int(self.settings["n"]))]
