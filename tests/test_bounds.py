@@ -202,6 +202,30 @@ def test_plans_are_the_best_of_their_kind():
         bounds.best_audit(40, 3, 30, 0.001)
 
 
+@pytest.mark.parametrize("alpha, votes, mismatch", [(0.001, 0.8, 0.05), (0.05, 0.95, 0.002)])
+def test_a_plan_is_what_trying_all_finds(alpha, votes, mismatch):
+    """By :func:`finite_population` of the counts that are planned, in units of sigma."""
+
+    def radius(n, audit, split):
+        n2 = round(votes * audit)
+        bound = bounds.finite_population(round(votes * n), n, n2 - math.ceil(mismatch * n2), n2, alpha, split)
+        return max(0.0, float(stats.norm.ppf(bound.p_a_lower)))
+
+    tried, splits = {}, [k / 20 for k in range(1, 20)]
+    for percent in range(1, 100):
+        n = int((1 - percent / 100) * 20_000 / 2)
+        audit = min(n, int(percent / 100 * 20_000 / (votes * 20)))
+        tried |= {(n, audit, split): radius(n, audit, split) for split in splits}
+    plan = bounds.best_audit(20_000, 2, 20, alpha, votes, mismatch)
+    assert plan.radius == pytest.approx(max(tried.values()), abs=1e-9)
+    assert tried[plan.n, plan.audit, plan.split] == pytest.approx(plan.radius, abs=1e-9)
+    split = bounds.best_split(1_000, 200, alpha, votes, mismatch)
+    assert radius(1_000, 200, split) == max(radius(1_000, 200, other) for other in splits) > 0
+    assert bounds.planned_radius(1_000, 200, alpha, split, votes, mismatch) == pytest.approx(
+        radius(1_000, 200, split), abs=1e-9
+    )
+
+
 def test_clear_errors():
     with pytest.raises(ValueError, match="6 successes in 5 trials"):
         bounds.clopper_pearson_lower(6, 5, 0.05)
