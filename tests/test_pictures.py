@@ -1,6 +1,7 @@
 """Pictures are read in one way, by the command and by a data set of files."""
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -143,10 +144,14 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path, orientation):
         assert torch.equal(read(tmp_path / "turned.png"), upright)
 
 
-def test_exif_that_cannot_be_read_turns_nothing(tmp_path):
+@pytest.mark.parametrize("exif", [b"MM\0*\0\0", b"MM\0*\1\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\1\0\0\0\0\0\0"])
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path, exif):
     Image.fromarray(_drawing()).save(tmp_path / "plain.png")
-    Image.fromarray(_drawing()).save(tmp_path / "broken.png", exif=b"Exif\0\0MM\0*\0\0")
-    assert torch.equal(_folder(tmp_path / "broken.png"), _command(tmp_path / "plain.png"))
+    Image.fromarray(_drawing()).save(tmp_path / "broken.png", exif=b"Exif\0\0" + exif)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert torch.equal(_folder(tmp_path / "broken.png"), _command(tmp_path / "plain.png"))
+    assert not told
 
 
 def _transparent() -> dict[str, Image.Image]:

@@ -5,6 +5,7 @@ RGB or grey, resized, and of that the central square is kept.
 """
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def decode(content: bytes, told: str, channels: int, shorter: int, size: int) ->
     more than Pillow's MAX_IMAGE_PIXELS, before or after they are resized.
     """
     try:
-        with Image.open(io.BytesIO(content)) as file:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as file:  # of EXIF data, say
             _require_room(*file.size)
             deep = _is_deep(file)  # of which Pillow would keep what it likes
             if not deep:
