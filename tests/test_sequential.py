@@ -4,7 +4,7 @@ import torch
 from scipy import special, stats
 
 import srs
-from srs.certificates import bounds
+from srs.certificates import at_radius, bounds
 from srs.certificates.at_radius import (
     RadiusEstimate,
     RadiusTest,
@@ -147,6 +147,21 @@ def test_what_names_a_class_is_not_counted(linear_deq):
         assert (found.outcome, found.prediction, found.preferred, found.n0, precise.n0) == ("certified", 0, 0, n0, n0)
         assert found.n_a == (votes.classes[n0 : n0 + found.drawn] == 0).sum()
         assert precise.n_a == (votes.classes[n0 : n0 + precise.n] == 0).sum()
+
+
+def test_an_image_off_the_grid_is_tested_as_much_farther_out(linear_deq, monkeypatch):
+    """Votes are cast at the nearest point of the grid: what is certified at r is tested at r plus the way there."""
+    tested, image = [], linear_deq.at_true_radius(0.7) + 1e-5 * torch.arange(1, 7)
+    away = NoisyCopies(image, 0, SIGMA, 0).moved
+
+    class Seen(RadiusTest):
+        def __init__(self, r, *given):
+            tested.append(r)
+            super().__init__(r, *given)
+
+    monkeypatch.setattr(at_radius, "RadiusTest", Seen)
+    (found,) = certify_at(linear_deq, [image], 0.4, sigma=SIGMA, n=2_000)
+    assert away > 1e-5 and tested == [0.4 + away] and found.r == 0.4 and found.outcome == "certified"
 
 
 def test_the_votes_that_are_not_counted_name_the_class():
