@@ -320,3 +320,12 @@ def test_an_audit_that_could_certify_nothing_is_refused_and_no_other():
         CertifySettings(audit=17, split=0.2, **settings).require_audit()
     with pytest.raises(ValueError, match="split = 0.99: for serialized votes n must be at least 17"):
         CertifySettings(n=16, alpha=0.001, audit=16, split=0.99).require_audit()
+
+
+def test_the_vote_without_noise_is_counted_as_a_cost(linear_deq):
+    """As much as one draw that selects the class."""
+    settings = {"sigma": 0.5, "n": 200, "batch_size": 50}
+    by_draw, by_clean = (
+        srs.certify(linear_deq, torch.zeros(6), **settings, **how) for how in ({"n0": 1}, {"selection": "clean"})
+    )
+    assert by_clean.evaluations == by_draw.evaluations > 30 * 201
