@@ -342,7 +342,7 @@ def _settle(cast: Cast, tests: Sequence[RadiusTest], config: CertifySettings, pr
     with tqdm(total=len(tests) * most, desc="at most", unit="vote", disable=not progress) as bar:
         while left := [i for i, test in enumerate(tests) if test.outcome is None]:
             chosen, share = left[: config.batch_size], max(1, config.batch_size // len(left))
-            until = [min(drawn[i] + (min(share, drawn[i]) or tests[i].n0 + tests[i].least), most) for i in chosen]
+            until = [min(drawn[i] + (min(share, drawn[i]) or config.selecting + tests[i].least), most) for i in chosen]
             draws = [np.arange(drawn[i], end) for i, end in zip(chosen, until)]
             for i, end, votes in zip(chosen, until, cast(chosen, draws)):
                 evaluations[i] += int(votes.evaluations.sum())

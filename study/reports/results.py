@@ -211,6 +211,11 @@ class Results(Profile):
         told = f" {self.basis(sources, design)}" if sources else ""
         return f'<span id="{item}"></span><b>{label(item)}, ours.</b> {said}{told}'
 
+    def _certified(self, item: str, what: str, sources: Sequence[Source]) -> str:
+        """The caption of a table of certificates, of the paper's ``item`` or, where that is "", of ours alone."""
+        text = f"{what} Certified accuracy in percent at l2 radius r.".strip()
+        return self.caption(item, text, sources) if item else f"<b>Not in the paper.</b> {text} {self.basis(sources)}"
+
     def comparison(
         self, item: str, key: str, kind: str | None = None, what: str = "", estimators: bool = False
     ) -> pd.DataFrame:
@@ -222,10 +227,7 @@ class Results(Profile):
         every = self.with_estimators(key, kind) if estimators else rows
         shown = tables.summary(every, self.radii(key), reference)
         table = shown.loc[rows["method"].unique()]
-        text = f"{what} Certified accuracy in percent at l2 radius r.".strip()
-        title = (
-            self.caption(item, text, [(key, kind)]) if item else f"<b>Not in the paper.</b> {text} {self.basis([(key, kind)])}"
-        )
+        title = self._certified(item, what, [(key, kind)])
         display(tables.certified_table(shown, title, folded=[row for row in shown.index if row not in table.index]))
         theirs = f" {released(reference)}: {RELEASED}" if released(reference) in table.index else ""
         display(tables.cost_table(rows, reference, f"<b>Cost per image, ours;</b> speed-ups against {reference}.{theirs}"))
@@ -257,12 +259,8 @@ class Results(Profile):
         """Show certificates of rows of several runs (:meth:`combined`), and their published twin where they are an ``item`` of
         the paper."""
         radii, sources = self.radii(parts[reference][0]), list(dict.fromkeys((key, kind) for key, kind, _ in parts.values()))
-        table, said = (
-            tables.summary(self.combined(parts), radii, reference),
-            f"{what} Certified accuracy in percent at l2 radius r.",
-        )
-        caption = self.caption(item, said, sources) if item else f"<b>Not in the paper.</b> {said} {self.basis(sources)}"
-        display(tables.certified_table(table, caption))
+        table = tables.summary(self.combined(parts), radii, reference)
+        display(tables.certified_table(table, self._certified(item, what, sources)))
         if item:
             self.twin(item, list(parts), radii)
         return table

@@ -193,7 +193,7 @@ def which_to_pick(rows: pd.DataFrame, deq: str, network: str) -> str:
     better = network if low > 0 else deq if high < 0 else ""
     time, fewer, more = tables.speed_up(rows, network, deq)
     faster = network if fewer > 1 else deq if more < 1 else ""
-    picked = f"pick {better or faster}" if {better, faster} - {""} == {better or faster} else "either will do"
+    picked = f"pick {better or faster}" if better or faster else "either will do"
     if better and faster and better != faster:
         picked = f"{better} certifies more, {faster} is faster: what counts for the user decides"
     return (
