@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from study.reports import index
+from study.reports.items import as_table
 
 PLACE = ["report", "table", "row", "column"]
 
 _TABLE = '<div class="table"><p class="caption">'
-_CELL = re.compile(r'<t[dh][^>]*class="(?P<kinds>[^"]*)"[^>]*>(?P<text>.*?)</t[dh]>', re.DOTALL)
 _NUMBER = r"([-+]?[\d,.]+)\s?%?"
 _INTERVAL = re.compile(rf"{_NUMBER} \[{_NUMBER}, {_NUMBER}\]")
 
@@ -34,21 +34,18 @@ def read(reports: Iterable[Path]) -> pd.DataFrame:
 
 
 def _cells(page: str) -> Iterable[dict]:
-    """The cells of a :class:`study.reports.tables.Table`, styled by pandas, whose classes say where each stands."""
+    """The cells of a :class:`study.reports.tables.Table`; heads above or before each other are joined by commas."""
+    from bs4 import BeautifulSoup
+
     caption = page.partition(_TABLE)[2].partition("</p>")[0]
     item, bold = re.search(r'id="(\w+)"', caption), re.search(r"<b>(.*?)</b>", caption)
     title = item[1] if item else _plain(bold[1] if bold else caption)[:80]
-    columns, row, levels = {}, "", {}
-    for match in _CELL.finditer(page):
-        kinds, text = match["kinds"].split(), _plain(match["text"])
-        if "col_heading" in kinds and (numbers := [kind for kind in kinds if re.fullmatch(r"col\d+", kind)]):
-            columns[numbers[0]] = text
-        elif "row_heading" in kinds:
-            levels[kinds[1]] = text  # a head that spans rows stands in the first of them alone
-            row = ", ".join(levels.values())
-        elif "data" in kinds:
-            column = next(kind for kind in kinds if re.fullmatch(r"col\d+", kind))
-            yield {"table": title, "row": row, "column": columns.get(column, column), "text": text}
+    for table in BeautifulSoup(page, "html.parser").find_all("table"):
+        lines, above, before = as_table(str(table)), len(table.thead.find_all("tr")), len(table.tbody.tr.find_all("th"))
+        columns = [", ".join(dict.fromkeys(filter(None, heads))) for heads in zip(*lines[:above])]
+        for line in lines[above:]:
+            for column, text in zip(columns[before:], line[before:]):
+                yield {"table": title, "row": ", ".join(line[:before]), "column": column, "text": text}
 
 
 def _plain(text: str) -> str:
