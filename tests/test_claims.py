@@ -73,6 +73,9 @@ class Made:
         self.robustness = {"runs": {"s": "MDEQ-30A"}}
         self.published = {"table2": {}}
 
+    def basis(self, sources, design=""):
+        return ""
+
     def reference(self, key, draws=None):
         return "MDEQ-30A"
 
@@ -169,8 +172,21 @@ def test_seconds_are_compared_image_by_image(tmp_path):
     rows = _rows(**{"MDEQ-30A": [0.3] * 10, "SRS-MDEQ-3A": [0.3] * 10})
     rows["seconds"] = [4.0 + i / 100 for i in range(10)] + [1.0 + i / 100 for i in range(10)]
     told = {"quantity": "speed-up", "row": "SRS-MDEQ-3{solver}"}
-    results = Made(rows, tmp_path)
-    assert [_judged(results, **told, least=least)["verdict"] for least in (2, 3.9, 5)] == [CONFIRMED, UNDECIDED, CONTRADICTED]
+    whole = Made(rows.assign(n=10_000), tmp_path)
+    assert [_judged(whole, **told, least=least)["verdict"] for least in (2, 3.9, 5)] == [CONFIRMED, UNDECIDED, CONTRADICTED]
+    few = Made(rows, tmp_path)  # of fewer draws than the paper's: warm-up and audit weigh more, so that it is a lower bound
+    assert [_judged(few, **told, least=least)["verdict"] for least in (2, 3.9, 5)] == [CONFIRMED, UNDECIDED, UNDECIDED]
+
+
+def test_a_loss_is_judged_at_the_largest_radius_where_one_could_show(tmp_path):
+    told = {"quantity": "certified accuracy", "row": "SRS-MDEQ-3{solver}", "least": -0.03, "r": "reach"}
+    standard = [0.3] * 20 + [0.1] * 130
+    results = Made(_rows(**{"MDEQ-30A": standard, "SRS-MDEQ-3A": standard}), tmp_path)
+    found = _judged(results, **told)  # at 0.5 nothing is certified by either: nobody's merit
+    assert found["verdict"] == CONFIRMED and found["found"].startswith("r = 0.25:")
+    nothing = Made(_rows(**{"MDEQ-30A": [0.1] * 150, "SRS-MDEQ-3A": [0.1] * 150}), tmp_path)
+    found = _judged(nothing, **told)
+    assert found["verdict"] == UNDECIDED and "no loss could show: MDEQ-30A certifies fewer than 10 %" in found["found"]
 
 
 def test_an_attack_counts_within_the_certified_radius_of_a_right_prediction(tmp_path):

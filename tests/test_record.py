@@ -39,7 +39,7 @@ def frontier():
     """Ten images; the reference reaches the serialized row's ACR with 500 of its 1,000 evaluations."""
     made = record.Frontier.__new__(record.Frontier)
     spread = np.linspace(0.1, 0.3, 10)
-    made.reference, made.count = "MDEQ-30A", 100
+    made.reference, made.count, made._saved = "MDEQ-30A", 100, " MDEQ-30A never stops."
     made._default = _found(spread, 250).assign(k=20)
     made._fewer = [_found(spread * share, evaluations) for share, evaluations in ((0.5, 100), (1.0, 500), (1.2, 1_000))]
     return made
@@ -52,12 +52,13 @@ def test_speed_at_equal_acr_has_an_interval(frontier):
     ratio, low, high = frontier.speed_at_equal_acr()
     assert ratio == pytest.approx(2.0) and low < 1.9 and high > 2.1
     assert "2.00 times as fast (95 % bootstrap interval over 10 images" in frontier.told()
+    assert frontier.told().endswith("). MDEQ-30A never stops.")
 
 
 def test_plans_are_counted():
     table = pd.DataFrame({"serialized: radius": [1, 2, 3], "standard: radius": [2, 1, 3], "K": [5, 5, 9], "N": [9, 9, 9]})
     told = record.read_plans(table)
-    assert "in 1 of 3 plans" in told and "In 1 the best audit is of all draws" in told
+    assert "in 1 of 3 plans, by at most 1.000 sigma" in told and "In 1 the best audit is of all draws" in told
 
 
 def test_the_worst_case_is_named():

@@ -11,7 +11,7 @@ from study.reports import index, publish
 
 DRAWINGS = Path(__file__).parent.parent / "study" / "reports" / "drawings"
 SAID = {
-    "serialization": ["every solve starts at zero", "each solve starts at the fixed point before it", "they must be audited"],
+    "serialization": ["every solve starts at zero", "each solve starts where the one before ended", "they must be audited"],
     "audit": ["the standard DEQ votes", "pmup = 1 − CP(N1, N2; α/2)", "pAlow = CP(NAE, N; α/2)", "R = σ Φ−1(pAlow)"],
 }
 CAPTION = {"text/html": f'<p><span id="figure_1"></span>{"word " * 9}</p>'}

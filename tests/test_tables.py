@@ -166,7 +166,7 @@ def test_sentences_follow_the_numbers(rows, table):
     worse.loc[worse["method"] == "SRS-MDEQ-3A", "prediction"] = 4
     other = tables.summary(worse, RADII, "MDEQ-30A")
     assert "(-75 points against MDEQ-30A" in tables.read_comparison(other, worse, "MDEQ-30A", samplers)
-    assert "same certificates" not in text
+    assert "one computation" not in text
     one = SerializedSampler(solver=Solver(steps=1))
     twice = pd.concat([rows, rows[4:].assign(method="SRS-MDEQ-1N")], ignore_index=True)
     both = tables.summary(twice, RADII, "MDEQ-30A")
@@ -178,7 +178,7 @@ def test_sentences_follow_the_numbers(rows, table):
     ):
         published = {row: {"accuracy": shares} for row, shares in known.items()}
         text = tables.read_comparison(both, twice, "MDEQ-30A", named, published)
-        assert "**SRS-MDEQ-3A** and **SRS-MDEQ-1N** gave the same" in text
+        assert "**SRS-MDEQ-3A** and **SRS-MDEQ-1N** are one computation" in text
         assert ("published rows of this pair differ is not explained" in text) == differ
     no_guarantee = rows.assign(guarantee=rows["method"] == "MDEQ-30A")
     table = tables.summary(no_guarantee, RADII, "MDEQ-30A")
@@ -245,3 +245,10 @@ def test_rows_over_trainings_are_told_with_the_spread_and_never_narrower_than_th
 def test_share_of_nothing_is_a_dash():
     assert tables.share(0, 0) == tables.BEYOND
     assert tables.share(1, 2) == "50 [1, 99]"
+
+
+def test_an_interval_in_print_is_never_shorter_than_it_is():
+    assert numbers.measured(0.1234, 0.0256, 0.3111, 2) == "0.12 [0.02, 0.32]"
+    assert numbers.points(0.0, -0.1301, 0.2) == "0 points (-14 to +20)"
+    assert tables.with_interval(0.5, 0.29, 0.29) == "50 [29, 29]"  # 100 * 0.29 is 28.999999999999996 in floating point
+    assert numbers.difference(-0.004, -0.009, 0.001, 100) == "0 [-1, +1]"

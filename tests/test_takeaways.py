@@ -10,12 +10,27 @@ from study.reports import past, takeaways
 from study.reports.attacked import Attacked
 
 
-@pytest.mark.parametrize("accuracy, follows", [(0.42, False), (0.59, True)])
-def test_nothing_follows_from_an_undertrained_baseline(accuracy, follows):
+@pytest.mark.parametrize("right, follows", [(42, False), (51, True)])
+def test_little_follows_from_an_undertrained_baseline(right, follows):
     rows = pd.concat([_rows("SRS-MDEQ-3A", [0.5] * 20, k=200), _rows("ResNet-110", [0.5] * 20, wrong=15)])
-    told = takeaways.baselines(rows, {"ResNet-110": accuracy, "MDEQ-30A": 0.6})
+    told = takeaways.baselines(rows, {"ResNet-110": right, "MDEQ-30A": 60}, 100)
     assert told[0].startswith("SRS-MDEQ-3A at r = 0: +75 points against ResNet-110, paired 95 % interval +")
-    assert [("Nothing follows" in line and "42 %" in line) for line in told[1:]] == ([] if follows else [True])
+    assert told[0].endswith("So, for certificates alone: pick SRS-MDEQ-3A.")
+    assert [("little of ResNet-110" in line and "42 [32, 53] percent" in line) for line in told[1:]] == [True][follows:]
+
+
+def test_a_serialized_row_is_held_against_five_steps_from_scratch_too():
+    rows = pd.concat(
+        [
+            _rows("MDEQ-30A", [0.5] * 20, seconds=4.0),
+            _rows("MDEQ-5A", [0.5] * 20, seconds=1.0),
+            _rows("SRS-MDEQ-3A", [0.4] * 20, k=200, seconds=2.0),
+        ]
+    )
+    told = takeaways.told_truncated(rows, "SRS-MDEQ-3A", "MDEQ-30A")
+    assert "its ACR differs from SRS-MDEQ-3A's by +0.100" in told and told.endswith("it takes 0.5× as many seconds.")
+    assert takeaways.told_truncated(rows, "MDEQ-5A", "MDEQ-30A") == ""
+    assert takeaways.told_truncated(rows[rows["method"] != "MDEQ-5A"], "SRS-MDEQ-3A", "MDEQ-30A") == ""
 
 
 @pytest.mark.parametrize(
@@ -42,7 +57,7 @@ def test_which_network_to_pick_follows_from_radii_and_seconds(radius, seconds, p
 def test_no_loss_beyond_the_interval_is_not_said_to_be_equality():
     same = pd.concat([_rows("MDEQ-30A", [0.3, 0.6]), _rows("AS-MDEQ-1N", [0.3, 0.5])])
     told = past.read_worst(same, "AS-MDEQ-1N", "MDEQ-30A")
-    assert "none of 3 radii shows it to certify less than MDEQ-30A (which does not show that it certifies as much)" in told
+    assert "none of 3 radii shows it to certify less than MDEQ-30A, which on 2 images takes at least 2 lost" in told
     assert "at its worst, r = 0.600, the difference is -50 points" in told
     lower = pd.concat([_rows("MDEQ-30A", [0.6] * 30), _rows("AS-MDEQ-1N", [0.2] * 30)])
     assert "beyond the paired interval, at 1 of 2 radii, between 0.600 and 0.600" in past.read_worst(

@@ -91,8 +91,9 @@ class Attacked:
     def worst(self) -> str:
         """What the attack that leaves least does at the largest budget."""
         r = self.config.radii[-1]
-        attack = min(self.config.attacks, key=lambda attack: len(self.outcome(attack, r).left))
-        correct, left, abstaining, fooled = self.outcome(attack, r)
+        found = {attack: self.outcome(attack, r) for attack in self.config.attacks}
+        attack = min(found, key=lambda attack: (len(found[attack].left), -len(found[attack].fooled)))
+        correct, left, abstaining, fooled = found[attack]
         return (
             f"At r = {r:g}, of {plural(len(correct), 'image')} that PREDICT classifies correctly when clean ({self.images} "
             f"were attacked), {attack} leaves {len(left)} so, makes {len(abstaining)} abstain and fools {len(fooled)}."

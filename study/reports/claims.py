@@ -24,9 +24,11 @@ from srs.training.train import Training
 from study.common import params_file
 from study.reports import tables
 from study.reports.items import stands_in
-from study.reports.numbers import listed, percent, points, signed, signed_interval
+from study.reports.numbers import interval, listed, percent, points, signed, signed_interval
+from study.reports.reach import N, reach
 from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, mismatch
 from study.reports.statistics import certified, joint_ratio, mean_interval, paired_interval, ratio_interval
+from study.reports.takeaways import FEW
 from study.votes.plan import known
 from study.votes.rows import plain
 
@@ -87,6 +89,10 @@ class Absent(Exception):
     """A profile that has not what a claim is about."""
 
 
+class NoLoss(Exception):
+    """A profile in which a loss could not show."""
+
+
 def read() -> list[Claim]:
     """All claims. Raises ValueError for an entry that is none."""
     return [Claim(**entry) for entry in yaml.safe_load(params_file.text(FILE))["claims"]]
@@ -100,6 +106,8 @@ def judge(claim: Claim, results: Results) -> Iterator[dict]:
             found, data = QUANTITIES[claim.quantity](case), case.data()
         except Absent as absent:
             found, data = Finding(str(absent), ABSENT, trainings=0), ""
+        except NoLoss as none:
+            found, data = Finding(str(none), UNDECIDED), case.data()
         yield {
             "claim": claim.claim.format(model=SIZE_NAMES.get(model, "")),
             "whose": claim.whose,
@@ -153,7 +161,7 @@ def never(events: int, images: int, most: float) -> Finding:
         return Finding("no image to judge by", UNDECIDED, 0, _least_without(most))
     low, high = bounds.clopper_pearson_interval(events, images, LEVEL)
     found = CONTRADICTED if events else CONFIRMED if high <= most else UNDECIDED
-    told = f"{events} of {images} images (rate {low:.3f} to {high:.3f})"
+    told = f"{events} of {images} images (rate {interval(low, high, 3)})"
     return Finding(told, found, images, _least_without(most))
 
 
@@ -184,6 +192,11 @@ class _Case:
         self.claim, self.results, self.model = claim, results, model
         self.sizes, self.keys = results.report.sizes(), []
         self.key = self.run(model) if model else None
+
+    def rows(self, key: str, draws: str | None, design: str = "") -> pd.DataFrame:
+        """Certificates that a claim is judged by, which the page rests on."""
+        self.results.basis([(key, draws)], design)
+        return self.results.rows(key, draws, design)
 
     def run(self, of: str) -> str:
         """The run that the section report names so."""
@@ -237,14 +250,23 @@ class _Case:
             shared = self.results.shared(trainings, (one[2], other[2]), one[1])
             if shared is not None:
                 places = [{row: (key, shared, row) for row in names} for key in trainings]
+        self.results.basis([where[:2] for place in places for where in place.values()])
         return *names, [self.results.combined(place) for place in places]
 
-    def radius(self, rows: pd.DataFrame, row: str) -> float:
-        """Where accuracies are compared."""
+    def radius(self, rows: pd.DataFrame, row: str, other: str) -> float:
+        """Where accuracies are compared. Raises NoLoss where ``other`` certifies next to nothing at all of them."""
         radii, r = self.results.radii(self.keys[0]), self.claim.r
         if r == "sigma":
             return min(self.results.sigma(self.keys[0]), radii[-1])
-        return max(q for q in radii if q <= tables.reachable(rows)[row]) if r == "reach" else r
+        if r != "reach":
+            return r
+        within = [q for q in radii if 0 < q <= tables.reachable(rows)[row]]
+        shares = {q: certified(rows[rows["method"] == other], q).mean() for q in within}
+        told = [q for q, share in shares.items() if share >= FEW]
+        if not told:
+            named = f" at r = {within[0]:g} and beyond" if within else ""
+            raise NoLoss(f"no loss could show: {other} certifies fewer than {percent(FEW)}{named}, within the reach of {row}")
+        return max(told)
 
     def data(self) -> str:
         """Which stand-ins the runs that were looked at were trained on."""
@@ -253,8 +275,9 @@ class _Case:
 
 
 def _speed_up(case: _Case) -> Finding:
-    """The ratio of the summed seconds of ``against`` and ``row``; bootstrap over the images;
-    over trainings and images where there are several (:func:`study.reports.statistics.joint_ratio`)."""
+    """The ratio of the summed seconds of ``against`` and ``row``; bootstrap over the images; over trainings and images where
+    there are several (:func:`study.reports.statistics.joint_ratio`). With fewer draws than the paper's it is a lower bound, for
+    warm-up and audit do not grow with them, and contradicts nothing."""
     row, other, trainings = case.pair()
     rows = pd.concat(trainings, keys=range(len(trainings)), names=["training", None])
     spent = rows.pivot_table(index="training", columns=["method", "index"], values=["seconds", "evaluations"])
@@ -267,10 +290,13 @@ def _speed_up(case: _Case) -> Finding:
     table = {"large": "table1", "small": "table2", "imagenet": "table3"}[case.model]
     published = [case.results.published[table].get(name, {}).get("seconds") for name in (other, row)]
     k = rows.loc[rows["method"] == row, "k"].max()
-    told = f"{row} at N = {rows['n'].iloc[0]:,} and K = {k:,}: {ratio:.1f} times in time ({low:.1f} to {high:.1f}), "
+    told = f"{row} at N = {rows['n'].iloc[0]:,} and K = {k:,}: {ratio:.1f} times in time ({interval(low, high, 1)}), "
     told += f"{in_evaluations:.1f} times in evaluations of f, warm-up and audit included"
     if all(published):
         told += f"; published, at another N: {published[0] / published[1]:.1f} times"
+    if rows["n"].iloc[0] < N:
+        told += f"; at the paper's N = {N:,} the same audit and warm-up would weigh less"
+        high = math.inf
     judged = verdict([(low, high)], *case.claim.limits())
     return Finding(told, judged, rows["index"].nunique(), trainings=len(trainings))
 
@@ -279,13 +305,16 @@ def _certified_accuracy(case: _Case) -> Finding:
     """``row`` minus ``against`` at r, paired by image: an exact, conservative interval, which holds trainings, too, where there
     are several (:func:`study.reports.tables.joint_difference`)."""
     row, other, trainings = case.pair()
-    r = case.radius(trainings[0], row)
+    r = case.radius(trainings[0], row, other)
     return _difference(case, row, other, trainings, r, _said_beside(case, trainings[0], row))
 
 
 def _difference(case: _Case, row: str, other: str, trainings: list[pd.DataFrame], r: float, more: str = "") -> Finding:
     found = tables.joint_difference(trainings, row, other, r)
     told = f"r = {r:g}: {row} against {other}: {points(*found)}{more}"
+    value, *ends = tables.acr_difference(trainings[0], row, other)
+    where = " of the first training" if len(trainings) > 1 else ""
+    told += f"; not judged: the ACR{where}, {signed(value, 3)} ({signed_interval(*ends, 3)})"
     limits, images = case.claim.limits(), trainings[0]["index"].nunique()
     return Finding(told, verdict([found[1:]], *limits), images, least_images(*limits), len(trainings))
 
@@ -310,7 +339,7 @@ def _all_pairs(case: _Case) -> Finding:
     key, draws = case.key, case.list_of(case.key, case.claim.draws)
     samplers = {name: s for name, s in case.results.samplers(key, draws).items() if s.audited}
     pairs = [(a, b) for a, b in combinations(samplers, 2) if samplers[a].solver == samplers[b].solver]
-    rows, level = case.results.rows(key, draws), LEVEL / len(pairs)
+    rows, level = case.rows(key, draws), LEVEL / len(pairs)
     found = {pair: tables.paired_difference(rows, *pair, alpha=level) for pair in pairs}
     a, b = max(found, key=lambda pair: abs(found[pair][0]))
     told = f"r = 0: largest difference of {len(pairs)} pairs, {a} against {b}: {points(*found[a, b])}, simultaneous intervals"
@@ -329,32 +358,38 @@ def _samples(case: _Case) -> Finding:
     case.list_of(key, case.claim.draws)
     groups = case.results.sample_groups(key)
     names = {f"N = {case.results.plans[key].groups[group].n:,}": (key, group, case.claim.row) for group in groups}
+    case.results.basis([(key, group) for group in groups])
     rows, (least, *_, most) = case.results.combined(names), list(names)
-    reach = tables.reachable(rows)
-    more = f"; the largest reachable radius grows from {bounds.shown(reach[least])} to {bounds.shown(reach[most])}"
+    limits = tables.reachable(rows)
+    more = f"; the largest reachable radius grows from {bounds.shown(limits[least])} to {bounds.shown(limits[most])}"
     return _difference(case, most, least, [rows], 0.0, more)
 
 
 def _negative_gaps(case: _Case) -> Finding:
     """Images where Theorem 3.1's p_m, as printed, is below the mismatch rate among the votes counted."""
     key, draws, row = case.place(case.claim.row)
-    gaps = mismatch(case.results.rows(key, draws, THEOREM), row)[1]
+    gaps = mismatch(case.rows(key, draws, THEOREM), row)[1]
     found = never(int((gaps < 0).sum()), len(gaps), case.claim.most)
-    return Finding(f"negative for {found.told}", found.verdict, found.images, found.needed)
+    return Finding(
+        f"negative for {found.told}, audited at random (the paper audits the first batch)",
+        found.verdict,
+        found.images,
+        found.needed,
+    )
 
 
 def _radius_difference(case: _Case) -> Finding:
     """Mean over the images of RRD(row) - RRD(against), both to the reference; bootstrap. As few images with small radii can
     make that mean, the share of images that differ which are closer (a sign test, exact) must say the same."""
     key, draws, row = case.place(case.claim.row)
-    other, rows = case.place(case.claim.against)[2], case.results.rows(key, draws)
+    other, rows = case.place(case.claim.against)[2], case.rows(key, draws)
     closer = differences(rows, row, case.reference) - differences(rows, other, case.reference)
     low, high = mean_interval(closer, LEVEL)
     smaller, differing = int((closer < 0).sum()), int((closer != 0).sum())
     signs = bounds.clopper_pearson_interval(smaller, differing, LEVEL) if differing else (0.0, 1.0)
     told = (
         f"mean RRD of {row} and {other} differs by {signed(closer.mean(), 3)} ({signed_interval(low, high, 3)}); smaller for "
-        f"{smaller} of {differing} images that differ ({percent(signs[0])} to {percent(signs[1])})"
+        f"{smaller} of {differing} images that differ ({interval(*(100 * share for share in signs), unit=' %')})"
     )
     both = {verdict([(low, high)], *case.claim.limits()), verdict([signs], least=0.5)}
     return Finding(told, both.pop() if len(both) == 1 else UNDECIDED, len(closer))
@@ -366,7 +401,7 @@ def _change_of_loss(case: _Case) -> Finding:
     losses, names = [], []
     for place in (case.claim.row, case.claim.against):
         key, draws, row = case.place(place)
-        rows = case.results.rows(key, draws)
+        rows = case.rows(key, draws)
         held = certified(rows, 0.0).groupby([rows["index"], rows["method"]]).first().unstack().astype(int)
         losses.append(held[row] - held[case.results.reference(key, draws)])
         names.append(f"{key}'s {row}")
@@ -393,7 +428,7 @@ def _attacks(case: _Case) -> Finding:
     results, key = case.results, case.key
     if key not in results.robustness["runs"]:
         raise Absent(f"no attacks on {key}")
-    rows = results.rows(key)
+    rows = case.rows(key, None)
     rows = rows[(rows["method"] == results.robustness["runs"][key]) & (rows["prediction"] == rows["label"])]
     found = pd.read_csv(results.layout.runs / "attacks" / f"{key}.csv")
     radius = found["index"].map(rows.set_index("index")["radius"]).fillna(-1)
@@ -412,20 +447,22 @@ def _false_certificates(case: _Case) -> Finding:
     low, high = bounds.clopper_pearson_interval(int(worst["false"]), int(worst["runs"]), level)
     told = (
         f"worst case '{worst['case']}': {worst['false']} of {worst['runs']:,} false at alpha = {worst['alpha']:g} "
-        f"({low:.4f} to {high:.4f}, all {len(part)} cases together)"
+        f"({interval(low, high, 4)}, all {len(part)} cases together)"
     )
     return Finding(told, verdict([(low, high)], most=worst["alpha"]), int(worst["runs"]), trainings=0)
 
 
 def _published_radius(case: _Case) -> Finding:
     """The largest radius at which the published row certifies images, against what a perfect run of its N and K reaches."""
-    n, k = 10_000, 1_000
-    published = case.results.published
-    reach = bounds.largest_radius(n, 0.001, 0.5, k, "theorem_3_1")
+    published, k = case.results.published, 1_000
+    ends = [reach("theorem_3_1", audit) for audit in (k, N)]
     accuracy = published["table2"][case.claim.row]["accuracy"]
     farthest = max(r for r, share in zip(published["cifar10_radii"], accuracy) if share > 0)
-    told = f"with N = {n:,} and K = {k:,} a perfect run ends at r = {bounds.shown(reach)}; the table goes to r = {farthest:g}"
-    return Finding(told, CONTRADICTED if farthest > reach else CONFIRMED, trainings=0)
+    told = (
+        f"with N = {N:,} a perfect run ends at r = {bounds.shown(ends[0])} by an audit of K = {k:,}, at "
+        f"{bounds.shown(ends[1])} by one of all draws (the tables do not say their K); the table goes to r = {farthest:g}"
+    )
+    return Finding(told, CONTRADICTED if farthest > max(ends) else CONFIRMED, trainings=0)
 
 
 def _not_known(case: _Case) -> Finding:

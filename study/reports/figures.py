@@ -48,7 +48,7 @@ def plot_curves(rows: pd.DataFrame, reference: str, axes: Axes | None = None) ->
         if reference in methods:
             band = 100 * certified_accuracy(part, grid)
             axes.fill_between(grid, band["lower"], band["upper"], color=one.color, alpha=0.15, linewidth=0)
-    axes.set(xlabel="l2 radius r (pixel units)", ylabel="certified accuracy (%)", xlim=(0, None), ylim=(0, 100))
+    axes.set(xlabel="l2 radius r (pixel units)", ylabel="certified accuracy (%)", xlim=(0, None), ylim=(-2, 102))
     axes.legend(fontsize=9)
     return axes.figure
 
@@ -106,7 +106,7 @@ def plot_trainings(trainings: Sequence[pd.DataFrame]) -> Figure:
         axes.set_axis_off()
     figure.supxlabel("l2 radius r (pixel units)", fontsize=10)
     figure.supylabel("certified accuracy (%)", fontsize=10)
-    panels.flat[0].set(xlim=(0, None), ylim=(0, 100))
+    panels.flat[0].set(xlim=(0, None), ylim=(-2, 102))
     figure.tight_layout()
     return figure
 
@@ -210,7 +210,7 @@ def plot_reach(
     axes.axhline(standard, color="0.3", linestyle=":", label="standard smoothing")
     for k in at:
         axes.plot([k] * len(claimed), claimed, "x", color="0.2", ms=6, label="published radii" if k == at[0] else None)
-    axes.set(xscale="log", xlabel="K, audited draws (logarithmic)", ylabel="largest radius (pixel units)", ylim=(0, None))
+    axes.set(xscale="log", xlabel="K, audited draws (logarithmic)", ylabel="largest radius (pixel units)", ylim=(-0.05, None))
     axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 

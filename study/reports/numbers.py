@@ -32,6 +32,17 @@ def fixed(value: float, digits: int = 0) -> str:
     return shown.lstrip("-") if float(shown.replace(",", "")) == 0 else shown
 
 
+def outward(low: float, high: float, digits: int = 0) -> tuple[float, float]:
+    """The ends of an interval, to so many decimals: never a shorter one than it is."""
+    scale = 10**digits
+    return math.floor(round(low * scale, 6)) / scale, math.ceil(round(high * scale, 6)) / scale
+
+
+def interval(low: float, high: float, digits: int = 0, unit: str = "") -> str:
+    """The :func:`outward` ends of an interval, each with its unit."""
+    return " to ".join(f"{fixed(end, digits)}{unit}" for end in outward(low, high, digits))
+
+
 def signed(value: float, digits: int = 0) -> str:
     """A difference: with its sign, unless it rounds to zero."""
     shown = fixed(value, digits)
@@ -40,7 +51,10 @@ def signed(value: float, digits: int = 0) -> str:
 
 def signed_interval(low: float, high: float, digits: int = 0) -> str:
     """The interval of a difference; said to be none where it is NaN."""
-    return "no interval from so few" if np.isnan(low) else f"{signed(low, digits)} to {signed(high, digits)}"
+    if np.isnan(low):
+        return "no interval from so few"
+    low, high = outward(low, high, digits)
+    return f"{signed(low, digits)} to {signed(high, digits)}"
 
 
 def points(difference: float, low: float, high: float) -> str:
@@ -50,12 +64,16 @@ def points(difference: float, low: float, high: float) -> str:
 
 def difference(value: float, low: float, high: float, scale: float = 1, digits: int = 0) -> str:
     """A difference and its interval, for a table's cell."""
-    return f"{signed(scale * value, digits)} [{signed(scale * low, digits)}, {signed(scale * high, digits)}]"
+    low, high = outward(scale * low, scale * high, digits)
+    return f"{signed(scale * value, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
 
 
 def measured(value: float, low: float, high: float, digits: int = 3) -> str:
     """A value and its interval, for a table's cell; without where it is NaN."""
-    return fixed(value, digits) + ("" if np.isnan(low) else f" [{fixed(low, digits)}, {fixed(high, digits)}]")
+    if np.isnan(low):
+        return fixed(value, digits)
+    low, high = outward(low, high, digits)
+    return f"{fixed(value, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
 
 
 def percent(share: float, digits: int = 0) -> str:

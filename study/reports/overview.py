@@ -16,7 +16,8 @@ from study.reports.items import as_table, stands_in
 from study.reports.numbers import fixed, listed, percent, plural
 from study.reports.reach import ALPHA, SIGMA, N, reach
 from study.reports.results import Results, Source
-from study.reports.statistics import certified_accuracy, paired_interval, rejected
+from study.reports.statistics import certified_accuracy, rejected
+from study.reports.takeaways import least_lost
 
 CIFAR10 = Path("reports/cifar10/10_table2.ipynb")  # Table 2 on CIFAR-10 itself, as published with the project
 
@@ -42,7 +43,7 @@ def curves(results: Results) -> tuple[dict[str, pd.DataFrame], str]:
     if not stands_in(results.dataset(key).name):
         ours, on = _own(results, key, published, at), "CIFAR-10, this run"
     elif CIFAR10.is_file():
-        ours, on = _from_report(CIFAR10, published, at), f"CIFAR-10, the report {CIFAR10}"
+        ours, on = _from_report(CIFAR10, published, at)
     else:
         ours, on = _own(results, key, published, at), f"{results.plans.data(key)}, which stands in for CIFAR-10"
     return {row: part.assign(published=published[row]["accuracy"]) for row, part in ours.items()}, on
@@ -58,8 +59,8 @@ def _own(results: Results, key: str, published: Mapping, at: list[float]) -> dic
     return found
 
 
-def _from_report(path: Path, published: Mapping, at: list[float]) -> dict[str, pd.DataFrame]:
-    """The same, read from the cells of a published Table 2: 62 [47, 75], or a dash beyond reach."""
+def _from_report(path: Path, published: Mapping, at: list[float]) -> tuple[dict[str, pd.DataFrame], str]:
+    """The same, read from the cells of a published Table 2: 62 [47, 75], or a dash beyond reach; and on what it rests."""
     page = next(data["text/html"] for data in index.outputs(path) if 'id="table_2"' in data.get("text/html", ""))
     head, *lines = as_table(page)
     found = {}
@@ -67,7 +68,8 @@ def _from_report(path: Path, published: Mapping, at: list[float]) -> dict[str, p
         cells = dict(zip(head, line))
         known = [[float(x) for x in re.findall(r"\d+", cells.get(f"r = {r:.3g}", ""))] or [np.nan] * 3 for r in at]
         found[line[0]] = pd.DataFrame(known, columns=["ours", "lower", "upper"]).assign(r=at)
-    return found
+    amount = re.search(r"\d[\d,]* images, N = [\d,]*\d", page)
+    return found, f"CIFAR-10, the report {path}{f': {amount[0]}' if amount else ''}"
 
 
 def plot_beside(found: dict[str, pd.DataFrame]) -> Figure:
@@ -167,8 +169,8 @@ def read_costs(table: pd.DataFrame, reference: str, r: float) -> str:
     images = int(whole["images"])
     return (
         f"**On the same {plural(images, 'image')} {best} certifies {percent(row['accuracy'])} at r = {r:g} in "
-        f"{row['seconds']:.2f} s an image, {reference} {percent(whole['accuracy'])} in {whole['seconds']:.2f} s**; so few "
-        f"images tell no difference of less than {fixed(-100 * paired_interval(0, 0, images)[0])} points."
+        f"{row['seconds']:.2f} s an image, {reference} {percent(whole['accuracy'])} in {whole['seconds']:.2f} s**; a loss "
+        f"shows on so few only from {fixed(100 * least_lost(images) / images)} points on, with none gained."
     )
 
 

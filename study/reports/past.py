@@ -16,7 +16,7 @@ from study.reports import tables
 from study.reports.numbers import difference, listed, percent, plural, points, signed, signed_interval
 from study.reports.results import Results
 from study.reports.statistics import average_certified_radius, certified
-from study.reports.takeaways import FEW
+from study.reports.takeaways import FEW, least_lost, told_acr, truncated
 from study.speed import methods_table, timed
 from study.starts import Starts, held_out
 from study.votes.rows import stopped
@@ -68,9 +68,10 @@ def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
     radii = np.unique(both["radius"])  # between two of these nothing changes
     found = [tables.paired_difference(both, row, reference, r) for r in radii]
     part = pd.DataFrame(found, columns=["difference", "lower", "upper"]).assign(r=radii)
-    below, worst = part.loc[part["upper"] < 0, "r"], part.loc[part["difference"].idxmin()]
+    below, worst, images = part.loc[part["upper"] < 0, "r"], part.loc[part["difference"].idxmin()], both["index"].nunique()
     verdict = (
-        f"none of {len(part)} radii shows it to certify less than {reference} (which does not show that it certifies as much)"
+        f"none of {len(part)} radii shows it to certify less than {reference}, which on {plural(images, 'image')} takes at "
+        f"least {least_lost(images)} lost"
         if below.empty
         else f"it certifies less than {reference}, beyond the paired interval, at {len(below)} of {len(part)} radii, between "
         f"{below.min():.3f} and {below.max():.3f}"
@@ -92,6 +93,10 @@ def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference
         share = float(certified(part[part["method"] == reference], 0.0).mean())
         few += [f"{title} ({percent(share)})"] if share < FEW else []
     more = f" {reference} itself certifies next to nothing at {listed(few)}: no loss could show there." if few else ""
+    short = truncated(reference)
+    if all(short in set(part["method"]) for part in rows.values()):
+        gains = [f"{told_acr(rows[title], row, short)} at {title}" for title, row in chosen.items()]
+        more += f" Against {short}, from scratch and without an audit, too, its ACR differs by {'; '.join(gains)}."
     return f"At r = 0 against {reference}, and in seconds against {listed(baselines(reference))}: {'; '.join(told)}.{more}"
 
 
@@ -156,9 +161,9 @@ def read_depth(
     moved = 100 * depths.sub(depths[1], axis=0).abs().max(axis=1)
     control = [place in trained_once.items() for place in depths.index]
     told.append(
-        f"- What a DEQ buys is its choice of depth after training: from {depths.columns.min()} to {depths.columns.max()} "
-        f"evaluations its accuracy moves by at most {moved[np.invert(control)].max():.1f} points, that of the control by up to "
-        f"{moved[control].max():.1f}."
+        f"- A DEQ with its start may be evaluated at another depth than it is deployed at: from {depths.columns.min()} to "
+        f"{depths.columns.max()} evaluations its accuracy moves by at most {moved[np.invert(control)].max():.1f} points, that "
+        f"of the control by up to {moved[control].max():.1f}."
     )
     return "\n".join(told)
 

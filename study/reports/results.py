@@ -44,15 +44,16 @@ WORDS = (
     "that is paired by image, bootstrap over images for means and ratios, unless another is named. ACR, the average certified "
     f"radius, is over all images, 0 for wrong or abstained ones; as released: wrong predictions' radii counted, too. {BEYOND}: "
     "beyond the largest radius that N, K, alpha and its split allow, whatever the votes; or nothing there. Costs are what a "
-    "method alone would need, warm-up and audit included; seconds leave out the making of noise and are taken while other "
-    "workers are at work, so that those of equal work differ, which evaluations of f do not."
+    "method alone would need, warm-up, audit and rows that are solved again alone included, but not the fitting of a start, "
+    "once a network; seconds leave out the making of noise and are taken while other workers are at work, so that those of "
+    "equal work differ, which evaluations of f do not."
 )
 
 #: What the released baseline is, beside which its speed-ups are to be read.
 RELEASED = (
     "what the paper's released code does under that name: a batch of draws is solved until its worst row has a relative "
-    f"residual of 0.001, so that votes depend on their batch, {tables.NO_GUARANTEE}. Whether the published baseline stopped so "
-    "is not known (docs/released.md)."
+    f"residual of 0.001, so that votes depend on their batch ({tables.NO_GUARANTEE}). Whether the published baseline stopped "
+    "so is not known (docs/released.md)."
 )
 SLOT = "A slot is the place of one of the paper's models, taken here by a smaller network."
 
@@ -94,6 +95,7 @@ class Results(Profile):
         """The certificates of a list of rows, and after them those of serialized rows by the paper's two estimators."""
         parts = [self.rows(key, kind, design)]
         for title in (THEOREM, RELEASED_CODE):
+            self._shown[key, kind, title] = None
             rows = self.rows(key, kind, title)
             rows = rows[rows["estimator"] != ""]
             parts.append(rows.assign(method=[by_estimator(method, title) for method in rows["method"]]))
@@ -230,7 +232,7 @@ class Results(Profile):
         title = self._certified(item, what, [(key, kind)])
         display(tables.certified_table(shown, title, folded=[row for row in shown.index if row not in table.index]))
         theirs = f" {released(reference)}: {RELEASED}" if released(reference) in table.index else ""
-        display(tables.cost_table(rows, reference, f"<b>Cost per image, ours;</b> speed-ups against {reference}.{theirs}"))
+        display(tables.cost_table(rows, reference, f"<b>Cost per image, ours.</b>{theirs}"))
         entries, samplers = self.published.get(item.replace("_", ""), {}), self.samplers(key, kind)
         if item:
             self.twin(item, [row for row in table.index if in_paper(samplers[row])], self.radii(key))

@@ -26,7 +26,7 @@ from study.reports.statistics import (
     paired_interval,
     ratio_interval,
 )
-from study.votes.rows import released, stopped
+from study.votes.rows import plain, released, stopped
 
 NOT_KNOWN = "not known"
 NO_GUARANTEE = "not a guarantee"
@@ -152,7 +152,12 @@ def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFr
         for unit in ("evaluations", "seconds"):
             title = f"speed-up in {unit}" if other == reference else f"{unit}, against {other}"
             shown[title] = [times(*speed_up(rows, row, other, unit)) for row in spent.index]
-    return styled(shown if more is None else shown.join(more), caption)
+    told = f"{caption} Speed-ups are against {reference}"
+    if (rows["k"] > 0).any():
+        told += ", which makes the audits of serialized rows, too"
+    never_stops = reference == plain(reference) and stopped(reference) not in spent.index
+    told += "; no solver that stops was run here." if never_stops else "."
+    return styled(shown if more is None else shown.join(more), told)
 
 
 def baselines(reference: str, among: Sequence[str]) -> list[str]:
@@ -171,8 +176,12 @@ def speed_up(rows: pd.DataFrame, row: str, other: str, unit: str = "seconds") ->
 
 def times(ratio: float, low: float, high: float) -> str:
     """A ratio and its interval, for a table's cell; without where the interval is the ratio in print, or NaN."""
-    told, ends = f"{ratio:.1f}×", f"[{low:.1f}, {high:.1f}]"
-    return told if np.isnan(low) or ends == f"[{ratio:.1f}, {ratio:.1f}]" else f"{told} {ends}"
+    told = f"{ratio:.1f}×"
+    if np.isnan(low):
+        return told
+    low, high = numbers.outward(low, high, 1)
+    ends = f"[{low:.1f}, {high:.1f}]"
+    return told if ends == f"[{ratio:.1f}, {ratio:.1f}]" else f"{told} {ends}"
 
 
 def acr_difference(rows: pd.DataFrame, method: str, other: str) -> tuple[float, float, float]:
@@ -292,7 +301,8 @@ def audited_by(row: pd.Series) -> str:
 
 def with_interval(share: float, lower: float, upper: float, digits: int = 0) -> str:
     """A share and its interval in percent."""
-    return f"{fixed(100 * share, digits)} [{fixed(100 * lower, digits)}, {fixed(100 * upper, digits)}]"
+    low, high = numbers.outward(100 * lower, 100 * upper, digits)
+    return f"{fixed(100 * share, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
 
 
 def share(count: int, total: int, digits: int = 0) -> str:
@@ -390,7 +400,7 @@ def read_comparison(
     ours = at_zero.loc[reference]
     lines = [
         f"**{reference}** certifies {percent(ours['accuracy'])} of {images} images at r = 0 "
-        f"(95 % interval {percent(ours['lower'])} to {percent(ours['upper'])}), with an ACR of "
+        f"(95 % interval {numbers.interval(100 * ours['lower'], 100 * ours['upper'], unit=' %')}), with an ACR of "
         f"{table.loc[reference, ('ACR', 'ours')]:.3f}."
     ]
     for method, part in rows.groupby("method", sort=False):
@@ -402,7 +412,7 @@ def read_comparison(
         if a in samplers and b in samplers and samplers[a].canonical() == samplers[b].canonical():
             differ = None not in (known.get(a), known.get(b)) and known[a] != known[b]
             lines.append(
-                f"**{a}** and **{b}** gave the same certificates on every image. One step of any solver from one start is f of "
+                f"**{a}** and **{b}** are one computation under two names: one step of any solver from one start is f of "
                 f"that start.{' Why the published rows of this pair differ is not explained.' if differ else ''}"
             )
     if (theirs := released(reference)) in table.index:
