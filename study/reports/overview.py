@@ -68,7 +68,7 @@ def _from_report(path: Path, published: Mapping, at: list[float]) -> tuple[dict[
         cells = dict(zip(head, line))
         known = [[float(x) for x in re.findall(r"\d+", cells.get(f"r = {r:.3g}", ""))] or [np.nan] * 3 for r in at]
         found[line[0]] = pd.DataFrame(known, columns=["ours", "lower", "upper"]).assign(r=at)
-    amount = re.search(r"\d[\d,]* images, N = [\d,]*\d", page)
+    amount = re.search(r"\d[\d,]*[\w ]* images, N = [\d,]*\d", page)
     return found, f"CIFAR-10, the report {path}{f': {amount[0]}' if amount else ''}"
 
 

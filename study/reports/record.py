@@ -257,7 +257,11 @@ def _saved_by_stopping(results: Results, key: str, reference: str) -> str:
 def read_true_bounds(slot: str, table: pd.DataFrame, rows: pd.DataFrame, row: str, reference: str) -> str:
     """A serialized row's ACR under three estimators (``table``, a :func:`study.reports.tables.summary`), and what it saves in
     evaluations beside every baseline."""
-    named = {"the exact bound": row} | {by: by_estimator(row, by) for by in (THEOREM, RELEASED_CODE)}
+    named = {
+        "the exact bound": row,
+        THEOREM: by_estimator(row, THEOREM),
+        f"the {RELEASED_CODE}": by_estimator(row, RELEASED_CODE),
+    }
     acr = table["ACR", "ours"]
     told = listed([f"{acr[name]:.3f} by {by}" for by, name in named.items()])
     saved = [

@@ -218,8 +218,8 @@ def _starts(rows: pd.DataFrame, what: str) -> str:
     told = []
     for steps, row in (("one step", "SRS-MDEQ-1A"), ("three steps", "SRS-MDEQ-3A")):
         both = f"{row} previous start", f"{row} clean start"
-        told.append(f"{steps} {points(*tables.paired_difference(rows, *both))}, the ACR by {told_acr(rows, *both)}")
-    return f"{what} changes the share certified at r = 0 with {listed(told)}."
+        told.append(f"with {steps} {points(*tables.paired_difference(rows, *both))} (ACR {told_acr(rows, *both)})")
+    return f"{what} changes the share certified at r = 0: {listed(told)}."
 
 
 def _other_starts(rows: pd.DataFrame) -> str:
