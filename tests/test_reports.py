@@ -105,7 +105,7 @@ def test_the_published_twin_has_the_papers_rows_alone(results, monkeypatch):
     monkeypatch.setattr("study.reports.tables.cost_table", lambda rows, reference, caption: captions.append(caption))
     results.comparison("table_2", "small-050")
     assert "MDEQ-30A as released: what the paper's released code does" in captions[0]
-    assert "not a guarantee. Whether the published baseline stopped so is not known" in captions[0]
+    assert "(not a guarantee). Whether the published baseline stopped so is not known" in captions[0]
     assert asked == ["MDEQ-1A", "MDEQ-5A", "MDEQ-30A", "SRS-MDEQ-1N", "SRS-MDEQ-1A", "SRS-MDEQ-3A"]
 
 

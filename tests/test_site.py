@@ -1,5 +1,6 @@
 """The site: made once from a small report, and looked through as a reader's browser would."""
 
+import base64
 import io
 import subprocess
 from pathlib import Path
@@ -21,6 +22,8 @@ CODE = "from study.common import params_file\n\n\ndef shown(rows):\n    params_f
 
 def _cell(source, *outputs, tags=()):
     shown = [nbformat.v4.new_output("display_data", dict(data)) for data in outputs]
+    for output in (one for one in shown if "image/png" in one["data"]):
+        output["metadata"] = {"image/png": {"alt": 'a curve "ours"'}}
     return nbformat.v4.new_code_cell(source, outputs=shown, metadata={"tags": list(tags)})
 
 
@@ -116,6 +119,8 @@ def test_an_item_is_reached_at_its_top_and_says_what_made_it(built):
         assert ("study.common.params_file.section" in about) == (item == "figure_1")
     assert pd.read_csv(built / "data" / "table_1.csv", header=None).notna().all(axis=None)
     assert (built / "data" / "figure_1.csv").read_text() == "x,y\n1,2\n"
+    picture = BeautifulSoup(text, "html.parser").find("img", alt='a curve "ours"')
+    assert (built / picture["src"]).read_bytes() == base64.b64decode(PICTURE["image/png"])
     assert "taught" in text and "hidden = 1" not in text
 
 

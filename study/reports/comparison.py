@@ -32,6 +32,7 @@ table { border-collapse: collapse; margin: 1em 0 }
 th, td { text-align: left; padding: .3em .9em .3em 0; border-bottom: 1px solid #ddd }
 th { border-bottom: 1.5px solid #444 }
 a { color: #0b5394 }
+.scroll { overflow-x: auto }
 td:first-child { white-space: nowrap }
 """
 
@@ -139,7 +140,8 @@ class Comparison:
             *self._every(),
         ]
         return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>SRS: yours and ours</title><style>{_STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>SRS: yours and ours</title><style>{_STYLE}</style></head><body>
 <h1>Your run and ours: profile <code>{name}</code></h1>
 {"".join(body)}
 </body></html>
@@ -243,7 +245,7 @@ def _named(row) -> str:
 def _table(heads: list[str], rows: list[list[str]]) -> str:
     head = "".join(f"<th>{name}</th>" for name in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def read_snapshot(name: str) -> tuple[dict, pd.DataFrame, pd.DataFrame]:

@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import special
 
 from srs import models
+from srs.certificates import bounds
 from srs.certificates.at_radius import RadiusCertificate, RadiusTest
 from srs.certificates.certify import CertifySettings, selected_class
 from srs.deq.solvers import Solver
@@ -54,7 +55,7 @@ def read_speed(speed: pd.DataFrame, row: str) -> str:
     """How much faster a row is than what it is compared with."""
     fast = speed.set_index("method").loc[row]
     told = [f"{fast[_OVER + name]:.1f} times as fast as {name}" for name in timed_baselines(speed)]
-    return f"**{row}** is {listed(told)}."
+    return f"**{row}** is {listed(told)}, by {plural(fast['certificates'], 'certificate')} of each."
 
 
 def read_plain(methods: Sequence[str]) -> str:
@@ -74,10 +75,10 @@ def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
         f"least {least_lost(images)} lost"
         if below.empty
         else f"it certifies less than {reference}, beyond the paired interval, at {len(below)} of {len(part)} radii, between "
-        f"{below.min():.3f} and {below.max():.3f}"
+        f"{bounds.shown(below.min())} and {bounds.shown(below.max())}"
     )
     return (
-        f"**{row}**, chosen on held-out images: {verdict}; at its worst, r = {worst['r']:.3f}, the difference is "
+        f"**{row}**, chosen on held-out images: {verdict}; at its worst, r = {bounds.shown(worst['r'])}, the difference is "
         f"{points(*worst[['difference', 'lower', 'upper']])}."
     )
 

@@ -47,7 +47,10 @@ def readme(name: str, provenance: str, reports: list[str], paper: dict) -> str:
     """The page of published notebooks that a code host shows: each with the paper's items that stand in it."""
     found = {report: [items.label(item) for item, entry in paper.items() if entry["report"] == report] for report in reports}
     lines = [f"- [{report}]({report}.ipynb)" + (f": {', '.join(held)}" if held else "") for report, held in found.items()]
-    return f"# Reports of the profile `{name}`\n\n{provenance}\n\n" + "\n".join(lines) + "\n"
+    stages = (
+        "The notebooks of the stages (prepare, train, vote, ...) are pages of the site that every run builds, and not here."
+    )
+    return f"# Reports of the profile `{name}`\n\n{provenance}\n\n" + "\n".join(lines) + f"\n\n{stages}\n"
 
 
 def publish_data(profile: Profile, made_by: dict[str, dict], origin: dict, target: Path) -> list[Path]:

@@ -43,10 +43,10 @@ WORDS = (
     "down. Intervals have level 95 %: Clopper and Pearson's over images for a share, exact and conservative for a difference "
     "that is paired by image, bootstrap over images for means and ratios, unless another is named. ACR, the average certified "
     f"radius, is over all images, 0 for wrong or abstained ones; as released: wrong predictions' radii counted, too. {BEYOND}: "
-    "beyond the largest radius that N, K, alpha and its split allow, whatever the votes; or nothing there. Costs are what a "
-    "method alone would need, warm-up, audit and rows that are solved again alone included, but not the fitting of a start, "
-    "once a network; seconds leave out the making of noise and are taken while other workers are at work, so that those of "
-    "equal work differ, which evaluations of f do not."
+    "beyond the largest radius that N, K, alpha and its split between audit and votes allow, whatever these; or nothing. "
+    "Costs are what a method alone would need, warm-up, audit and rows that are solved again alone included, but not the "
+    "fitting of a start, once a network; seconds leave out the making of noise and are taken while other workers are at work, "
+    "so that those of equal work differ, which evaluations of f do not."
 )
 
 #: What the released baseline is, beside which its speed-ups are to be read.
@@ -296,6 +296,8 @@ class Results(Profile):
         at = self.published["imagenet_radii" if "ImageNet" in setting else "cifar10_radii"]
         images = "" if "ImageNet" in setting else ", 500 images"
         caption = f"<b>{name}, as published</b> ({setting}; N = 10,000{images}, one A100), as far as it is known to us."
+        if not any("seconds" in entry for entry in entries.values()):
+            caption += " Its seconds are not known to us."
         display(tables.published_table(entries, at, rows, radii, caption))
 
     def combined(self, parts: dict[str, tuple[str, str | None, str]]) -> pd.DataFrame:
@@ -319,9 +321,9 @@ def by_estimator(method: str, title: str) -> str:
     return f"{method}, {title} ({tables.NO_GUARANTEE})"
 
 
-def takeaway(sentences: Sequence[str]) -> None:
-    """What a page shows, before it shows it."""
-    display(Markdown("**In short.** " + " ".join(sentences)))
+def takeaway(told: Sequence[str]) -> None:
+    """What a page shows, before it shows it: a line of a list for each of ``told``."""
+    display(Markdown("\n".join(["**In short**", "", *(f"- {one}" for one in told if one)])))
 
 
 def show_figure(figure: Figure, caption: str, more: str = "") -> None:

@@ -9,7 +9,9 @@ when an item is missing from its report, empty, or without its caption (:mod:`st
 
 import argparse
 import ast
+import base64
 import csv
+import html
 import io
 import os
 import re
@@ -54,7 +56,8 @@ def build(profile: Profile, reports: list[Path], stages: list[Path], items: dict
 def write_sources(profile: Profile, reports: list[Path], stages: list[Path], items: dict, source: Path, extra: Path) -> None:
     """What Sphinx reads, in ``source``, and what it only copies, in ``extra``."""
     (source / "api").mkdir(parents=True)
-    (extra / "data").mkdir(parents=True)
+    for folder in ("data", "figures"):
+        (extra / folder).mkdir(parents=True)
     graph, commit = _graph(), _commit()
     for path in [*reports, *stages]:
         notebook = nbformat.read(path, as_version=4)
@@ -65,7 +68,7 @@ def write_sources(profile: Profile, reports: list[Path], stages: list[Path], ite
             for item in (item for item, entry in items.items() if entry["report"] == path.stem):
                 if table := _mark(notebook, item, about, rests):
                     (extra / "data" / f"{item}.csv").write_text(table, encoding="utf-8")
-        nbformat.write(_as_page(notebook), source / path.name)
+        nbformat.write(_as_page(notebook, path.stem, extra / "figures"), source / path.name)
     shutil.copy(PAGES / "calculator.html", extra)
     packages = _write_api(source / "api")
     (source / "items.md").write_text(index.table(profile, items, [path.stem for path in reports]), encoding="utf-8")
@@ -195,8 +198,9 @@ def as_csv(page: str) -> str:
     return text.getvalue()
 
 
-def _as_page(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The cells of a page: without code, but where the page is about it; tables scroll inside boxes of their own."""
+def _as_page(notebook: nbformat.NotebookNode, name: str, figures: Path) -> nbformat.NotebookNode:
+    """The cells of a page: without code, but where the page is about it; tables scroll inside boxes of their own, pictures
+    are files in ``figures`` with their words for who cannot see them, which MyST-NB would lose."""
     shown = []
     for cell in notebook.cells:
         tags = set(cell.metadata.get("tags", []))
@@ -205,6 +209,10 @@ def _as_page(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
                 continue
             cell.metadata["tags"] = [] if _SHOWN_TAG in tags else ["remove-input"]
             for output in cell.outputs:
+                if words := output.get("metadata", {}).get("image/png", {}).get("alt"):
+                    file = figures / f"{name}-{len(list(figures.glob(f'{name}-*.png'))) + 1}.png"
+                    file.write_bytes(base64.b64decode(output["data"]["image/png"]))
+                    output["data"] = {"text/html": f'<img src="figures/{file.name}" alt="{html.escape(words)}">'}
                 page = output.get("data", {}).get("text/html", "")
                 if "<table" in page and 'class="scroll"' not in page:
                     boxed = re.sub("(<table.*?</table>)", r'<div class="scroll">\1</div>', page, flags=re.DOTALL)

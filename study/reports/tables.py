@@ -184,11 +184,11 @@ def times(ratio: float, low: float, high: float) -> str:
     return told if ends == f"[{ratio:.1f}, {ratio:.1f}]" else f"{told} {ends}"
 
 
-def acr_difference(rows: pd.DataFrame, method: str, other: str) -> tuple[float, float, float]:
-    """Average certified radius of ``method`` minus that of ``other``, paired by image, with its 95 % bootstrap interval."""
+def acr_difference(rows: pd.DataFrame, method: str, other: str, alpha: float = 0.05) -> tuple[float, float, float]:
+    """Average certified radius of ``method`` minus ``other``'s, paired by image, with its 1 - alpha bootstrap interval."""
     radii = rows.assign(counted=counted_radii(rows)).pivot(index="index", columns="method", values="counted")
     change = (radii[method] - radii[other]).dropna()
-    return float(change.mean()), *mean_interval(change)
+    return float(change.mean()), *mean_interval(change, alpha)
 
 
 def over_trainings(trainings: Sequence[pd.DataFrame], radii: Sequence[float]) -> pd.DataFrame:

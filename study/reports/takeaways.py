@@ -101,7 +101,8 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
     told = [
         f"Of {plural(len(sources), 'network')} at {levels} {len(lower)} certify fewer images at r = 0 by three serialized "
         f"steps than by their reference, beyond the paired interval{': ' + listed(lower) if lower else ''}; on {images} images "
-        f"that takes at least {least_lost(images)} images lost. The ACR is smaller, beyond its interval, at {len(smaller)}.",
+        f"that takes at least {least_lost(images)} images lost. The ACR is smaller, each beyond its own interval, at "
+        f"{len(smaller)}.",
     ]
     told += [f"What three serialized steps cannot reach, and the reference certifies: {listed(beyond)}."] if beyond else []
     told.append(f"The reference's ACR is largest {listed([text for _, text in best.values()])}.")
@@ -225,11 +226,12 @@ def _starts(rows: pd.DataFrame, what: str) -> str:
 def _other_starts(rows: pd.DataFrame) -> str:
     """Which of the other starts beat the previous draw's state in ACR, beyond the interval."""
     others = [row for row in rows.loc[rows["k"] > 0, "method"].unique() if row != "previous draw"]
-    found = {row: tables.acr_difference(rows, row, "previous draw") for row in others}
+    found = {row: tables.acr_difference(rows, row, "previous draw", 0.05 / len(others)) for row in others}
     better = [f"{row} ({signed(gain, 3)})" for row, (gain, low, _) in found.items() if low > 0]
     return (
         f"Of {len(others)} other ways to start, {len(better) or 'none'} {'has' if len(better) == 1 else 'have'} a larger ACR "
-        f"than one Anderson step from the previous draw's state, beyond the interval{': ' + listed(better) if better else ''}."
+        f"than one Anderson step from the previous draw's state, beyond intervals that hold together"
+        f"{': ' + '; '.join(better) if better else ''}. Broyden's take two steps a draw."
     )
 
 
