@@ -55,7 +55,7 @@ def read_speed(speed: pd.DataFrame, row: str) -> str:
     """How much faster a row is than what it is compared with."""
     fast = speed.set_index("method").loc[row]
     told = [f"{fast[_OVER + name]:.1f} times as fast as {name}" for name in timed_baselines(speed)]
-    return f"**{row}** is {listed(told)}, by {plural(fast['certificates'], 'certificate')} of each."
+    return f"**{row}** is {listed(told)}, by {plural(int(fast['certificates']), 'certificate')} of each."
 
 
 def read_plain(methods: Sequence[str]) -> str:
