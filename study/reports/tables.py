@@ -49,6 +49,7 @@ _TABLE_STYLES = [
 _LEFT = [
     {"selector": "td", "props": "white-space: normal; text-align: left; max-width: 26em; vertical-align: top"},
     {"selector": "thead th", "props": "text-align: left"},
+    {"selector": "tbody th", "props": "min-width: 2em; vertical-align: top"},
 ]
 
 
