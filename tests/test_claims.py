@@ -73,8 +73,8 @@ class Made:
         self.robustness = {"runs": {"s": "MDEQ-30A"}}
         self.published = {"table2": {}}
 
-    def basis(self, sources, design=""):
-        return ""
+    def note(self, sources, design=""):
+        pass
 
     def reference(self, key, draws=None):
         return "MDEQ-30A"

@@ -24,7 +24,7 @@ from srs.training.train import Training
 from study.common import params_file
 from study.reports import tables
 from study.reports.items import stands_in
-from study.reports.numbers import interval, listed, percent, points, signed, signed_interval
+from study.reports.numbers import change, interval, listed, percent, points
 from study.reports.reach import N, reach
 from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, mismatch
 from study.reports.statistics import certified, joint_ratio, mean_interval, paired_interval, ratio_interval
@@ -195,7 +195,7 @@ class _Case:
 
     def rows(self, key: str, draws: str | None, design: str = "") -> pd.DataFrame:
         """Certificates that a claim is judged by, which the page rests on."""
-        self.results.basis([(key, draws)], design)
+        self.results.note([(key, draws)], design)
         return self.results.rows(key, draws, design)
 
     def run(self, of: str) -> str:
@@ -250,7 +250,7 @@ class _Case:
             shared = self.results.shared(trainings, (one[2], other[2]), one[1])
             if shared is not None:
                 places = [{row: (key, shared, row) for row in names} for key in trainings]
-        self.results.basis([where[:2] for place in places for where in place.values()])
+        self.results.note([where[:2] for place in places for where in place.values()])
         return *names, [self.results.combined(place) for place in places]
 
     def radius(self, rows: pd.DataFrame, row: str, other: str) -> float:
@@ -312,9 +312,8 @@ def _certified_accuracy(case: _Case) -> Finding:
 def _difference(case: _Case, row: str, other: str, trainings: list[pd.DataFrame], r: float, more: str = "") -> Finding:
     found = tables.joint_difference(trainings, row, other, r)
     told = f"r = {r:g}: {row} against {other}: {points(*found)}{more}"
-    value, *ends = tables.acr_difference(trainings[0], row, other)
     where = " of the first training" if len(trainings) > 1 else ""
-    told += f"; not judged: the ACR{where}, {signed(value, 3)} ({signed_interval(*ends, 3)})"
+    told += f"; not judged: the ACR{where}, {change(*tables.acr_difference(trainings[0], row, other))}"
     limits, images = case.claim.limits(), trainings[0]["index"].nunique()
     return Finding(told, verdict([found[1:]], *limits), images, least_images(*limits), len(trainings))
 
@@ -345,8 +344,7 @@ def _all_pairs(case: _Case) -> Finding:
     told = f"r = 0: largest difference of {len(pairs)} pairs, {a} against {b}: {points(*found[a, b])}, simultaneous intervals"
     radii = {pair: tables.acr_difference(rows, *pair) for pair in pairs}
     c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
-    value, *ends = radii[c, d]
-    told += f"; not judged: the ACR, at most by {signed(value, 3)} ({signed_interval(*ends, 3)}), {c} against {d}"
+    told += f"; not judged: the ACR, at most by {change(*radii[c, d])}, {c} against {d}"
     limits = case.claim.limits()
     judged = verdict([f[1:] for f in found.values()], *limits)
     return Finding(told, judged, rows["index"].nunique(), least_images(*limits, level))
@@ -358,7 +356,7 @@ def _samples(case: _Case) -> Finding:
     case.list_of(key, case.claim.draws)
     groups = case.results.sample_groups(key)
     names = {f"N = {case.results.plans[key].groups[group].n:,}": (key, group, case.claim.row) for group in groups}
-    case.results.basis([(key, group) for group in groups])
+    case.results.note([(key, group) for group in groups])
     rows, (least, *_, most) = case.results.combined(names), list(names)
     limits = tables.reachable(rows)
     more = f"; the largest reachable radius grows from {bounds.shown(limits[least])} to {bounds.shown(limits[most])}"
@@ -388,7 +386,7 @@ def _radius_difference(case: _Case) -> Finding:
     smaller, differing = int((closer < 0).sum()), int((closer != 0).sum())
     signs = bounds.clopper_pearson_interval(smaller, differing, LEVEL) if differing else (0.0, 1.0)
     told = (
-        f"mean RRD of {row} and {other} differs by {signed(closer.mean(), 3)} ({signed_interval(low, high, 3)}); smaller for "
+        f"mean RRD of {row} and {other} differs by {change(closer.mean(), low, high)}; smaller for "
         f"{smaller} of {differing} images that differ ({interval(*(100 * share for share in signs), unit=' %')})"
     )
     both = {verdict([(low, high)], *case.claim.limits()), verdict([signs], least=0.5)}

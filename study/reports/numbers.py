@@ -57,6 +57,11 @@ def signed_interval(low: float, high: float, digits: int = 0) -> str:
     return f"{signed(low, digits)} to {signed(high, digits)}"
 
 
+def change(value: float, low: float, high: float, digits: int = 3) -> str:
+    """A difference and its interval, in a sentence."""
+    return f"{signed(value, digits)} ({signed_interval(low, high, digits)})"
+
+
 def points(difference: float, low: float, high: float) -> str:
     """A difference of shares in percentage points, with its interval."""
     return f"{signed(100 * difference)} points ({signed_interval(100 * low, 100 * high)})"

@@ -14,7 +14,7 @@ from srs.certificates.certify import CertifySettings, selected_class
 from srs.deq.solvers import Solver
 from srs.votes.samplers import UNDECIDED, CleanVote, Votes
 from study.reports import tables
-from study.reports.numbers import difference, listed, percent, plural, points, signed, signed_interval
+from study.reports.numbers import change, difference, listed, percent, plural, points, signed
 from study.reports.results import Results
 from study.reports.statistics import average_certified_radius, certified
 from study.reports.takeaways import FEW, least_lost, told_acr, truncated
@@ -106,7 +106,7 @@ def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_
     found = _gains(rows, chosen, trained_once)
     if not found:
         return ""
-    told = [f"{signed(gain, 3)} ({signed_interval(low, high, 3)}) at {title}" for title, (gain, low, high) in found.items()]
+    told = [f"{change(*gain)} at {title}" for title, gain in found.items()]
     return (
         "The control, the same layer trained for one evaluation and no DEQ, has an ACR that differs from the chosen row's by "
         f"{listed(told)}."

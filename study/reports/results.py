@@ -95,7 +95,7 @@ class Results(Profile):
         """The certificates of a list of rows, and after them those of serialized rows by the paper's two estimators."""
         parts = [self.rows(key, kind, design)]
         for title in (THEOREM, RELEASED_CODE):
-            self._shown[key, kind, title] = None
+            self.note([(key, kind)], title)
             rows = self.rows(key, kind, title)
             rows = rows[rows["estimator"] != ""]
             parts.append(rows.assign(method=[by_estimator(method, title) for method in rows["method"]]))
@@ -135,12 +135,16 @@ class Results(Profile):
         source = self.data[self.plans.data(self.report.sizes()[size].main)]["name"]
         return (SLOTS if stands_in(source) else SIZE_NAMES)[size]
 
+    def note(self, sources: Sequence[Source], design: str = "") -> None:
+        """The page rests on these, which :meth:`rests_on` is to say."""
+        self._shown |= {(key, kind, design): None for key, kind in sources}
+
     def basis(self, sources: Sequence[Source], design: str = "", audited: bool = True) -> str:
         """On how many images and draws of which runs something rests, in short; :meth:`rests_on` says the rest of it, once a
         page. ``design`` as in :meth:`rows`; ``audited``: K is told, where there is one."""
+        self.note(sources, design)
         told: dict[str, dict[str, None]] = {}  # runs by what they have in common
         for key, kind in sources:
-            self._shown[key, kind, design] = None
             told.setdefault(self._amount(key, kind, design, audited), {})[f"{key} (sigma = {self.sigma(key):g})"] = None
         return "; ".join(f"{', '.join(runs)}: {amount}" for amount, runs in told.items()) + "."
 

@@ -201,7 +201,7 @@ def as_csv(page: str) -> str:
 def _as_page(notebook: nbformat.NotebookNode, name: str, figures: Path) -> nbformat.NotebookNode:
     """The cells of a page: without code, but where the page is about it; tables scroll inside boxes of their own, pictures
     are files in ``figures`` with their words for who cannot see them, which MyST-NB would lose."""
-    shown = []
+    shown, pictures = [], 0
     for cell in notebook.cells:
         tags = set(cell.metadata.get("tags", []))
         if cell.cell_type == "code":
@@ -210,7 +210,8 @@ def _as_page(notebook: nbformat.NotebookNode, name: str, figures: Path) -> nbfor
             cell.metadata["tags"] = [] if _SHOWN_TAG in tags else ["remove-input"]
             for output in cell.outputs:
                 if words := output.get("metadata", {}).get("image/png", {}).get("alt"):
-                    file = figures / f"{name}-{len(list(figures.glob(f'{name}-*.png'))) + 1}.png"
+                    pictures += 1
+                    file = figures / f"{name}-{pictures}.png"
                     file.write_bytes(base64.b64decode(output["data"]["image/png"]))
                     output["data"] = {"text/html": f'<img src="figures/{file.name}" alt="{html.escape(words)}">'}
                 page = output.get("data", {}).get("text/html", "")

@@ -302,8 +302,7 @@ def audited_by(row: pd.Series) -> str:
 
 def with_interval(share: float, lower: float, upper: float, digits: int = 0) -> str:
     """A share and its interval in percent."""
-    low, high = numbers.outward(100 * lower, 100 * upper, digits)
-    return f"{fixed(100 * share, digits)} [{fixed(low, digits)}, {fixed(high, digits)}]"
+    return numbers.measured(100 * share, 100 * lower, 100 * upper, digits)
 
 
 def share(count: int, total: int, digits: int = 0) -> str:

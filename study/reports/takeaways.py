@@ -5,7 +5,7 @@ import pandas as pd
 
 from srs.certificates import bounds
 from study.reports import tables
-from study.reports.numbers import fixed, listed, measured, percent, plural, points, signed, signed_interval
+from study.reports.numbers import change, fixed, listed, measured, percent, plural, points, signed, signed_interval
 from study.reports.results import THEOREM, Results, Source, differences, mismatch
 from study.reports.statistics import average_certified_radius, certified, counted_radii, mean_interval, paired_interval
 from study.reports.tables import times
@@ -44,8 +44,8 @@ def truncated(reference: str) -> str:
 
 def told_truncated(rows: pd.DataFrame, row: str, reference: str) -> str:
     """A serialized row beside :func:`truncated`, where both are there; with a blank before it."""
-    short, methods = truncated(reference), rows["method"].unique()
-    if short not in methods or row not in methods or not (rows.loc[rows["method"] == row, "k"] > 0).any():
+    short, audited = truncated(reference), (rows.loc[rows["method"] == row, "k"] > 0).any()
+    if not audited or short not in set(rows["method"]):
         return ""
     return (
         f" {short}, five steps from scratch, certifies its own votes without an audit: its ACR differs from {row}'s by "
@@ -150,7 +150,7 @@ def consistency(results: Results) -> list[str]:
         told.append(
             f"{results.slot(size)}: over the {plural(len(ours), 'image')} with a radius by {reference} the mean RRD of three "
             f"serialized steps is {ours.mean():.3f}, that of three standard ones {theirs.mean():.3f}: a difference of "
-            f"{signed((ours - theirs).mean(), 3)} ({signed_interval(*mean_interval(ours - theirs), 3)}); the median difference "
+            f"{change((ours - theirs).mean(), *mean_interval(ours - theirs))}; the median difference "
             f"is {signed(np.median(ours - theirs), 3)}."
         )
     return [*told, results.weaker(sources)]
