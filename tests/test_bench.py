@@ -16,7 +16,7 @@ from study.common.engine import Machine, compute
 from study.common.layout import Layout
 from study.votes.plan import VotePlans
 
-TINY = dict(levels=(0.25,), n=40, audit=40, images=2, repeats=1, engine_repeats=1, chains=10, batch_size=8, draws=30)
+TINY = dict(levels=(0.25,), n=40, audit=40, images=1, repeats=1, engine_repeats=1, chains=10, batch_size=8, draws=30)
 TINY |= dict(sizes=(10, 20), batches=(5,), together=(1, 2))
 
 

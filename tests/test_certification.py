@@ -60,7 +60,7 @@ class LeaningDEQ(LinearDEQ):
 
 
 def test_serialized_certificates_hold_where_unaudited_ones_would_not():
-    deq, alpha, runs = LeaningDEQ().eval(), 0.05, 200
+    deq, alpha, runs = LeaningDEQ().eval(), 0.05, 120
     sampler = SerializedSampler(solver=srs.Solver(method="naive", steps=1), chains=20)
     once = StandardSampler(solver=sampler.solver)  # which is right at once
     config = dict(sigma=SIGMA, n=200, n0=20, alpha=alpha, audit=150, sampler=sampler, reference=once)
@@ -277,7 +277,7 @@ def test_predict(linear_deq):
 
 
 def test_predict_is_seldom_wrong(linear_deq):
-    x, alpha, runs, config = linear_deq.at_true_radius(0.02), 0.05, 600, dict(sigma=SIGMA, n=100, n0=1, sampler=SOLVED)
+    x, alpha, runs, config = linear_deq.at_true_radius(0.02), 0.05, 300, dict(sigma=SIGMA, n=100, n0=1, sampler=SOLVED)
     found = [srs.predict(linear_deq, x, alpha=alpha, seed=seed, **config) for seed in range(runs)]
     assert stats.binomtest(found.count(1), runs, alpha, alternative="greater").pvalue > 1e-3
     assert found.count(0) > 0

@@ -20,7 +20,7 @@ from study.coverage import (
 from study.known_answers import FloatCopies, LinearDEQ, LowBits, known_answers, low_bits
 from study.reports.statistics import rejected
 
-CONFIG = Coverage(runs=150, n=300, n0=20, chains=20, audit=80, alphas=[0.05], votes_for_a=[0.9], mismatch=[0.0, 0.03])
+CONFIG = Coverage(runs=100, n=300, n0=20, chains=20, audit=80, alphas=[0.05], votes_for_a=[0.9], mismatch=[0.0, 0.03])
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_certificates_from_amortized_starts_are_about_the_deployed_classifier(al
 
 def test_sequential_tests_hold_with_a_look_after_every_vote_and_clopper_pearson_does_not():
     """The guard: it would fail for the naive test, and where each of two classes at one half had the whole alpha."""
-    found = simulate_sequential(CONFIG.model_copy(update={"runs": 1_000, "gain": 0.001})).set_index("design")
+    found = simulate_sequential(CONFIG.model_copy(update={"runs": 600, "gain": 0.001})).set_index("design")
     for design in ("sequential", "precision"):
         assert (found.loc[design, "p_value"] > 1e-3).all() and found.loc[design, "guarantee"].all()
         assert found.loc[design, "false"].sum() > 0

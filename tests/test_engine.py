@@ -87,7 +87,7 @@ def test_what_is_no_result_any_more_is_removed(tmp_path, monkeypatch):
 _RUN = """
 from squares import Path, squares
 from study.common.engine import Machine, compute
-compute(squares(Path({root!r}), 8, 1.0), settings=Machine(workers=2))
+compute(squares(Path({root!r}), 8, 0.5), settings=Machine(workers=2))
 """
 
 
