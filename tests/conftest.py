@@ -22,6 +22,11 @@ from study.known_answers import LinearDEQ
 TINY = Path(__file__).with_name("tiny.pt")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes `-n auto` means: one more than there are cores, for a quarter of the time a test waits for others."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 @pytest.fixture
 def linear_deq():
     return LinearDEQ().eval()
