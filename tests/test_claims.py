@@ -205,7 +205,7 @@ def test_an_attack_counts_within_the_certified_radius_of_a_right_prediction(tmp_
 @pytest.mark.parametrize("false, expected", [(0, CONFIRMED), (50, UNDECIDED), (90, CONTRADICTED)])
 def test_false_certificates_are_judged_at_the_worst_case_of_the_design(tmp_path, false, expected):
     (tmp_path / "coverage").mkdir()
-    lines = [("a", "d", 0.05, 3), ("b", "d", 0.05, false), ("b", "other", 0.05, 999), ("b", "d", 0.001, 999)]
+    lines = [("linear", "d", 0.05, 3), ("late", "d", 0.05, false), ("late", "other", 0.05, 999), ("late", "d", 0.001, 999)]
     table = pd.DataFrame(lines, columns=["case", "design", "alpha", "false"]).assign(runs=1000)
     table.assign(rate=table["false"] / 1000).to_csv(tmp_path / "coverage/coverage.csv", index=False)
     found = _judged(Made(_rows(**{"MDEQ-30A": [0.1]}), tmp_path), models=[], quantity="false certificates", row="d")

@@ -22,6 +22,7 @@ from srs.certificates import bounds
 from srs.common.settings import Section
 from srs.training.train import Training
 from study.common import params_file
+from study.known_answers import known_answers
 from study.reports import tables
 from study.reports.items import stands_in
 from study.reports.numbers import change, interval, listed, percent, points
@@ -444,8 +445,8 @@ def _false_certificates(case: _Case) -> Finding:
     worst, level = part.loc[part["rate"].idxmax()], LEVEL / len(part)
     low, high = bounds.clopper_pearson_interval(int(worst["false"]), int(worst["runs"]), level)
     told = (
-        f"worst case '{worst['case']}': {worst['false']} of {worst['runs']:,} false at alpha = {worst['alpha']:g} "
-        f"({interval(low, high, 4)}, all {len(part)} cases together)"
+        f"worst case '{worst['case']}' ({known_answers(1, 1)[worst['case']].title}): {worst['false']} of "
+        f"{worst['runs']:,} false at alpha = {worst['alpha']:g} ({interval(low, high, 4)}, all {len(part)} cases together)"
     )
     return Finding(told, verdict([(low, high)], most=worst["alpha"]), int(worst["runs"]), trainings=0)
 

@@ -24,11 +24,8 @@ CIFAR10 = Path("reports/cifar10/10_table2.ipynb")  # Table 2 on CIFAR-10 itself,
 
 def saved(rows: pd.DataFrame, reference: str, row: str) -> str:
     """What serialization saves, in evaluations of f, beside every baseline."""
-    spent = rows.groupby("method")["evaluations"].mean()
-    told = [
-        f"{other} {spent[other]:,.0f} ({tables.times(*tables.speed_up(rows, row, other, 'evaluations'))})"
-        for other in tables.baselines(reference, spent.index)
-    ]
+    spent, ratios = rows.groupby("method")["evaluations"].mean(), tables.saved_beside_all(rows, row, reference, "evaluations")
+    told = [f"{other} {spent[other]:,.0f} ({ratio})" for other, ratio in ratios.items()]
     return (
         f"**At N = {rows['n'].iloc[0]:,} {row} needs {spent[row]:,.0f} evaluations of f an image, warm-up and audit included: "
         f"{listed(told)}.**"

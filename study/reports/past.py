@@ -89,7 +89,7 @@ def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference
     told, few = [], []
     for title, row in chosen.items():
         part = rows[title]
-        fast = [tables.times(*tables.speed_up(part, row, name)) for name in baselines(reference)]
+        fast = [tables.saved(part, row, name) for name in baselines(reference)]
         told.append(f"{title}: {row} {points(*tables.paired_difference(part, row, reference))}, {listed(fast)}")
         share = float(certified(part[part["method"] == reference], 0.0).mean())
         few += [f"{title} ({percent(share)})"] if share < FEW else []

@@ -264,10 +264,7 @@ def read_true_bounds(slot: str, table: pd.DataFrame, rows: pd.DataFrame, row: st
     }
     acr = table["ACR", "ours"]
     told = listed([f"{acr[name]:.3f} by {by}" for by, name in named.items()])
-    saved = [
-        f"{other} takes {tables.times(*tables.speed_up(rows, row, other, 'evaluations'))}"
-        for other in tables.baselines(reference, rows["method"].unique())
-    ]
+    saved = [f"{other} takes {ratio}" for other, ratio in tables.saved_beside_all(rows, row, reference, "evaluations").items()]
     return (
         f"- {slot}, {row}: ACR {told}; {reference} itself has {acr[reference]:.3f}. For its evaluations of f, audit included, "
         f"{listed(saved)} as many.{told_truncated(rows, row, reference)}"

@@ -152,7 +152,7 @@ def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFr
     for other in baselines(reference, spent.index):
         for unit in ("evaluations", "seconds"):
             title = f"speed-up in {unit}" if other == reference else f"{unit}, against {other}"
-            shown[title] = [times(*speed_up(rows, row, other, unit)) for row in spent.index]
+            shown[title] = [saved(rows, row, other, unit) for row in spent.index]
     told = f"{caption} Speed-ups are against {reference}"
     if (rows["k"] > 0).any():
         told += ", which makes the audits of serialized rows, too"
@@ -173,6 +173,16 @@ def speed_up(rows: pd.DataFrame, row: str, other: str, unit: str = "seconds") ->
     interval over these."""
     spent = rows.pivot(index="index", columns="method", values=unit)
     return ratio_interval(spent[other], spent[row])
+
+
+def saved(rows: pd.DataFrame, row: str, other: str, unit: str = "seconds") -> str:
+    """A :func:`speed_up`, for a cell or a sentence."""
+    return times(*speed_up(rows, row, other, unit))
+
+
+def saved_beside_all(rows: pd.DataFrame, row: str, reference: str, unit: str = "seconds") -> dict[str, str]:
+    """How many times as many ``unit`` as ``row`` each of its :func:`baselines` takes."""
+    return {other: saved(rows, row, other, unit) for other in baselines(reference, rows["method"].unique())}
 
 
 def times(ratio: float, low: float, high: float) -> str:
@@ -417,7 +427,7 @@ def read_comparison(
             )
     if (theirs := released(reference)) in table.index:
         told = [
-            f"{method} {times(*speed_up(rows, method, theirs, 'evaluations'))} and {times(*speed_up(rows, method, theirs))}"
+            f"{method} {saved(rows, method, theirs, 'evaluations')} and {saved(rows, method, theirs)}"
             for method in rows.loc[rows["estimator"] != "", "method"].unique()
         ]
         if told:

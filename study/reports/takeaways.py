@@ -8,7 +8,6 @@ from study.reports import tables
 from study.reports.numbers import change, fixed, listed, measured, percent, plural, points, signed, signed_interval
 from study.reports.results import THEOREM, Results, Source, differences, mismatch
 from study.reports.statistics import average_certified_radius, certified, counted_radii, mean_interval, paired_interval
-from study.reports.tables import times
 from study.votes.rows import plain
 
 FEW = 0.1  # certified at r = 0: where it is less, nothing can be told from radii
@@ -26,11 +25,10 @@ def compared(results: Results, source: Source, row: str, where: str = "") -> str
     table = tables.summary(rows, [0.0], reference)
     shares, acr = table["r = 0", "accuracy"], table["ACR", "ours"]
     difference = tables.against(tables.paired_difference(rows, row, reference), reference)
-    units = [("evaluations", " as many evaluations of f"), ("seconds", " as many seconds")]
-    fast = []
-    for other in tables.baselines(reference, table.index):
-        told = [f"{times(*tables.speed_up(rows, row, other, unit))}{'' if fast else words}" for unit, words in units]
-        fast.append(f"{other} {'' if fast else 'takes '}{listed(told)}")
+    evaluations, seconds = (tables.saved_beside_all(rows, row, reference, unit) for unit in ("evaluations", "seconds"))
+    first, *others = evaluations
+    fast = [f"{first} takes {evaluations[first]} as many evaluations of f and {seconds[first]} as many seconds"]
+    fast += [f"{other} {evaluations[other]} and {seconds[other]}" for other in others]
     return (
         f"{where}{row} certifies {percent(shares[row])} of the images at r = 0 ({difference}), with an ACR of {acr[row]:.3f} "
         f"for {acr[reference]:.3f} ({told_acr(rows, row, reference)}). {'; '.join(fast)}.{told_truncated(rows, row, reference)}"
@@ -49,7 +47,7 @@ def told_truncated(rows: pd.DataFrame, row: str, reference: str) -> str:
         return ""
     return (
         f" {short}, five steps from scratch, certifies its own votes without an audit: its ACR differs from {row}'s by "
-        f"{told_acr(rows, short, row)}, and it takes {times(*tables.speed_up(rows, row, short))} as many seconds."
+        f"{told_acr(rows, short, row)}, and it takes {tables.saved(rows, row, short)} as many seconds."
     )
 
 
@@ -194,7 +192,7 @@ def warmup(results: Results) -> list[str]:
     """Of Figures 10 to 12 and Table 24: the variants furthest from the reference and from one another."""
     small, large = (results.report.sizes()[size].main for size in ("small", "large"))
     sources = [(small, kind) for kind in ("warmup_steps", "warmup_solvers", "restart")]
-    told = []
+    told, restarts = [], results.rows(small, "restart")
     for (key, kind), what in zip(sources, ("warm-up steps", "warm-up solvers", "restarts")):
         rows, reference = results.rows(key, kind), results.reference(key, kind)
         shares = certified(rows, 0.0).groupby(rows["method"]).mean().drop(reference)
@@ -202,12 +200,10 @@ def warmup(results: Results) -> list[str]:
         told.append(
             f"{what} {percent(shares.min())} to {percent(shares.max())} (ACR {fixed(acr.min(), 3)} to {fixed(acr.max(), 3)})"
         )
-    rows = results.rows(small, "restart")
-    spent = rows.groupby("method")["evaluations"].mean()
     return [
         f"Certified at r = 0 by {results.slot('small')}, over all variants: {listed(told)}.",
-        f"A warm-up for every batch in place of one changes the ACR by {told_acr(rows, 'every batch', 'never')}, for "
-        f"{times(spent['every batch'] / spent['never'], np.nan, np.nan)} the evaluations of f.",
+        f"A warm-up for every batch in place of one changes the ACR by {told_acr(restarts, 'every batch', 'never')}, "
+        f"for {tables.saved(restarts, 'never', 'every batch', 'evaluations')} the evaluations of f.",
         _starts(results.rows(large, "start"), "A start at the previous draw's state in place of one at the clean image's"),
         _other_starts(results.rows(small, "serialized_starts")),
         results.weaker([*sources, (large, "start"), (small, "serialized_starts")]),
