@@ -170,6 +170,9 @@ def test_costs_have_a_panel_for_each_level_and_kind():
     assert [len(axes.containers) for axes in figure.axes] == [1, 1, 1, 2]
     assert all(axes.get_xscale() == "log" for axes in figure.axes)
     assert figure.get_supxlabel() == "seconds an image (logarithmic)"  # an axis that is not linear says so
+    table.loc["SRS-MDEQ-1A"] = table.loc["SRS-MDEQ-3A"]
+    _, serialized = figures.plot_costs_by_kind(table, "seconds", "MDEQ-30A").axes
+    assert [text.get_text() for text in serialized.get_legend().get_texts()] == ["SRS-MDEQ-3A\nSRS-MDEQ-1A\n(one mark)"]
     plt.close("all")
 
 

@@ -144,6 +144,7 @@ def test_what_models_have_in_common_is_said_once(results, boxes):
     results.machines[twin] = results.machines["small-050"]
     text = results.basis([("small-050", None), (twin, None), ("small-050", "steps")])
     assert "small-050 (sigma = 0.5), small-025 (sigma = 0.25): 2 images, N = 200" in text
+    assert reports.in_short(dict(zip("abcde", (0.5, 0.25, 1.0, 0.5, 0.5)))) == "5 networks, sigma = 0.25 to 1"
     results.rests_on()
     assert "small-025 (network as small-050, sigma = 0.25)" in boxes[0] and "small-050, small-025: 2 images" in boxes[0]
 

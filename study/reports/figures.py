@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
@@ -21,7 +22,7 @@ from study.reports.numbers import percent
 from study.reports.statistics import certified_accuracy
 from study.reports.tables import ESTIMATOR_NAMES, design_name, reachable
 
-ONE_CURVE = "(one curve)"  # in a legend, after the names of methods that are alike
+ONE_CURVE, ONE_MARK = "(one curve)", "(one mark)"  # in a legend, after the names of methods that are alike
 _MOST = 6  # methods in one panel: where there are more, each kind has a panel of its own
 
 
@@ -278,29 +279,61 @@ def plot_costs(panels: dict[str, pd.DataFrame], cost: str, reference: str) -> Fi
     kinds = by_kind(dict.fromkeys(method for table in panels.values() for method in table.index))
     size = {"figsize": (3.2 * len(panels) + 1.8, 2.3 * len(kinds) + 0.4), "sharex": "col", "sharey": "col"}
     figure, grid = plt.subplots(len(kinds), len(panels), layout="constrained", squeeze=False, **size)
-    unit = {"evaluations": "evaluations of f an image", "seconds": "seconds an image"}[cost]
     for line, (kind, members) in zip(grid, kinds.items()):
         handles = {}
         for axes, table in zip(line, panels.values()):
-            axes.plot(table[cost], 100 * table["accuracy"], "o", color="0.85", ms=5, zorder=0)
-            if reference in table.index:
-                axes.axhline(100 * table.loc[reference, "accuracy"], color="0.6", linewidth=1, zorder=0)
-            for method, one in looks(m for m in members if m in table.index).items():
-                found = 100 * table.loc[method, ["accuracy", "lower", "upper"]]
-                error = [[found["accuracy"] - found["lower"]], [found["upper"] - found["accuracy"]]]
-                style = {"color": one.color, "marker": one.marker, "ms": 7, "capsize": 2, "linewidth": 0.8, "linestyle": ""}
-                handles[method] = axes.errorbar(table.loc[method, cost], found["accuracy"], error, label=method, **style)
-            axes.set(xscale="log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("")
+            handles |= _marks(axes, table, members, cost, reference)
         line[0].set_ylabel(kind)
         line[-1].legend(list(handles.values()), list(handles), fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1.05))
     for axes, title in zip(grid[0], panels):
         axes.set_title(title)
-    figure.supxlabel(f"{unit} (logarithmic)", fontsize=11)
+    figure.supxlabel(_COSTS[cost], fontsize=11)
     figure.supylabel("certified accuracy (%)", fontsize=11)
     return figure
+
+
+def plot_costs_by_kind(table: pd.DataFrame, cost: str, reference: str) -> Figure:
+    """A table of :func:`plot_costs`, with a panel for each kind of method, side by side."""
+    kinds = by_kind(table.index)
+    figure, row = side_by_side(len(kinds), 2.6, 4.2, sharey=True)
+    for axes, (kind, members) in zip(row, kinds.items()):
+        handles = _marks(axes, table, members, cost, reference)
+        axes.set_title(kind, fontsize=11)
+        axes.legend(list(handles.values()), list(handles), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    row[0].set_ylim(-3, 103)
+    figure.supxlabel(_COSTS[cost], fontsize=11)
+    figure.supylabel("certified accuracy (%)", fontsize=11)
+    return figure
+
+
+_COSTS = {"evaluations": "evaluations of f an image (logarithmic)", "seconds": "seconds an image (logarithmic)"}
+
+
+def _marks(axes: Axes, table: pd.DataFrame, members: Iterable[str], cost: str, reference: str) -> dict[str, Container]:
+    """Mark accuracy against cost for the ``members`` that ``table`` has, its others in grey, with a line at the reference's
+    accuracy. Returns what a legend is to show; where marks lie on one another it names all of them."""
+    axes.plot(table[cost], 100 * table["accuracy"], "o", color="0.85", ms=5, zorder=0)
+    if reference in table.index:
+        axes.axhline(100 * table.loc[reference, "accuracy"], color="0.6", linewidth=1, zorder=0)
+    alike: list[list[str]] = []
+    for method, line in table.loc[table.index.isin(members)].sort_values(["accuracy", cost]).iterrows():
+        last = table.loc[alike[-1][0]] if alike else None
+        if last is not None and last["accuracy"] == line["accuracy"] and line[cost] < 1.03 * last[cost]:
+            alike[-1].append(method)
+        else:
+            alike.append([method])
+    drawn, handles = looks(members), {}
+    for methods in sorted(alike, key=lambda methods: table.index.get_loc(methods[0])):
+        one, found = drawn[methods[0]], 100 * table.loc[methods[0], ["accuracy", "lower", "upper"]]
+        error = [[found["accuracy"] - found["lower"]], [found["upper"] - found["accuracy"]]]
+        style = {"color": one.color, "marker": one.marker, "ms": 7, "capsize": 2, "linewidth": 0.8, "linestyle": ""}
+        name = "\n".join([*methods, ONE_MARK]) if len(methods) > 1 else methods[0]
+        handles[name] = axes.errorbar(table.loc[methods[0], cost], found["accuracy"], error, label=name, **style)
+    axes.set(xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    return handles
 
 
 def plot_probabilities(panels: dict[str, pd.DataFrame]) -> Figure:

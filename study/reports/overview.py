@@ -143,20 +143,6 @@ def costs(results: Results, sources: Mapping[Source, str], r: float) -> pd.DataF
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def plot_costs(table: pd.DataFrame, r: float) -> Figure:
-    """Certified accuracy at ``r`` against seconds; ``table`` is that of :func:`costs`."""
-    figure, axes = plt.subplots(figsize=(7.5, 4.3), layout="constrained")
-    for row, look in looks(table.index).items():
-        share = 100 * table.loc[row, ["accuracy", "lower", "upper"]]
-        error = [[share["accuracy"] - share["lower"]], [share["upper"] - share["accuracy"]]]
-        at = table.loc[row, "seconds"], share["accuracy"]
-        axes.errorbar(*at, error, label=row, color=look.color, marker=look.marker, ms=8, capsize=2, linestyle="")
-    axes.set(xscale="log", xlabel="seconds an image (logarithmic)", ylim=(0, 100))
-    axes.set_ylabel(f"certified accuracy at r = {r:g} (%)")
-    axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return figure
-
-
 def read_costs(table: pd.DataFrame, reference: str, r: float) -> str:
     """The row that certifies most at no more than a tenth of the reference's seconds, or the cheapest where there is none."""
     whole = table.loc[reference]

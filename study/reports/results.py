@@ -1,6 +1,7 @@
 """What the report notebooks share: reading a profile's results, captions, and showing items of the paper."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -143,10 +144,10 @@ class Results(Profile):
         """On how many images and draws of which runs something rests, in short; :meth:`rests_on` says the rest of it, once a
         page. ``design`` as in :meth:`rows`; ``audited``: K is told, where there is one."""
         self.note(sources, design)
-        told: dict[str, dict[str, None]] = {}  # runs by what they have in common
+        told: dict[str, dict[str, float]] = {}  # runs, with their sigma, by what they have in common
         for key, kind in sources:
-            told.setdefault(self._amount(key, kind, design, audited), {})[f"{key} (sigma = {self.sigma(key):g})"] = None
-        return "; ".join(f"{', '.join(runs)}: {amount}" for amount, runs in told.items()) + "."
+            told.setdefault(self._amount(key, kind, design, audited), {})[key] = self.sigma(key)
+        return "; ".join(f"{in_short(runs)}: {amount}" for amount, runs in told.items()) + "."
 
     def _amount(self, key: str, kind: str | None, design: str, audited: bool = True) -> str:
         rows = self.rows(key, kind, design)
@@ -357,7 +358,8 @@ def described(figure: Figure) -> str:
     told = [f"{up or 'pictures'} against {across}" if across and up else across or "pictures"]
     told += [f"Panels: {'; '.join(titles)}"] if titles else []
     told += [f"Shown: {'; '.join(dict.fromkeys(names))}"] if names else []
-    return ". ".join(told).replace(f"\n{figures.ONE_CURVE}", ", as one curve").replace("\n", " and ")
+    alike = re.sub(r"\n\((one \w+)\)", r", as \1", ". ".join(told))  # figures.ONE_CURVE, ONE_MARK
+    return alike.replace("\n", " and ")
 
 
 def show_drawing(name: str, caption: str) -> None:
@@ -373,9 +375,16 @@ def _show_caption(caption: str, height: float, numbers: str = "") -> None:
     display(shown | ({"text/csv": numbers} if numbers else {}), raw=True)
 
 
-def _span(values: Sequence[int]) -> str:
-    least, most = min(values), max(values)
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+def in_short(runs: Mapping[str, float]) -> str:
+    """Runs with their sigma; of many how many they are."""
+    if len(runs) > 4:
+        return f"{len(runs)} networks, sigma = {_span(runs.values(), 'g')}"
+    return ", ".join(f"{key} (sigma = {sigma:g})" for key, sigma in runs.items())
+
+
+def _span(values: Collection[float], form: str = ",") -> str:
+    least, most = (format(end(values), form) for end in (min, max))
+    return least if least == most else f"{least} to {most}"
 
 
 def differences(rows: pd.DataFrame, method: str, reference: str) -> np.ndarray:
