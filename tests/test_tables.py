@@ -10,7 +10,7 @@ from scipy import stats
 from srs.certificates import bounds
 from srs.deq.solvers import Solver
 from srs.votes.samplers import SerializedSampler, StandardSampler
-from study.reports import numbers, tables
+from study.reports import numbers, statistics, tables
 
 ROOT = Path(__file__).parent.parent
 RADII = [0, 0.25, 0.5, 1.0, 1.5]
@@ -198,6 +198,20 @@ def test_paired_differences_cover_the_truth():
         assert difference == pytest.approx(((kind == 0).sum() - (kind == 1).sum()) / 60) and low <= difference <= high
         held += low <= 0.1 <= high
     assert stats.binomtest(held, runs, 0.95, alternative="less").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("images, alpha", [(12, 0.05), (25, 0.05), (25, 0.005)])
+def test_paired_intervals_hold_wherever_the_truth_lies(images, alpha):
+    """By enumeration; and their ends, which are each other's mirror images, leave 0 out where the exact sign test does."""
+    gained, lost = np.array([(g, n - g) for n in range(images + 1) for g in range(n + 1)]).T
+    low, high = np.array([statistics.paired_interval(int(g), int(n), images, alpha) for g, n in zip(gained, lost)]).T
+    signs = np.array([stats.binomtest(int(g), int(g + n)).pvalue if g + n else 1.0 for g, n in zip(gained, lost)])
+    assert (((low > 0) | (high < 0)) == (signs <= alpha)).all()
+    shares = np.r_[0.001, 0.01, np.linspace(0.02, 0.98, 33)]
+    for p, q in ((p, q) for p in shares for q in shares if p + q < 1):
+        chance = stats.multinomial.pmf(np.c_[gained, lost, images - gained - lost], images, [p, q, 1 - p - q])
+        held = (low <= p - q + 1e-12) & (p - q - 1e-12 <= high)
+        assert chance[held].sum() >= 1 - alpha, (p, q)
 
 
 def test_paired_differences_look_at_the_radius_and_at_the_same_images_alone(rows):

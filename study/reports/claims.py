@@ -303,8 +303,8 @@ def _speed_up(case: _Case) -> Finding:
 
 
 def _certified_accuracy(case: _Case) -> Finding:
-    """``row`` minus ``against`` at r, paired by image: an exact, conservative interval, which holds trainings, too, where there
-    are several (:func:`study.reports.tables.joint_difference`)."""
+    """``row`` minus ``against`` at r, paired by image, with an interval that holds trainings, too, where there are several
+    (:func:`study.reports.tables.joint_difference`)."""
     row, other, trainings = case.pair()
     r = case.radius(trainings[0], row, other)
     return _difference(case, row, other, trainings, r, _said_beside(case, trainings[0], row))
@@ -352,7 +352,7 @@ def _all_pairs(case: _Case) -> Finding:
 
 
 def _samples(case: _Case) -> Finding:
-    """The row with most draws minus that with fewest at r = 0, paired by image: an exact, conservative interval."""
+    """The row with most draws minus that with fewest at r = 0, paired by image."""
     key = case.key
     case.list_of(key, case.claim.draws)
     groups = case.results.sample_groups(key)
@@ -396,7 +396,7 @@ def _radius_difference(case: _Case) -> Finding:
 
 def _change_of_loss(case: _Case) -> Finding:
     """Certified by ``row`` minus certified by its reference at r = 0, less the same of ``against``: mean over the images that
-    both have; an exact, conservative interval (:func:`change_interval`)."""
+    both have; :func:`change_interval`."""
     losses, names = [], []
     for place in (case.claim.row, case.claim.against):
         key, draws, row = case.place(place)
@@ -412,14 +412,12 @@ def _change_of_loss(case: _Case) -> Finding:
 
 
 def change_interval(change: Sequence[int], level: float = LEVEL) -> Interval:
-    """An interval of the mean of a change by -2, -1, 0, 1 or 2 that is exact and conservative: the mean is P(change >= 1) +
-    P(change >= 2) less the same of the other sign, each share in its Clopper-Pearson interval at level / 4 (Bonferroni)."""
-    change, low, high = np.asarray(change), 0.0, 0.0
-    for sign in (1, -1):
-        for size in (1, 2):
-            least, most = bounds.clopper_pearson_interval(int((sign * change >= size).sum()), len(change), level / 4)
-            low, high = low + min(sign * least, sign * most), high + max(sign * least, sign * most)
-    return low, high
+    """An interval of the mean of a change by -2, -1, 0, 1 or 2, which is P(change >= 1) - P(change <= -1) and the same for 2:
+    the sum of a :func:`paired_interval` of each, at level / 2 (Bonferroni)."""
+    change = np.asarray(change)
+    counts = [(int((change >= size).sum()), int((change <= -size).sum())) for size in (1, 2)]
+    (low, high), (least, most) = (paired_interval(*pair, len(change), level / 2) for pair in counts)
+    return low + least, high + most
 
 
 def _attacks(case: _Case) -> Finding:

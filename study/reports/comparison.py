@@ -203,8 +203,8 @@ class Comparison:
 
 _READING = (
     "Interval: of the difference, yours minus published, at 95 % for each cell by itself. Of certified accuracies, in points, "
-    "from the images that only one of both certifies (Clopper-Pearson, Bonferroni: exact for the sampling of images, and "
-    "conservative); of the ACR a bootstrap over the images. Where a network was trained anew, and published runs differ by "
+    "from the images that only one of both certifies (Fay and Lumbard 2021: 0 lies outside where the exact sign test rejects "
+    "it); of the ACR a bootstrap over the images. Where a network was trained anew, and published runs differ by "
     "their seed alone, it holds the spread over trainings, too; elsewhere it does not, and a difference beyond it may be that "
     "of two trainings. Costs are compared as ratios, and not judged."
 )

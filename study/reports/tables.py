@@ -375,7 +375,7 @@ def joint_difference(
 ) -> tuple[float, float, float]:
     """:func:`paired_difference` as a mean over ``trainings``, tables of the same images, with an interval that holds both.
 
-    That is the hull of two: the exact one over images, of the mean numbers of images gained and lost; and that over trainings
+    That is the hull of two: that over images, of the mean numbers of images gained and lost; and that over trainings
     and images (:func:`study.reports.statistics.joint_interval`), which is empty for rows that are alike everywhere.
     """
     if len(trainings) == 1:
