@@ -94,10 +94,13 @@ class Answer:
 def ask(model: nn.Module, image: Tensor, radius: float | None = None, **settings) -> Answer:
     """Certify ``image`` (C, H, W) with a shipped model, votes behind a progress bar; at one ``radius`` alone, if given.
 
-    ``settings`` are fields of :class:`srs.certificates.certify.CertifySettings`; raises as :func:`srs.certify` does.
+    ``settings`` are fields of :class:`srs.certificates.certify.CertifySettings`; raises as :func:`srs.certify` does, and
+    ValueError for ``selection`` "clean": an answer tells what n0 votes named.
     """
     card: checkpoints.Card = model.card
     config = CertifySettings(sigma=card.sigma, **settings)
+    if config.selection != "votes":
+        raise ValueError(f"selection = {config.selection!r}: an answer names the class by n0 votes, selection = 'votes'")
     copies = noisy_copies(model, image, 0, config)
     classes = [*card.classes, "no class"]  # ABSTAIN is -1
     if radius is not None:

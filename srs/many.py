@@ -1,7 +1,7 @@
 """Certificates of many images, a row each in a file that a kill does not spoil.
 
 A journal beside the file holds what is known so far; a second run of the same work goes on where the first was killed, and ends
-with the same bytes.
+with the same bytes, but for Cohen's column of times.
 """
 
 import csv
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from srs.certificates import bounds
 from srs.certificates.at_radius import RadiusCertificate, SequentialSettings, certify_at
-from srs.certificates.certify import ABSTAIN, Certificate, CertifySettings, certify, default_sampler, require_image
+from srs.certificates.certify import ABSTAIN, Certificate, CertifySettings, certify, default_sampler, require_pixels
 from srs.common.resume import Journal, fingerprint
 from srs.deq.definition import DEQ
 from srs.votes.samplers import Sampler, require_sampler
@@ -111,6 +111,7 @@ def certify_many(
     that cannot be used; as :func:`srs.certify` does, besides.
     """
     config = (CertifySettings if r is None else SequentialSettings)(sigma=sigma, **settings)
+    r = float(r) if isinstance(r, np.number) else r
     if format not in get_args(Format):
         raise ValueError(f"format = {format!r} is unknown: choose one of {', '.join(get_args(Format))}")
     sampler = default_sampler(model) if sampler is None else sampler
@@ -137,7 +138,7 @@ def certify_many(
             return certify_at(model, images, r, indices=numbers, **ask)
         return [certify(model, image, reference=reference, index=index, **ask) for image, index in zip(images, numbers)]
 
-    blocks = _blocks(_items(data, names, classes, format), 1 if r is None else BLOCK)
+    blocks = _blocks(_items(data, sigma, names, classes, format), 1 if r is None else BLOCK)
     first = next(blocks, None)  # nothing is begun for data that are unusable from the start
     if first is None:
         raise ValueError("data has no images")
@@ -150,9 +151,9 @@ def certify_many(
         complete = True
     finally:
         begun = len(journal.records) > 1
-        journal.close(remove=complete or not begun)
         if not begun:
-            sheet.out.unlink(missing_ok=True)
+            sheet.out.unlink(missing_ok=True)  # first: without its journal nobody would know it again
+        journal.close(remove=complete or not begun)
     entries = _entries(journal)
     return Certified([sheet.found(entry) for entry in entries], [entry["label"] for entry in entries])
 
@@ -204,14 +205,14 @@ class _Item:
         return dict(zip(_IDENTITY, (self.index, self.file, self.label, zlib.crc32(_bytes(self.image)))))
 
 
-def _items(data, names: Sequence[str] | None, classes: Sequence[str] | None, format: Format) -> Iterator[_Item]:
+def _items(data, sigma: float, names: Sequence[str] | None, classes: Sequence[str] | None, format: Format) -> Iterator[_Item]:
     """The images of ``data`` with their labels. Raises ValueError for one that cannot be used, with its number."""
     count, shape = _count(data), None
     if names is not None and count is not None and len(names) != count:
         raise ValueError(f"names has {len(names):,} files, but data has {count:,} images")
     for index, (image, label) in enumerate(_pairs(data)):
         told = f"image {index}"
-        require_image(image, told)
+        require_pixels(image, sigma, told)
         shape = image.shape if shape is None else shape
         if image.shape != shape:
             raise ValueError(f"{told} has the shape {tuple(image.shape)}: expected {tuple(shape)}, that of image 0")
@@ -270,7 +271,8 @@ def _pair(given, told: str, accepted: str) -> tuple[object, object]:
 
 
 def _is_numbered(data) -> bool:
-    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping | str | bytes)
+    others = Mapping | str | bytes | torch.utils.data.IterableDataset
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, others)
 
 
 def _count(data) -> int | None:

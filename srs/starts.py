@@ -95,7 +95,7 @@ def _fixed_points(model: CheckedDEQ, images: Images | Tensor, sigma: float, conf
     injections, states = [], []
     for chosen in tqdm(batches(order, _AT_ONCE), desc="fixed points", unit="batch", mininterval=2):
         x = _some(images, chosen).to(device)
-        x = x + (sigma * torch.randn(x.shape, generator=generator)).to(device)
+        x = x + (sigma * torch.randn(x.shape, generator=generator)).to(x)
         injection = model.inject(x)
         solution = solve(model.f, model.initial_state(injection), injection, config.solver)
         injections.append(injection[solution.finite])

@@ -295,6 +295,8 @@ def test_certify_draws_the_line_at_training_mode_and_unusable_images(linear_deq)
         srs.certify(linear_deq, torch.zeros(6, dtype=torch.int64), sigma=SIGMA)
     with pytest.raises(ValueError, match="not finite"):
         srs.certify(linear_deq, torch.full((6,), torch.nan), sigma=SIGMA)
+    with pytest.raises(ValueError, match="reference = 'junk' is no sampler"):
+        srs.certify(linear_deq, x, sigma=SIGMA, reference="junk")
     for bad in ({"sigma": 0}, {"alpha": 1.0}, {"n0": 0}, {"auditt": 5}, {"batch_size": 0}):
         with pytest.raises(ValidationError, match=next(iter(bad))):
             srs.certify(linear_deq, x, **{"sigma": SIGMA, **bad})
@@ -320,6 +322,14 @@ def test_an_audit_that_could_certify_nothing_is_refused_and_no_other():
         CertifySettings(audit=17, split=0.2, **settings).require_audit()
     with pytest.raises(ValueError, match="split = 0.99: for serialized votes n must be at least 17"):
         CertifySettings(n=16, alpha=0.001, audit=16, split=0.99).require_audit()
+    settings, theirs = {"n": 1_000, "alpha": 0.001, "split": 0.05}, {"estimator": "theorem_3_1"}
+    CertifySettings(**settings, audit=13, **theirs).require_audit()
+    with pytest.raises(ValueError, match="estimator = 'finite_population', .*: at least"):
+        CertifySettings(**settings, audit=13).require_audit()
+    with pytest.raises(ValueError, match="estimator = 'theorem_3_1', .*: for serialized votes n must be at least"):
+        CertifySettings(n=20, alpha=0.001, audit=20, **theirs).require_audit()
+    with pytest.raises(ValueError, match="at least 6 are needed"):
+        CertifySettings(n=1_000, alpha=0.001, audit=5, census=0.4).require_audit()
 
 
 def test_the_vote_without_noise_is_counted_as_a_cost(linear_deq):

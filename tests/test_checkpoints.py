@@ -133,6 +133,8 @@ def test_promises_say_what_is_promised(shipped, picture):
     assert "closer to it than 0.123 " in ball.promise
     point = Answer(model.card, answer.copies, replace(answer.found, prediction=3, radius=0.0004), "3", {})
     assert "central square at 8x8 pixels. Whether" in point.promise
+    with pytest.raises(ValueError, match="selection = 'clean': an answer names the class by n0 votes"):
+        ask(model, image, n=200, selection="clean")
     settled = RadiusCertificate(srs.ABSTAIN, 3, "refuted", 0.1255, 2, 9, 200, 0.001, 0.5, 5, 3, 0.9, 10)
     for outcome, told in (("refuted", "no class has enough of the noisy copies"), ("exhausted", "200 votes cannot show it")):
         answer = Answer(model.card, answer.copies, replace(settled, outcome=outcome), "3", {})

@@ -346,7 +346,8 @@ def test_sequential_tests_are_the_references(call, more, data):
     found, refused = _outcome(srs.certify_at, call.model, images, r, indices=indices, **call.samplers, **given)
     if refused:
         most = 0.9 * reference.evidence(given["n"], given["n"], p_0)
-        hopeless = refused.startswith(f"r = {r}") and most < (1 + 1e-8) / given["alpha"]
+        told = f"r = {r}", f"n = {given['n']} draws can certify nothing in a sequential test"
+        hopeless = refused.startswith(told) and most < (1 + 1e-8) / given["alpha"]
         assert hopeless or _rightly_refused(call, refused), refused
         return
     gain = given["sigma"] * data.draw(st.sampled_from([0.02, 0.1, 0.5]))

@@ -513,7 +513,7 @@ def test_what_is_neither_and_what_does_not_fit_its_sampler():
         srs.certify(Layers().eval(), torch.rand(8), reference=SERIALIZED["sampler"], **SERIALIZED, **SETTINGS)
     deq = Layers().eval()
     deq.f = lambda z, u: [z, z]
-    with pytest.raises(ValueError, match="f returns rows of the shapes"):
+    with pytest.raises(ValueError, match=r"of the shapes .*'\[1\]'.*, where initial_state had \{'a tensor': \(6,\)\}"):
         srs.certify(deq, torch.rand(8), **SETTINGS)
     deq.initial_state = lambda u: torch.zeros(6)
     with pytest.raises(ValueError, match=r"initial_state returns a tensor of shape \(6,\).*for 400 rows"):
@@ -623,6 +623,20 @@ def test_a_state_may_be_a_tree_of_tensors(kind, start):
     image = torch.full((8,), 0.6)
     found = srs.certify(_tree(*TREES[kind]), image, sampler=sampler, audit=200, **SETTINGS)
     assert _few(found) == _few(srs.certify(Overwriting().eval(), image, sampler=sampler, audit=200, **SETTINGS))
+
+
+def test_a_dicts_tensors_are_told_by_their_keys():
+    """Which f may make in another order, but not under others."""
+    two = lambda t: {"a": t[:, :4].clone(), "b": t[:, 4:].clone()}  # noqa: E731
+    joined = lambda s: torch.cat([s["a"], s["b"]], dim=1)  # noqa: E731
+    model, image = _tree(two, joined), torch.full((8,), 0.6)
+    plain = srs.certify(model, image, **SETTINGS)
+    f = model.f
+    model.f = lambda z, u: dict(reversed(f(z, u).items()))
+    assert srs.certify(model, image, **SETTINGS) == plain
+    model.f = lambda z, u: {"b": f(z, u)["b"], "c": f(z, u)["a"]}
+    with pytest.raises(ValueError, match=r"f returns rows of the shapes .*'c'.*, where initial_state had .*'a'.*: keep them"):
+        srs.certify(model, image, **SETTINGS)
 
 
 def test_trees_that_are_none():

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import srs
 from srs.certificates import bounds
@@ -80,6 +80,8 @@ def test_a_row_at_one_radius_is_a_settlement(model, out):
     assert found.accuracy(0.1)[0] == np.mean(rows["correct"])
     with pytest.raises(ValueError, match=r"r = 0.2 was not tested: ask for 0.1"):
         found.accuracy(0.2)
+    again = srs.certify_many(model, PAIRS, out=out.with_name("again.csv"), r=np.float32(0.125), **ASK)
+    assert again.certificates[0].r == 0.125
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -245,10 +247,21 @@ def test_a_block_that_was_the_last_one_must_stay_it(model, out, monkeypatch):
     assert len(srs.certify_many(model, PAIRS[:20], out=out, r=0.1, **ASK).labels) == 20
 
 
+class Stream(IterableDataset):
+    """Of a length that is known, but without numbers."""
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return iter(IMAGES[:3])
+
+
 BAD = {
     "image 3 has the shape (1, 8, 9): expected (1, 8, 8)": (torch.rand(1, 8, 9), 0),
     "image 3 must be a tensor of floats, pixels in [0, 1]; got torch.uint8": (torch.zeros(1, 8, 8, dtype=torch.uint8), 0),
     "image 3 must be a tensor of floats, pixels in [0, 1]; got <class 'str'>": "three.png",
+    "image 3 has pixels as large as 1e+09: expected about [0, 1]": (torch.full((1, 8, 8), 1e9), 0),
     "image 3 has values that are not finite": (torch.full((1, 8, 8), torch.nan), 0),
     "image 3 has the label 1.5: expected a class": (IMAGES[0], 1.5),
     "image 3 has the label -1: expected a class": (IMAGES[0], -1),
@@ -276,6 +289,7 @@ def test_a_bad_image_is_named_and_rows_before_it_stay(model, out, told):
         ([], {}, "data has no images"),
         (iter([]), {}, "data has no images"),
         (3, {}, "data is a int: expected a tensor"),
+        (Stream(), {}, "data is a Stream: expected a tensor"),
         ({0: IMAGES[0]}, {}, "data is a dict: expected a tensor"),
         ("folder", {}, "data is a str: expected a tensor"),
         (islice(PAIRS, 3), {}, "batch 0 has no images that can be used: expected images"),

@@ -304,7 +304,7 @@ def test_votes_are_settled_only_where_that_is_proved(trained, linear_deq, state)
         SerializedSampler(solver=SETTLED)
     trained.weight.add_(3 * torch.eye(32))
     with pytest.raises(ValueError, match="the weights are not monotone: I - W has the modulus -"):
-        trained.double().bounds()
+        trained.bounds()
 
 
 def test_coarse_numbers_settle_nothing(trained, digits):
@@ -328,12 +328,26 @@ def test_a_checkpoint_is_the_model_that_it_was(state, trained):
         model.fold()
 
 
+def test_bounds_are_of_the_weights_as_they_are():
+    model, other = _random(size=12), _random(size=12)
+    before = model.bounds().v
+    with torch.no_grad():
+        other.output.weight.mul_(4)
+    model.load_state_dict(other.state_dict())
+    assert model.bounds().v == other.bounds().v != before
+    with torch.no_grad():
+        model.output.weight.div_(2)
+    assert model.bounds().v == pytest.approx(other.bounds().v / 2)
+
+
 def test_a_linear_model_has_the_radius_that_is_certified():
     """One unit, logits (z, -z) + (-1, 1), z* = 2 x: the boundary is at x = 1/2, and the bound is an equality."""
     model = _scalar(m=0.5, weight=((1.0,), (-1.0,)), bias=(-1.0, 1.0))
     assert model.lipschitz() == pytest.approx(2 * math.sqrt(2), rel=1e-6)
     (found,) = certify_lipschitz(model, torch.full((1, 1, 1, 1), 0.8, dtype=torch.float64))
     assert found.prediction == 0 and found.radius == pytest.approx(0.3, rel=1e-6) and found.radius < 0.3
+    (settled,) = certify_lipschitz(model, torch.full((1, 1, 1, 1), 0.8, dtype=torch.float64), SETTLED)
+    assert settled.prediction == 0 and 0.2 < settled.radius <= 0.3
     with torch.no_grad():
         inside, outside = (_exact(model, torch.full((1, 1, 1, 1), 0.8 - r)).argmax() for r in (0.2999, 0.3001))
     assert (inside, outside) == (0, 1)

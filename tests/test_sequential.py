@@ -292,11 +292,19 @@ def test_an_estimate_depends_on_nothing_but_its_votes():
     assert len(found) == 1 and 100 < test.drawn < 1_000
 
 
+def test_an_image_far_from_the_grid_of_little_noise_is_not_certified(linear_deq):
+    """Away from it by more than Phi can tell from 1."""
+    (found,) = certify_at(linear_deq, [torch.full((6,), 0.30003)], 0.0, sigma=1e-6, n=100)
+    assert found.prediction == srs.ABSTAIN and found.outcome == "exhausted"
+
+
 def test_clear_errors(linear_deq):
     with pytest.raises(ValueError, match=r"r = 1.58 is out of range: n = 10000 draws can certify 0 to 1.55\d in a seq"):
         certify_at(linear_deq, [torch.zeros(6)], 1.58, sigma=SIGMA)
-    with pytest.raises(ValueError, match="r = 0 is out of range: n = 11 draws can certify nothing in a seq"):
+    with pytest.raises(ValueError, match="n = 11 draws can certify nothing in a seq"):
         certify_at(linear_deq, [torch.zeros(6)], 0, sigma=SIGMA, n=11)
+    with pytest.raises(ValueError, match="n = 11 draws can certify nothing in a seq"):
+        certify_until(linear_deq, [torch.zeros(6)], gain=0.1, sigma=SIGMA, n=11)
     with pytest.raises(ValueError, match="indices number 2 images, but there are 1"):
         certify_at(linear_deq, [torch.zeros(6)], 0.1, sigma=SIGMA, indices=[1, 2])
     with pytest.raises(ValueError, match="r = -1"):

@@ -162,6 +162,17 @@ def test_serialized_evaluations_are_as_announced(trained, copies):
     assert spent(count=13, solver=one, warmup=ten).tolist() == [10] * 13
 
 
+def test_a_clean_image_whose_solve_is_lost_starts_draws_where_all_else_does(linear_deq):
+    """As one whose injection is not finite at that image alone."""
+    inject = linear_deq.inject
+    linear_deq.inject = lambda x: torch.where((x == 0).all(dim=1, keepdim=True), torch.nan, inject(x))
+    copies = NoisyCopies(torch.zeros(6), 0, 0.5, 0)
+    one = {"solver": Solver(method="naive", steps=3), "chains": 20}
+    lost = SerializedSampler(start="clean", **one).sample(linear_deq, copies, np.arange(100), 50)
+    scratch = StandardSampler(solver=one["solver"]).sample(linear_deq, copies, np.arange(100), 50)
+    assert (lost.classes == scratch.classes).all() and (lost.classes >= 0).all()
+
+
 def test_warm_share_counts_the_warm_ups_votes():
     assert SerializedSampler(chains=400).warm_share(2_100) == 400 / 2_100
     assert SerializedSampler(chains=400, restart=2).warm_share(2_100) == 1_200 / 2_100

@@ -87,7 +87,7 @@ class RadiusTest:
     """
 
     def __init__(self, r: float, config: CertifySettings, clean: CleanVote):
-        self.p_0 = float(special.ndtr(r / config.sigma))
+        self.p_0 = min(float(special.ndtr(r / config.sigma)), 1 - 2.0**-53)  # which no MOST_DRAWS votes exceed
         self.n, self.alpha, self.n0 = config.n, config.alpha, config.selecting
         self.counts, self.drawn = np.zeros(clean.classes, np.int64), 0
         self.outcome: Outcome | None = None
@@ -212,9 +212,9 @@ def certify_at(
     sampler, whose votes allow no such test.
     """
     config = SequentialSettings(sigma=sigma, **settings)
-    farthest = bounds.largest_radius_by_evidence(config.n, config.alpha, sigma)
+    farthest = _farthest(config)
     if not _is_number(r) or not 0 <= r <= farthest:
-        most = f"0 to {bounds.shown(farthest)}" if farthest >= 0 else "nothing"
+        most = f"0 to {bounds.shown(farthest)}"
         raise ValueError(f"r = {r!r} is out of range: n = {config.n} draws can certify {most} in a sequential test")
     sampler, copies, cast, clean = _voting(model, images, sampler, indices, output_key, config)
     found = decide_at(cast, clean, r, config, progress, [one.moved for one in copies])
@@ -238,15 +238,24 @@ def certify_until(
     than a few gains, none may be certified.
 
     The radius holds at one alpha whenever the drawing stops, and so do all smaller ones: a table at seven radii costs one.
-    A certificate's ``n`` is the number of draws that were counted. All else is as in :func:`certify_at`; raises as that does,
-    and ValueError for a gain that is not above 0.
+    A certificate's ``n`` is the number of draws that were counted. All else is as in :func:`certify_at`; raises as that does at
+    r = 0, and ValueError for a gain that is not above 0.
     """
     config = SequentialSettings(sigma=sigma, **settings)
+    _farthest(config)
     if not _is_number(gain) or not 0 < gain < math.inf:
         raise ValueError(f"gain = {gain!r} is out of range: expected a number above 0, in the unit of the radius")
     sampler, copies, cast, clean = _voting(model, images, sampler, indices, output_key, config)
     found = decide_until(cast, clean, gain, config, progress)
     return [at_image(replace(one, classifier=sampler.described()), copied) for one, copied in zip(found, copies)]
+
+
+def _farthest(config: CertifySettings) -> float:
+    """The largest radius that unanimous votes could certify. Raises ValueError where they could none."""
+    farthest = bounds.largest_radius_by_evidence(config.n, config.alpha, config.sigma)
+    if farthest < 0:
+        raise ValueError(f"n = {config.n} draws can certify nothing in a sequential test at alpha = {config.alpha}: take more")
+    return farthest
 
 
 def _is_number(value: object) -> bool:
@@ -288,6 +297,7 @@ def decide_at(
 ) -> list[RadiusCertificate]:
     """The sequential test at radius ``r`` on images with the ``clean`` votes; ``cast``: as :func:`_settle` has it. ``moved``:
     how far each image lies from the point at which its votes are cast, if it does."""
+    r = float(r)
     tests = [RadiusTest(r + away, config, one) for one, away in zip(clean, moved or [0.0] * len(clean))]
     found = []
     for test, one, spent in zip(tests, clean, _settle(cast, tests, config, progress)):

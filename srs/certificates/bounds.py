@@ -250,14 +250,20 @@ def shown(r: float, digits: int = 3) -> str:
     return f"{math.floor(r * 10**digits) / 10**digits:.{digits}f}"
 
 
-def smallest_audit(n: int, alpha: float, split: float = 0.5) -> int | None:
+def smallest_audit(
+    n: int, alpha: float, split: float = 0.5, estimator: Estimator = "finite_population", census: int = 0
+) -> int | None:
     """The least K with which a perfect serialized run of ``n`` draws can be certified; None where not even K = n is enough."""
-    if largest_radius(n, alpha, 1.0, n, split=split) == 0:
+
+    def certifies(audit: int) -> bool:
+        return largest_radius(n, alpha, 1.0, audit, estimator, split, census) > 0
+
+    if not certifies(n):
         return None
     low, high = 0, n
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if largest_radius(n, alpha, 1.0, middle, split=split) > 0 else (middle, high)
+        low, high = (low, middle) if certifies(middle) else (middle, high)
     return high
 
 

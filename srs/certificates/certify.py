@@ -6,6 +6,7 @@ in [0, 1]; noisy copies are not clipped. Draws 0 ... n0 - 1 choose the class, dr
 clean image chooses it, draws 0 ... n - 1 are.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -80,7 +81,8 @@ class Confidence(Section):
 
 class CertifySettings(Confidence):
     """Settings of a certificate: noise level ``sigma``, ``n0`` + ``n`` draws, ``seed`` of noise and audit, and those of
-    :class:`Confidence`. At most ``batch_size`` copies are computed at once; it changes no vote.
+    :class:`Confidence`. At most ``batch_size`` copies are computed at once (but for a released sampler, whose batches are its
+    own); it changes no vote.
 
     ``selection``: what names the class that is certified: the "votes" of n0 draws that are not counted, or the base
     classifier's vote on the "clean" image, so that n0 draws are saved.
@@ -106,13 +108,18 @@ class CertifySettings(Confidence):
         """Raises ValueError where the audit is larger than n, or so small that not even a perfect run could be certified."""
         if self.audit > self.n:
             raise ValueError(f"audit = {self.audit} is out of range: at most n = {self.n} draws can be audited")
-        census = math.ceil(self.census * self.n)
-        if bounds.largest_radius(self.n, self.alpha, 1.0, self.audit, split=self.split, census=census) == 0:
-            least = bounds.smallest_audit(self.n, self.alpha, self.split)
-            enough = bounds.smallest_n((1 - self.split) * self.alpha)
+
+        def certified(n: int, audit: int) -> bool:
+            how = self.estimator, self.split, math.ceil(self.census * n)
+            return bounds.largest_radius(n, self.alpha, 1.0, audit, *how) > 0
+
+        if not certified(self.n, self.audit):
+            least = bounds.smallest_audit(self.n, self.alpha, self.split, self.estimator, math.ceil(self.census * self.n))
+            enough = self.n if least else next(n for n in itertools.count(self.n + 1) if certified(n, n))
+            more = f"at least {least} are needed" if least else f"for serialized votes n must be at least {enough}"
             raise ValueError(
-                f"audit = {self.audit} of n = {self.n} draws certify nothing at alpha = {self.alpha}, split = {self.split}: "
-                + (f"at least {least} are needed" if least else f"for serialized votes n must be at least {enough}")
+                f"audit = {self.audit} of n = {self.n} draws certify nothing at alpha = {self.alpha}, estimator = "
+                f"{self.estimator!r}, split = {self.split}: {more}"
             )
 
     @property
@@ -217,7 +224,7 @@ def certify(
     training mode or whose rows depend on one another, or an audit that could certify nothing.
     """
     config = CertifySettings(sigma=sigma, **settings)
-    sampler, model = looked_at(model, sampler, output_key)
+    sampler, model = looked_at(model, sampler, output_key, reference)
     copies = noisy_copies(model, image, index, config)
     if sampler.audited:
         config.require_audit()
@@ -251,13 +258,13 @@ def predict(
 ) -> int:
     """PREDICT: the smoothed classifier's class at ``image``, or ABSTAIN; wrong with probability at most alpha.
 
-    All draws vote, n0 + n of them; the exact binomial test compares the two classes with most votes, undecided votes counted
-    for the runner-up. An image off the noise's grid is answered for its nearest point. Serialized votes allow no such test;
-    there the class is that of :func:`certify`, audit included.
+    All draws vote, n0 + n of them (n, where ``selection`` is "clean"); the exact binomial test compares the two classes with
+    most votes, undecided votes counted for the runner-up. An image off the noise's grid is answered for its nearest point.
+    Serialized votes allow no such test; there the class is that of :func:`certify`, audit included.
     Raises as that does, and ValueError where the sampler or the audit's settings are no guarantee.
     """
     config = CertifySettings(sigma=sigma, **settings)
-    sampler, model = looked_at(model, sampler, output_key)
+    sampler, model = looked_at(model, sampler, output_key, reference)
     if sampler.audited:
         if not config.guarantee:
             raise ValueError(
@@ -374,17 +381,19 @@ def default_sampler(model) -> Sampler:
     return StandardSampler() if is_deq(model) else DirectSampler()
 
 
-def looked_at(model, sampler: Sampler | None, output_key) -> tuple[Sampler, Checked]:
-    """What samples, and the model as it sees it, whose rows are checked along with the first votes. Raises ValueError."""
+def looked_at(model, sampler: Sampler | None, output_key, reference: Sampler | None = None) -> tuple[Sampler, Checked]:
+    """What samples, and the model as it sees it, whose rows are checked along with the first votes. Raises ValueError, also for
+    a ``reference`` that is no sampler."""
     sampler = default_sampler(model) if sampler is None else sampler
     require_sampler("sampler", sampler)
+    if reference is not None:
+        require_sampler("reference", reference)
     return sampler, sampler.look_at(model, output_key, rows_checked=False)
 
 
 def _usable_reference(reference: Sampler | None, model: Checked) -> tuple[Sampler, Checked]:
     """What audits, and the model as it sees it: rows are checked anew where it asks for more than the chain does."""
     reference = StandardSampler() if reference is None else reference
-    require_sampler("reference", reference)
     require_independent("reference", reference)
     if isinstance(reference, StandardSampler) and reference.start == "initial":
         return reference, model
@@ -399,13 +408,18 @@ def require_independent(what: str, sampler: Sampler) -> None:
 
 def noisy_copies(model, image: Tensor, index: int, config: CertifySettings) -> NoisyCopies:
     """The noisy copies of an image, where the model computes. Raises ValueError for an unusable image or number."""
-    require_image(image)
+    require_pixels(image, config.sigma)
     if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < 1 << 63:
         raise ValueError(f"index = {index!r} numbers the image: a whole number, 0 or more")
-    largest = float(image.detach().abs().max())
-    if largest * fineness(config.sigma) > LARGEST:
-        raise ValueError(f"image has pixels as large as {largest:g}: expected about [0, 1], the unit of sigma = {config.sigma}")
     return NoisyCopies(image.detach().to(device_of(model, image)), int(index), config.sigma, config.seed)
+
+
+def require_pixels(image: object, sigma: float, told: str = "image") -> None:
+    """Raises ValueError as :func:`require_image`, and for an image too large for noise of this ``sigma``."""
+    require_image(image, told)
+    largest = float(image.detach().abs().max())
+    if largest * fineness(sigma) > LARGEST:
+        raise ValueError(f"{told} has pixels as large as {largest:g}: expected about [0, 1], the unit of sigma = {sigma}")
 
 
 def require_image(image: object, told: str = "image") -> None:

@@ -41,7 +41,7 @@ def certify_lipschitz(model, images: Tensor, solver: Solver | None = None) -> li
     x = images.detach().to(device_of(model, images))
     with torch.autocast(x.device.type, enabled=False):
         injection, lipschitz = deq.inject(x.clone()), float(model.lipschitz())
-        solution = solve(deq.f, deq.initial_state(injection), injection, solver or Solver(steps=100))
+        solution = solve(deq.f, deq.initial_state(injection), injection, solver or Solver(steps=100), margin=deq.proved_margin)
         fz = deq.f(solution.z, injection)
         classes = deq.head(fz).argmax(dim=1).tolist()
         margins = deq.proved_margin(solution.z, fz, injection, torch.finfo(x.dtype).eps).tolist()

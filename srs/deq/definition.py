@@ -19,9 +19,9 @@ class DEQ(Protocol):
 
     Every method must treat the rows of a batch independently (evaluation mode: no batch statistics, no dropout). Injection and
     state may each be a tensor or, where a DEQ is certified (:mod:`srs.deq.interface`), tuples, lists and dicts of tensors. An
-    attribute ``rows_at_once``, if there is one and it is not None, bounds how many rows of a batch are solved at once. A method
-    ``proved_margin``, if there is one, makes votes those of the exact fixed point (``stop = "settled"``):
-    :meth:`srs.models.mondeq.MonDEQ.proved_margin` says what it returns. It must not write into what it is given.
+    attribute ``rows_at_once``, if there is one and it is not None, bounds how many rows of a batch are solved at once, a
+    released sampler's apart. A method ``proved_margin``, if there is one, makes votes those of the exact fixed point (``stop =
+    "settled"``): :meth:`srs.models.mondeq.MonDEQ.proved_margin` says what it returns. It must not write into what it is given.
     """
 
     def inject(self, x: Tensor) -> Tensor:

@@ -95,7 +95,8 @@ class CheckedDEQ(Checked):
 class _Layout:
     """How a tree of tensors (B, ...) becomes one tensor (B, D), and back; a plain tensor is left as it is.
 
-    The first tree that is packed sets the layout. What is no tensor in it (None, a number, a text) is a constant.
+    The first tree that is packed sets the layout: later ones have tensors in the same places, whatever order a dict of them
+    was made in. What is no tensor (None, a number, a text) is a constant.
     """
 
     def __init__(self, made_by: str):
@@ -104,7 +105,10 @@ class _Layout:
     def pack(self, tree: object, rows: int, made_by: str = "") -> Tensor:
         """Raises ValueError for what is no tree of floating tensors of one type with ``rows`` rows, or is not as the first."""
         made_by = made_by or self.made_by
-        leaves, spec = pytree.tree_flatten(tree)
+        found = {"a tensor": tree} if isinstance(tree, Tensor) else _by_place(tree)
+        if self.known and found.keys() == set(self.places):
+            found = {place: found[place] for place in self.places}
+        places, leaves = list(found), list(found.values())
         tensors = [_rows_of(leaf, rows, made_by) for leaf in leaves if isinstance(leaf, Tensor)]
         if not tensors:
             raise ValueError(f"{made_by} returns {_named(tree)}: expected a tensor, or tuples, lists and dicts of tensors")
@@ -113,12 +117,11 @@ class _Layout:
         shapes = [tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else None for leaf in leaves]
         constants = [_constant(leaf, made_by) for leaf in leaves]
         if not self.known:
-            self.known, self.plain, self.spec, self.shapes = True, isinstance(tree, Tensor), spec, shapes
-            self.constants = constants
-        elif shapes != self.shapes or isinstance(tree, Tensor) != self.plain:
-            raise ValueError(
-                f"{made_by} returns rows of the shapes {shapes}, where {self.made_by} had {self.shapes}: keep them"
-            )
+            self.known, self.plain, self.spec = True, isinstance(tree, Tensor), pytree.tree_structure(tree)
+            self.places, self.shapes, self.constants = places, shapes, constants
+        elif (places, shapes) != (self.places, self.shapes):
+            here, there = (dict(zip(*pair)) for pair in ((places, shapes), (self.places, self.shapes)))
+            raise ValueError(f"{made_by} returns rows of the shapes {here}, where {self.made_by} had {there}: keep them")
         elif constants != self.constants:
             raise ValueError(f"{made_by} returns {constants} beside its tensors, where {self.made_by} had {self.constants}")
         return tree if self.plain else torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
@@ -133,6 +136,11 @@ class _Layout:
             for shape, constant in zip(self.shapes, self.constants)
         ]
         return pytree.tree_unflatten(leaves, self.spec)
+
+
+def _by_place(tree: object) -> dict[str, object]:
+    """The leaves of a tree, by the keys and numbers that lead to them."""
+    return {pytree.keystr(path): leaf for path, leaf in pytree.tree_flatten_with_path(tree)[0]}
 
 
 def checked(model, output_key=None, rows_checked: bool = True, deq: bool | None = None) -> Checked:

@@ -2,7 +2,7 @@
 
 All methods share one loop, :func:`solve`; a method is a small object that proposes the next state from the last
 state and its image under ``f``. Cost is counted in evaluations of ``f``: the k-th iterate of each method here rests
-on exactly k of them, so that from one start a single step of any method is ``f(z0)``.
+on exactly k of them, so that from one start a single step of any unmixed method is ``f(z0)``.
 
 Sources: Anderson (1965) as used by Bai et al. (2021); good Broyden (Broyden 1965) as used by Bai et al. (2019).
 """

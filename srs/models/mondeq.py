@@ -85,6 +85,7 @@ class MonDEQ(nn.Module):
         self.a, self.b = (nn.Parameter(torch.randn(size, size) / (2 * size**0.5)) for _ in range(2))
         self._weights: tuple[Tensor, Tensor] | None = None
         self._bounds: Bounds | None = None
+        self._bounded: list[tuple[Tensor, int]] = []  # of which tensors, at which version
 
     def inject(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in pixel units -> injection (B, size + 1): U x + b and, to bound its rounding, ||x||, of the
@@ -188,8 +189,11 @@ class MonDEQ(nn.Module):
         """What is known of the weights. Raises ValueError where they are not those of a folded, monotone model."""
         if not self._folded:
             raise ValueError("votes are proved of a model whose weights are fixed: call model.eval().fold() first")
-        if self._bounds is None:
-            self._bounds = self._bound()
+        tensors = self.weight, self.resolvent, *self.input.parameters(), *self.output.parameters()
+        now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        alike = [one is other and version == later for (one, version), (other, later) in zip(self._bounded, now)]
+        if self._bounds is None or not all(alike):  # weights were loaded or edited (but for a write into .data) meanwhile
+            self._bounds, self._bounded = self._bound(), now
         return self._bounds
 
     @torch.no_grad()

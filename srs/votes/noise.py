@@ -198,7 +198,7 @@ class NoisyCopies:
     def moved(self) -> float:
         exact, nearest = self.image.double(), self.points / fineness(self.sigma)
         off = (exact - nearest).abs()
-        if self.image.element_size() >= 4 and (off <= torch.finfo(torch.float32).eps * nearest.abs()).all():
+        if self.image.element_size() >= 4 and (off <= torch.finfo(torch.float32).eps / 2 * nearest.abs()).all():
             return 0.0  # single precision's name of a point is the point
         return float(off.norm()) * (1 + 1e-9)
 

@@ -427,8 +427,8 @@ class _Chains:
             injection = self.model.inject(one.image[None].clone())
             initial, margin = self.model.initial_state(injection), margin_of(self.model)
             solution = solve(self.model.f, initial, injection, self.sampler.warmup, margin=margin)
-            states.append(solution.z)
-            inverses.append(solution.inverse)
+            states.append(torch.where(per_row(solution.finite, initial), solution.z, initial))
+            inverses.append(solution.inverse and solution.inverse.only(solution.finite))
             votes.evaluations[0] += int(solution.evaluations)
             votes.seconds[0] += time.perf_counter() - began
         own = torch.from_numpy(self.which).to(states[0].device)
