@@ -68,6 +68,26 @@ def test_fitted_starts_are_nearer_to_fixed_points_and_agree_more(trained, digits
         assert agreement["learned"] > max(agreement["initial"], 0.6)
 
 
+def test_starts_are_of_the_models_type():
+    class Half(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.head = torch.nn.Linear(6, 6), torch.nn.Linear(6, 3)
+
+        def inject(self, x):
+            return x
+
+        def initial_state(self, u):
+            return torch.zeros_like(u)
+
+        def f(self, z, u):
+            return self.linear(z).tanh() + u
+
+    model, images = Half().eval().bfloat16(), torch.rand(50, 6, dtype=torch.bfloat16)
+    found = fit_starts(model, images, 0.5, FEW.model_copy(update={"map": "ridge"}))
+    assert {value.dtype for value in found.state_dict().values()} == {torch.bfloat16}
+
+
 def test_saved_starts_come_back(trained, digits, fitted, tmp_path):
     injection = trained.inject(digits.test.images(np.arange(3)))
     for found in fitted.values():
