@@ -51,7 +51,7 @@ def jobs_of(study: Study, run: str, changes: list[dict], seeds: int, settings: M
             parameters = [spec.model_dump(), config.model_dump(), augmentation.model_dump()]
             origin = fingerprint([layout.dataset(spec.data)], parameters, rests_on)
             arguments = {"spec": spec, "config": config, "augmentation": augmentation, "settings": settings}
-            arguments |= {"data": layout.dataset(spec.data), "told": told(change)}
+            arguments |= {"data": layout.dataset(spec.data)}
             out = scratch.runs / "trainings" / f"{origin}.csv"
             jobs.append([Task(out, scratch.record("trainings", origin), origin, measure, arguments)])
     return jobs
@@ -62,9 +62,7 @@ def told(change: dict) -> str:
     return ", ".join(f"{name} = {value}" for name, value in change.items()) or AS_IT_IS
 
 
-def measure(
-    out: Path, *, spec: Model, config: Training, augmentation: DataConfig, data: Path, told: str, settings: Machine
-) -> dict:
+def measure(out: Path, *, spec: Model, config: Training, augmentation: DataConfig, data: Path, settings: Machine) -> dict:
     """Train one network; writes its noisy accuracy on held-out images by steps of the solver, as CSV."""
     dataset, resumed = Dataset.load(data), out.with_suffix(".pt")
     trained = train(spec.preset, spec.overrides, dataset, augmentation, config, resumed, engine.device(settings))
@@ -72,20 +70,20 @@ def measure(
     samplers = {f"{steps}": StandardSampler(solver=Solver(steps=steps)) for steps in STEPS}
     reference = samplers[f"{STEPS[-1]}"]
     found = held_out(model, dataset.validation, config.sigma, samplers, reference, COPIES).rename(columns={"row": "steps"})
-    found.assign(change=told, seed=config.seed).to_csv(out, index=False)
+    found.assign(seed=config.seed).to_csv(out, index=False)
     resumed.unlink(missing_ok=True)
     return {"seconds": trained["seconds"]}
 
 
-def table(jobs: list[list[Task]]) -> pd.DataFrame:
-    """Mean ± standard deviation over seeds in percent: a line a change, a column a number of steps; mean seconds."""
-    found = pd.concat([pd.read_csv(job[0].out) for job in jobs])
+def table(jobs: list[list[Task]], changes: list[dict]) -> pd.DataFrame:
+    """Of :func:`jobs_of` these changes: mean ± standard deviation over seeds in percent, a line a change, a column a number of
+    steps; mean seconds."""
+    names = [told(change) for change in ({}, *changes)] * (len(jobs) // (1 + len(changes)))
+    found = pd.concat([pd.read_csv(job[0].out).assign(change=name) for name, job in zip(names, jobs)])
     accuracy = found.groupby(["change", "steps"], sort=False)["accuracy"].agg(["mean", "std"]) * 100
     shown = accuracy.apply(lambda cell: f"{cell['mean']:.1f} ± {cell['std']:.1f}", axis=1).unstack()[list(STEPS)]
     shown.columns = [f"{steps} step{'s' * (steps > 1)}" for steps in STEPS]
-    seconds = pd.Series(
-        [engine.read_record(job[0].record)["seconds"] for job in jobs], [job[0].arguments["told"] for job in jobs]
-    )
+    seconds = pd.Series([engine.read_record(job[0].record)["seconds"] for job in jobs], names)
     return shown.assign(seconds=seconds.groupby(level=0).mean().map("{:.0f}".format))
 
 
@@ -106,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
         engine.compute(jobs, "training", settings)
     except (ParameterError, ValueError) as error:
         sys.exit(str(error))
-    print(table(jobs).to_markdown())
+    print(table(jobs, given.change).to_markdown())
 
 
 if __name__ == "__main__":

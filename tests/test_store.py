@@ -27,6 +27,7 @@ SPELLED = {
     "STD-5A": {"kind": "standard", "solver": {"steps": 5}},
     "STD-1A": {"kind": "standard", "solver": {"steps": 1}},
     "SRS-2A": {"kind": "serialized", "solver": {"steps": 2}},
+    "released": {"kind": "released"},
 }
 
 
@@ -150,6 +151,13 @@ def test_votes_do_not_depend_on_batch_or_neighbours(whole, place, tmp_path, monk
     compute(vote_jobs(plans, layout, machine), settings=machine)
     for (sampler, position), classes in _classes(open_store(plans, layout, "one")).items():
         assert classes == before[sampler, position]
+
+
+@pytest.mark.parametrize("row", ["SRS-2A", "released"])
+def test_an_audit_needs_a_reference_of_independent_votes(row):
+    plans = _plans(votes={"references": {"tiny": row}})
+    with pytest.raises(ValueError, match=f"votes.references.tiny = '{row}' audits nothing: expected a standard row"):
+        _ = plans.plans
 
 
 OTHERS = {

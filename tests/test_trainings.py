@@ -27,18 +27,23 @@ def study(tmp_path, monkeypatch, few_digits):
 
 def test_changes_are_trained_under_the_same_seeds_and_told_with_their_spread(study):
     settings = Machine(workers=1)
-    jobs = trainings.jobs_of(study, "small-050", [{"learning_rate": 1e-9}], 2, settings)
+    little = [{"learning_rate": 1e-9}]
+    jobs = trainings.jobs_of(study, "small-050", little, 2, settings)
     compute(jobs, "training", settings)
-    found = pd.concat([pd.read_csv(job[0].out) for job in jobs])
+    found = pd.concat([pd.read_csv(job[0].out).assign(change=change) for change, job in zip(("as it is", "less") * 2, jobs)])
     assert found.groupby(["change", "seed"])["steps"].apply(list).map(tuple).unique().tolist() == [trainings.STEPS]
     assert len(found) == 2 * 2 * len(trainings.STEPS)
-    shown = trainings.table(jobs)
+    shown = trainings.table(jobs, little)
     assert list(shown.index) == ["as it is", "learning_rate = 1e-09"]
     some = found[(found["change"] == "as it is") & (found["steps"] == 30)]["accuracy"] * 100
     assert shown.loc["as it is", "30 steps"] == f"{some.mean():.1f} ± {some.std():.1f}"
     written = [job[0].out.stat().st_mtime_ns for job in jobs]
     compute(trainings.jobs_of(study, "small-050", [{"learning_rate": 1e-9}], 2, settings), "training", settings)
     assert written == [job[0].out.stat().st_mtime_ns for job in jobs]  # nothing is trained twice
+    study.runs["small-050"].training["learning_rate"] = 1e-9  # what was a change is as it is now
+    (now, *_) = back = trainings.jobs_of(study, "small-050", [], 2, settings)
+    again = trainings.table(back, [])
+    assert now[0].done and again.loc["as it is", "30 steps"] == shown.loc["learning_rate = 1e-09", "30 steps"]
     with pytest.raises(ValueError, match="--change learning_rate: .*greater than 0"):
         trainings.jobs_of(study, "small-050", [{"learning_rate": 0}], 2, settings)
     with pytest.raises(ValueError, match="RUN = 'small-051' is unknown"):

@@ -208,7 +208,12 @@ class VotePlans:
         model = known(f"runs.{key}.model", run.model, self.models)
         data = known(f"votes.images: the data set of {key}", self.models[model].data, votes.images)
         groups = {name: self._group(f"votes.groups.{key}", name) for name in groups}
-        reference = self._sampler(f"votes.references.{model}", votes.references.get(model, REFERENCE))
+        row = votes.references.get(model, REFERENCE)
+        reference = self._sampler(f"votes.references.{model}", row)
+        if not (isinstance(reference, StandardSampler) and reference.independent):
+            raise ValueError(
+                f"votes.references.{model} = {row!r} audits nothing: expected a standard row, whose votes are independent"
+            )
         return VotePlan(run.sigma, votes.images[data], groups, reference, votes.n0, votes.seed)
 
     def _group(self, place: str, name: str) -> Group:
