@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from srs import models
@@ -66,9 +66,15 @@ class Robustness(Section):
     images: int = Field(ge=1)
     n: int = Field(ge=20)
     seed: int = Field(0, ge=0, lt=1 << 63)
-    radii: list[float]
+    radii: list[Annotated[float, Field(ge=0)]]
     samples: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
     pgd: Attack = Attack()
+
+    @field_validator("radii")
+    def _there_is_a_budget(cls, radii: list[float]) -> list[float]:
+        if not any(radii):
+            raise ValueError("expected a radius above 0 at least: at 0 there is no attack")
+        return radii
 
     @property
     def attacks(self) -> dict[str, Attack]:

@@ -97,6 +97,7 @@ def test_the_paper_profiles_code_paths_run_in_miniature(key, overrides, images, 
         "chains": 2 if n < 100 else 10,
         "images": {spec.data: 2},
         "groups": {key: ["few"]},
+        "repeated": [],
     }
     given = {name: value for name, value in PAPER.model_dump().items() if name in ("runs", "models", "samplers")}
     plans = VotePlans(**given, votes=votes, rows={"few": rows}, draws=draws)

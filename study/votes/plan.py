@@ -197,6 +197,14 @@ class VotePlans:
 
     @cached_property
     def plans(self) -> dict[str, VotePlan]:
+        votes, datasets = self.votes, {model.data for model in self.models.values()}
+        for name, given, choices in (
+            ("references", votes.references, self.models),
+            ("images", votes.images, sorted(datasets)),
+            ("repeated", votes.repeated, self.draws),
+        ):
+            for one in given:
+                known(f"votes.{name}", one, choices)
         groups = dict(self.votes.groups)
         for key, run in self.runs.items():
             if repeated := self.votes.of_repeats(key):
