@@ -109,9 +109,9 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
     return [*told, results.weaker(sources)]
 
 
-def least_lost(images: int) -> int:
-    """How many of ``images`` a row must lose, and gain none, for the loss to be beyond the paired interval."""
-    return next((lost for lost in range(1, images) if paired_interval(0, lost, images)[1] < 0), images)
+def least_lost(images: int, alpha: float = 0.05) -> int:
+    """How many of ``images`` a row must lose, and gain none, for the loss to be beyond the paired 1 - alpha interval."""
+    return next((lost for lost in range(1, images) if paired_interval(0, lost, images, alpha)[1] < 0), images)
 
 
 def steps_and_solvers(results: Results) -> list[str]:
