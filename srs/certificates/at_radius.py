@@ -214,8 +214,8 @@ def certify_at(
     config = SequentialSettings(sigma=sigma, **settings)
     farthest = _farthest(config)
     if not _is_number(r) or not 0 <= r <= farthest:
-        most = f"0 to {bounds.shown(farthest)}"
-        raise ValueError(f"r = {r!r} is out of range: n = {config.n} draws can certify {most} in a sequential test")
+        most = bounds.shown(farthest)
+        raise ValueError(f"r = {r!r} is out of range: n = {config.n} draws can certify 0 to {most} in a sequential test")
     sampler, copies, cast, clean = _voting(model, images, sampler, indices, output_key, config)
     found = decide_at(cast, clean, r, config, progress, [one.moved for one in copies])
     return [replace(one, classifier=sampler.described()) for one in found]

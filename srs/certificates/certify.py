@@ -114,9 +114,12 @@ class CertifySettings(Confidence):
             return bounds.largest_radius(n, self.alpha, 1.0, audit, *how) > 0
 
         if not certified(self.n, self.audit):
-            least = bounds.smallest_audit(self.n, self.alpha, self.split, self.estimator, math.ceil(self.census * self.n))
-            enough = self.n if least else next(n for n in itertools.count(self.n + 1) if certified(n, n))
-            more = f"at least {least} are needed" if least else f"for serialized votes n must be at least {enough}"
+            if certified(self.n, self.n):
+                how = self.split, self.estimator, math.ceil(self.census * self.n)
+                more = f"at least {bounds.smallest_audit(self.n, self.alpha, *how)} are needed"
+            else:
+                enough = next(n for n in itertools.count(self.n + 1) if certified(n, n))
+                more = f"for serialized votes n must be at least {enough}"
             raise ValueError(
                 f"audit = {self.audit} of n = {self.n} draws certify nothing at alpha = {self.alpha}, estimator = "
                 f"{self.estimator!r}, split = {self.split}: {more}"

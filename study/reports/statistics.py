@@ -59,17 +59,19 @@ _NODES, _WEIGHTS = (part / 2 for part in np.polynomial.legendre.leggauss(200))
 @cache  # of few distinct counts a comparison of whole runs asks for thousands
 def _melded_end(gained: int, lost: int, images: int, tail: float) -> float:
     """The lower end: the least ``tail`` quantile of T (2 B - 1), where B, of the share gained, has the distribution of
-    Clopper and Pearson's lower ends, and T, of that of images that differ, that of their lower or of their upper ends."""
+    Clopper and Pearson's lower ends, and T, of that of images that differ, that of their lower or of their upper ends: which of
+    the two makes it least is known from its sign, P(B < 1/2) against ``tail``."""
     differ = gained + lost
     upper = (lambda u: special.betaincinv(differ + 1, images - differ, u)) if differ < images else np.ones_like
     if gained == 0:  # B is 0
         return -float(upper(np.float64(1 - tail)))
-    shares = special.betaincinv(differ, images - differ + 1, 0.5 + _NODES), upper(0.5 + _NODES)
+    positive = special.betainc(gained, lost + 1, 0.5) < tail
+    share = special.betaincinv(differ, images - differ + 1, 0.5 + _NODES) if positive else upper(0.5 + _NODES)
 
-    def excess(end: float, share: np.ndarray) -> float:
+    def excess(end: float) -> float:
         return float(_WEIGHTS @ special.betainc(gained, lost + 1, np.clip((1 + end / share) / 2, 0, 1))) - tail
 
-    return min(optimize.brentq(excess, -1, 1, args=(share,)) for share in shares)
+    return optimize.brentq(excess, -1, 1)
 
 
 def rejected(p_values: Sequence[float], level: float = 0.05) -> np.ndarray:
