@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from srs import models
 from srs.common import machine
@@ -32,6 +32,12 @@ class Arithmetic(Section):
     n_alone: int = Field(100, ge=1)
     chains: int = Field(50, ge=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
+
+    @model_validator(mode="after")
+    def _some_of_all(self) -> "Arithmetic":
+        if self.n_alone > self.n:
+            raise ValueError(f"n_alone = {self.n_alone} is out of range: 1 to n = {self.n}")
+        return self
 
 
 def samplers(chains: int) -> dict[str, Sampler]:

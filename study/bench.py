@@ -111,7 +111,7 @@ def time_engine(model: DEQ, images: Images, sigma: float, config: Bench) -> pd.D
             work = partial(cast, deq, [one], rows[ONE_STEP], draws, config.batch_size)
             runners[f"{GRID}, {x.shape[-2]}x{x.shape[-1]}", side] = work
     with _plain_process(config, tuned=False) as untuned, _plain_process(config, tuned=True) as tuned:
-        for measured, plain in {LAYER: untuned, KEPT: tuned}.items():
+        for measured, plain in {LAYER: untuned, KEPT: tuned}.items() if device.type == "cpu" else ():  # the CPU's memory
             runners[f"{measured}, 32x32", "whole"] = partial(plain.apply, _apply_plain)
             runners[f"{measured}, 32x32", "bare"] = _one_pass(folded, config.batch_size)
         for work in runners.values():
@@ -119,16 +119,16 @@ def time_engine(model: DEQ, images: Images, sigma: float, config: Bench) -> pd.D
         return race(["measured", "side"], runners, config.engine_repeats)
 
 
-def time_networks(config: Bench) -> pd.DataFrame:
+def time_networks(config: Bench, device: str) -> pd.DataFrame:
     """Votes of the shipped DEQ and of plain networks (He et al. 2016, as Cohen et al. 2019 have them; random weights, which
     cost what trained ones do) on ``batch_size`` draws of one 32x32 picture, in turns: columns measured, macs (multiply-adds of
     a vote), repeat, evaluations, seconds."""
-    deq = load(DEFAULT)
-    amortized, noisy = deq.card.sampler, NoisyCopies(torch.rand(3, 32, 32), 0, deq.card.sigma, 0)
+    deq = load(DEFAULT).to(device)
+    amortized, noisy = deq.card.sampler, NoisyCopies(torch.rand(3, 32, 32).to(device), 0, deq.card.sigma, 0)
     rows = {name: (deq, sampler) for name, sampler in methods(1).items() if name in (STANDARD, STOPPED)}
     rows[f"{ONE_STEP}, shipped"] = deq, amortized
     for depth in PLAIN:
-        rows[f"ResNet-{depth}"] = models.build("resnet-110", depth=depth).eval().fold(), DirectSampler()
+        rows[f"ResNet-{depth}"] = models.build("resnet-110", depth=depth).eval().fold().to(device), DirectSampler()
     runners = {}
     for name, (model, sampler) in rows.items():
         with FlopCounterMode(display=False) as counted:
@@ -313,7 +313,10 @@ def _options(arguments: list[str] | None) -> tuple[Bench, argparse.Namespace]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config, given = _options(arguments)
+    try:
+        config, given = _options(arguments)
+    except params_file.ParameterError as error:
+        sys.exit(str(error))
     device, deqs = machine.prepare_device(config.threads), {}
     try:
         layout = Layout(given.profile)
@@ -329,7 +332,7 @@ def main(arguments: list[str] | None = None) -> None:
         "memory": measure_memory(checkpoint, config),
         "methods": time_methods(deqs, images, methods(config.chains), STANDARD, config),
         "engine": time_engine(*last),
-        "networks": time_networks(config),
+        "networks": time_networks(config, device),
         "scaling": time_scaling(*last),
     }
     given.out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 from scipy import stats
 from torch import nn
 
@@ -58,12 +58,28 @@ class Coverage(Section):
     chains: int = Field(50, ge=1)
     audit: int = Field(200, ge=1)
     gain: float = Field(0.05, gt=0)
-    alphas: list[float] = [0.001, 0.05]
+    alphas: list[Annotated[float, Field(gt=0, lt=1)]] = Field([0.001, 0.05], min_length=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
-    mismatch: list[float] = [0.0, 0.005, 0.01, 0.02, 0.05]
-    votes_for_a: list[Annotated[float, Field(gt=0.5, lt=1)]] = [0.6, 0.9, 0.99]
+    mismatch: list[Annotated[float, Field(ge=0, lt=1)]] = Field([0.0, 0.005, 0.01, 0.02, 0.05], min_length=1)
+    votes_for_a: list[Annotated[float, Field(gt=0.5, lt=1)]] = Field([0.6, 0.9, 0.99], min_length=1)
     large_n: int = Field(10_000, ge=1)
     large_audit: int = Field(400, ge=1)
+
+    @model_validator(mode="after")
+    def _audits_can_certify(self) -> "Coverage":
+        for names, n0, n, audit in (
+            ("n, audit", self.n0, self.n, self.audit),
+            ("large_n, large_audit", 1, self.large_n, self.large_audit),
+        ):
+            for alpha, choices in product(self.alphas, DESIGNS.values()):
+                try:
+                    CertifySettings(n0=n0, n=n, audit=audit, alpha=alpha, **choices).require_audit()
+                except ValidationError as error:
+                    told = error.errors()[0]["msg"].removeprefix("Value error, ")
+                    raise ValueError(f"{names} at alpha = {alpha:g}: {told}") from None
+                except ValueError as error:
+                    raise ValueError(f"{names} at alpha = {alpha:g}: {error}") from None
+        return self
 
 
 def is_false(certificate: Certificate, true_radius: float) -> bool:

@@ -144,8 +144,7 @@ def go_on(given: argparse.Namespace) -> None:
         read_data(given.train, given.test).save(partial_file := given.into / "partial.npz")
         os.replace(partial_file, decoded)
     data = Dataset.load(decoded)
-    config = CertifySettings(sigma=SIGMA, n0=min(100, given.n), n=given.n, batch_size=given.batch_size)
-    indices = evenly_spaced(len(data.test), given.images)
+    config, indices = settings_of(given), evenly_spaced(len(data.test), given.images)
     for name in NETWORKS:
         folder = given.into / name
         folder.mkdir(exist_ok=True)
@@ -186,6 +185,24 @@ def write_json(path: Path, content: object) -> None:
     os.replace(partial_file, path)
 
 
+def require_possible(given: argparse.Namespace) -> None:
+    """Raises ValueError that names an option out of range, before anything is written."""
+    for name, least in (("epochs", 1), ("points", 2), ("images", 1), ("n", 1), ("batch_size", 1)):
+        if (value := getattr(given, name)) < least:
+            raise ValueError(f"--{name.replace('_', '-')} {value} is out of range: {least} or more")
+    if not 0 < given.minutes < float("inf"):
+        raise ValueError(f"--minutes {given.minutes:g} is out of range: more than 0")
+    with np.load(given.test) as file:
+        if "labels" in file and given.images > (count := len(file["labels"])):
+            raise ValueError(f"--images {given.images} is out of range: {given.test} has {count}")
+    settings_of(given)
+
+
+def settings_of(given: argparse.Namespace) -> CertifySettings:
+    """How images are certified. Raises ValueError where so few draws certify nothing."""
+    return CertifySettings(sigma=SIGMA, n0=min(100, given.n), n=given.n, batch_size=given.batch_size)
+
+
 def require_same(given: argparse.Namespace) -> None:
     """Raises ValueError where the folder was begun with other settings or data."""
     settings = {name: getattr(given, name) for name in ("epochs", "points", "images", "n", "batch_size")}
@@ -217,6 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     before, left = signal.signal(signal.SIGALRM, stop), ""
     try:
+        require_possible(given)
         require_same(given)
         signal.setitimer(signal.ITIMER_REAL, 60 * given.minutes)
         go_on(given)

@@ -111,7 +111,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of each worker")
     given = parser.parse_args()
     environment = {"ONEDNN_MAX_CPU_ISA": given.isa, "ATEN_CPU_CAPABILITY": given.capability}
-    restart_with(KEEP_MEMORY | environment, sys.argv[1:])
+    os.environ.pop("DASK_SCHEDULER_ADDRESS", None)  # a cluster's workers would have kernels of their own
+    restart_with(KEEP_MEMORY | environment | {"CUDA_VISIBLE_DEVICES": ""}, sys.argv[1:])
     try:
         study = params.load()
     except params_file.ParameterError as error:

@@ -14,8 +14,9 @@ from srs.certificates import bounds
 from srs.certificates.certify import CertifySettings, Confidence
 from srs.common.settings import Section, faults, reason
 from srs.data.datasets import DataConfig
-from srs.models import configure
+from srs.models import PRESETS, configure
 from srs.training.train import Training
+from srs.votes.samplers import DirectSampler, Sampler, StandardSampler
 from study import training
 from study.arithmetic import Arithmetic
 from study.common import snapshot
@@ -24,10 +25,11 @@ from study.common.params_file import ParameterError, read, text
 from study.common.runs import Model, Name, Run
 from study.coverage import Coverage
 from study.reports.sections import Report, Requirements
-from study.robustness import Robustness
+from study.robustness import Robustness, judgement
 from study.speed import Speed
 from study.starts import Starts
-from study.votes.plan import Draws, Spelling, VotePlans, Voting, known
+from study.votes.plan import Draws, Spelling, VotePlan, VotePlans, Voting, is_amortized, known
+from study.votes.rows import sampler_of
 from study.votes.table import settings
 
 #: Sections that the reports read, and on which they depend by a file of their own.
@@ -35,7 +37,7 @@ SHOWN = ("data", "models", "training", "runs", "samplers", "rows", "draws", "vot
 SHOWN += ("robustness",)
 
 #: Folders beside those of the profiles.
-_TAKEN = ("bench", "kernels", "notebooks", "scratch", "snapshots", "work")
+_TAKEN = ("bench", "gpu", "kernels", "notebooks", "scratch", "snapshots", "work")
 
 
 class Study(Section):
@@ -70,12 +72,19 @@ class Study(Section):
 
     def made_by(self) -> dict[str, dict]:
         """What each result of training and of fitting is made by, under its place in the profile's folder."""
-        sections, found = self.model_dump(mode="json"), {}
-        for key, run in self.plans.runs.items():
-            parts = training.parameters(run, sections["models"], sections["training"], sections["data"])
-            found[f"{'models' if run.base is None else 'tuned'}/{key}"] = {
-                name: part.model_dump(mode="json") for name, part in parts.items()
-            }
+        sections, runs, found = self.model_dump(mode="json"), self.plans.runs, {}
+
+        def parts(run: Run) -> dict:
+            every = training.parameters(run, sections["models"], sections["training"], sections["data"])
+            return {name: part.model_dump(mode="json") for name, part in every.items()}
+
+        for key, run in runs.items():
+            place, made_by = ("models" if run.base is None else "tuned"), parts(run)
+            if run.base is not None:
+                made_by["base"] = parts(runs[run.base]) | {"starts": sections["starts"]}
+            if run.pretrained is not None:
+                made_by["pretrained"] = parts(runs[run.pretrained])
+            found[f"{place}/{key}"] = made_by
         return found | {f"starts/{key}": {"starts": sections["starts"]} for key in self.plans.with_starts()}
 
     def taken(self) -> dict[str, dict]:
@@ -131,15 +140,22 @@ class Study(Section):
                 place = f"votes.images.{plans.data(key)} = {plan.images}"
                 raise ValueError(f"{place} is out of range: the data set has {data.test} test images")
             for group in plan.groups:
+                self._can_vote(key, plan, group)
                 self._certifiable(plan, group)
-        for key, row in self.robustness.runs.items():
-            main = plans.plans[known("robustness.runs", key, plans.plans)].groups[plans[key].main]
-            known(f"robustness.runs.{key}", row, main.samplers)
-            if self.robustness.images > main.images:
-                raise ValueError(f"robustness.images = {self.robustness.images} is out of range: 1 to {main.images}")
-        known("arithmetic.run", self.arithmetic.run, self.runs)
+        self._can_be_attacked(plans)
+        self._is_deq("arithmetic.run", known("arithmetic.run", self.arithmetic.run, self.runs))
+        self._has_images("arithmetic.images", self.arithmetic.images, self.arithmetic.run)
         for key in self.published if isinstance(self.published, list) else ():
             known("published", key, plans.runs)
+        for row in self.starts.candidates:
+            sampler = sampler_of(row, self.samplers, self.votes.chains)
+            if not (isinstance(sampler, StandardSampler) and sampler.independent and not sampler.exact):
+                raise ValueError(f"starts.candidates: the row {row!r} is none that could be deployed: expected a standard one")
+        if not any(is_amortized(sampler_of(row, self.samplers, self.votes.chains)) for row in self.starts.candidates):
+            raise ValueError(f"starts.candidates = {self.starts.candidates} has no amortized row, such as AS-MDEQ-1N")
+        for name in ("stands_for", "radii"):
+            for data in getattr(self.report, name):
+                known(f"report.{name}", data, self.data)
         Requirements(self.report, plans, self.starts.candidates, self.robustness.runs).check()
         self._can_be_timed(plans)
         return self
@@ -149,12 +165,55 @@ class Study(Section):
         speed = self.speed
         for key in self.report.past:
             plan = plans[key]
+            self._has_images("speed.images", speed.images, key)
             whole = [group.kind for group in plan.groups.values() if plan.reference in group.samplers.values()]
             known(f"speed.rows: a list of {key} with {plan.reference_row(plan.group('past'))}", speed.rows, whole)
             farthest = bounds.largest_radius_by_evidence(speed.n, CertifySettings().alpha, plan.sigma)
             if speed.radius is not None and speed.radius > farthest:
                 most = f"0 to {bounds.shown(farthest)} for {key}, from speed.n = {speed.n} draws"
                 raise ValueError(f"speed.radius = {speed.radius:g} is out of range: {most}")
+
+    def _can_be_attacked(self, plans: VotePlans) -> None:
+        """Whether the attacked runs have the rows that are told, and whether PREDICT can name a class."""
+        attacks = self.robustness
+        for key, row in attacks.runs.items():
+            main = plans.plans[known("robustness.runs", key, plans.plans)].groups[plans[key].main]
+            self._is_deq("robustness.runs", key)
+            known(f"robustness.runs.{key}", row, main.samplers)
+            if attacks.images > main.images:
+                raise ValueError(f"robustness.images = {attacks.images} is out of range: 1 to {main.images}")
+        try:
+            judgement(attacks, 1.0, self.certificates.alpha)
+        except ValidationError as error:
+            told = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"robustness.n = {attacks.n} at certificates.alpha: {told}") from None
+
+    def _family(self, key: str) -> str:
+        """The family of a run's network. Repeats have their run's."""
+        return PRESETS[self.models[self.plans.runs[key].model].preset]["family"]
+
+    def _is_deq(self, path: str, key: str) -> None:
+        if self._family(key) == "resnet":
+            raise ValueError(f"{path} = {key!r} is a ResNet: a DEQ is wanted")
+
+    def _has_images(self, path: str, images: int, key: str) -> None:
+        """Whether the data set of a run has so many test images, where the section ``data`` says how many."""
+        data = self.data[self.models[self.plans.runs[key].model].data]
+        if data.name in ("digits", "mnist") and images > data.test:
+            raise ValueError(f"{path} = {images} is out of range: the data set has {data.test} test images")
+
+    def _can_vote(self, key: str, plan: VotePlan, group: str) -> None:
+        """Whether a run's network can cast the votes of a group's rows."""
+        family = self._family(key)
+        for row, sampler in plan.groups[group].samplers.items():
+            place = f"rows.{plan.groups[group].kind}: the row {row!r} is none of {key}"
+            if isinstance(sampler, DirectSampler) != (family == "resnet"):
+                wanted = "direct ones" if family == "resnet" else "standard, serialized or released ones"
+                raise ValueError(
+                    f"{place}, whose network is a {'ResNet' if family == 'resnet' else 'DEQ'}: {wanted} are wanted"
+                )
+            if family != "mondeq" and _settles(sampler):
+                raise ValueError(f"{place}: only a monotone DEQ bounds its distance from the fixed point, which settles votes")
 
     def _models_can_be_built(self) -> None:
         for key, model in self.models.items():
@@ -172,6 +231,10 @@ class Study(Section):
     def _runs_can_be_trained(self) -> None:
         for key in self.training:
             known("training", key, self.models)
+        given = {f"training.{key}": fields for key, fields in self.training.items()}
+        for place, fields in (given | {f"runs.{key}.training": run.training for key, run in self.runs.items()}).items():
+            for name in sorted({"sigma", "seed"} & fields.keys()):
+                raise ValueError(f"{place}.{name} = {fields[name]!r} must go: it is each run's own, runs.RUN.{name}")
         for key, run in self.runs.items():
             known(f"runs.{key}.model", run.model, self.models)
             try:
@@ -215,6 +278,11 @@ class Study(Section):
             raise ValueError(f"draws.{group}: {told}") from None
         except ValueError as error:
             raise ValueError(f"draws.{group}: {error}") from None
+
+
+def _settles(sampler: Sampler) -> bool:
+    """Whether its votes need a proof of how far the fixed point is."""
+    return "settled" in {getattr(sampler, name).stop for name in ("solver", "warmup") if hasattr(sampler, name)}
 
 
 def load(path: str | Path = "params.yaml") -> Study:

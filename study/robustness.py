@@ -35,6 +35,7 @@ from study.common.layout import Layout
 from study.votes.plan import VotePlans
 
 _BLOCK = 8  # images attacked side by side
+_ROWS = 800  # of a batch of ascents: no machine's choice, for with it distances move by 1e-5
 _LOOK = 25  # draws between two looks at the evidence
 CLEAN = "none"  # the attack's name in the records of clean images
 
@@ -62,7 +63,7 @@ class Robustness(Section):
     classifier (``samples`` 0), and Smooth-PGD over so many noisy copies, as ``pgd`` has it. Each attacked image is classified
     by PREDICT with up to ``n`` draws."""
 
-    runs: dict[str, str]
+    runs: dict[str, str] = Field(min_length=1)
     images: int = Field(ge=1)
     n: int = Field(ge=20)
     seed: int = Field(0, ge=0, lt=1 << 63)
@@ -80,6 +81,11 @@ class Robustness(Section):
     def attacks(self) -> dict[str, Attack]:
         """The attacks, by name."""
         return {f"Smooth-PGD, m = {m}" if m else "PGD": self.pgd.model_copy(update={"samples": m}) for m in self.samples}
+
+
+def judgement(config: Robustness, sigma: float, alpha: float) -> CertifySettings:
+    """How attacked images are judged. Raises ValidationError where so few draws can name no class."""
+    return CertifySettings(sigma=sigma, n0=1, n=config.n - 1, alpha=alpha, seed=config.seed)
 
 
 def attack(
@@ -145,9 +151,7 @@ def _tasks(key, plans, config: "Robustness", alpha: float, layout: Layout, setti
     labels = Dataset.load(data).test.labels
     main = evenly_spaced(len(labels), plan.images)[plan.members(plan.main)]
     chosen = main[evenly_spaced(len(main), config.images)]
-    judged = CertifySettings(
-        sigma=plan.sigma, n0=1, n=config.n - 1, alpha=alpha, seed=config.seed, batch_size=settings.batch_size
-    )
+    judged = judgement(config, plan.sigma, alpha).model_copy(update={"batch_size": settings.batch_size})
     known = [config.model_dump(exclude={"runs", "images"}), judged.model_dump(exclude={"batch_size"}), repr(plan.reference)]
     tasks = []
     for first in range(0, len(chosen), _BLOCK):
@@ -272,8 +276,8 @@ class _Attacker:
             )
 
     def _moved(self, targets: list[_Target], settings: Attack, budgets: list[float]) -> list[Tensor]:
-        """For each image one attacked image a radius; as many images at once as fill a compute batch."""
-        size = max(1, self.config.batch_size // (len(budgets) * max(1, settings.samples)))
+        """For each image one attacked image a radius; as many images at once as fill a batch."""
+        size = max(1, _ROWS // (len(budgets) * max(1, settings.samples)))
         chunks = [targets[first : first + size] for first in range(0, len(targets), size)]
         return [moved for chunk in chunks for moved in self._moved_together(chunk, settings, budgets)]
 

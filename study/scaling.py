@@ -6,6 +6,7 @@ The first needs the networks of params.yaml (`dvc repro start`) and a quiet mach
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -134,9 +135,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--pairs", type=int, default=3, help="(default: %(default)s)")
     given = parser.parse_args(arguments)
+    os.environ.pop("DASK_SCHEDULER_ADDRESS", None)  # it is this machine that is measured
     try:
         votes = strong_scaling(params_file.read(), given.seconds, given.pairs)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, params_file.ParameterError) as error:
         sys.exit(str(error))
     paper = job_lengths(plans_of(params_file.read("profiles/paper.yaml")))
     spent = overhead()

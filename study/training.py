@@ -24,7 +24,7 @@ def training_jobs(
     params.yaml. A run with a base waits in the folder ``tuned`` for its base's network and starts; one that is pretrained, by
     one of ``keys``, is the same worker's, after that one, unless that is done. A published network that is asked for
     (:mod:`study.common.snapshot`) is taken as it is."""
-    rests_on, asked = list(code.of_modules("srs.training.train")), snapshot.asked_for(layout)
+    rests_on, asked = [*code.of_modules("srs.training.train"), Path(__file__)], snapshot.asked_for(layout)
     tasks, jobs, epochs = {}, {}, {}
     for key in sorted(keys, key=lambda key: runs[key].pretrained is not None):
         run = runs[key]
@@ -40,7 +40,7 @@ def training_jobs(
         arguments = {"spec": spec, "config": config, "augmentation": augmentation, "base": base, "settings": settings}
         arguments |= {"data": layout.dataset(spec.data), "resumed": layout.work / f"{key}.{origin}.pt"}
         place, alone = (layout.runs / stage / key, layout.record(stage, key)), config.processes > 1
-        task = Task(*place, origin, train_run, arguments, alone=alone)
+        task = Task(*place, origin, train_run, arguments, alone=alone, spent=[arguments["resumed"]])
         tasks[key] = snapshot.or_published(task, layout.name, asked)
         after = run.pretrained is not None and not tasks[run.pretrained].done
         jobs.setdefault(run.pretrained if after else key, []).append(tasks[key])
@@ -78,6 +78,5 @@ def train_run(
     if "starts" in result:
         models.write_checkpoint(result["starts"], out / "starts.pt")
     pd.DataFrame(result["history"]).to_csv(out / "history.csv", index=False)
-    resumed.unlink(missing_ok=True)
     remove_older(resumed)
     return {"train": result["seconds"], "machine": machine.describe(device)}

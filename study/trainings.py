@@ -2,9 +2,9 @@
 
     python -m study.trainings [RUN] [--seeds 8] [--change '{jacobian_frequency: 0.2}' ...]
 
-RUN is a run of params.yaml whose data are prepared (`dvc repro prepare`); a change replaces fields of its schedule. Prints a
-Markdown table: noisy accuracy after 1, 3, 5 and 30 steps of Anderson's method, mean and deviation over the seeds. Single
-trainings go to runs/scratch/trainings, so that what is trained already is not trained again.
+RUN is a run of params.yaml, trained from scratch, whose data are prepared (`dvc repro prepare`); a change replaces fields of
+its schedule. Prints a Markdown table: noisy accuracy after 1, 3, 5 and 30 steps of Anderson's method, mean and deviation over
+the seeds. Single trainings go to runs/scratch/trainings, so that what is trained already is not trained again.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from srs.common.resume import fingerprint
 from srs.common.settings import faults
 from srs.data.datasets import DataConfig, Dataset
 from srs.deq.solvers import Solver
+from srs.models import PRESETS
 from srs.training.train import Training, train
 from srs.votes.samplers import StandardSampler
 from study.common import code, engine
@@ -38,22 +39,31 @@ AS_IT_IS = "as it is"
 
 def jobs_of(study: Study, run: str, changes: list[dict], seeds: int, settings: Machine) -> list[list[Task]]:
     """A job for each change (none is one) and seed from 0 on. Raises ValueError for a run or change that cannot be."""
-    known("RUN", run, study.runs)
+    chosen = study.runs[known("RUN", run, study.runs)]
+    first = chosen.base or chosen.pretrained
+    if first is not None or PRESETS[study.models[chosen.model].preset]["family"] == "resnet":
+        raise ValueError(
+            f"RUN = {run!r} {'is a ResNet' if first is None else f'goes on from {first}'}: a DEQ trained from scratch is wanted"
+        )
+    for change in changes:
+        if "seed" in change:
+            raise ValueError(f"--change seed = {change['seed']!r} must go: each change is trained under all of --seeds")
     layout, scratch, jobs = Layout(study.name), Layout("scratch"), []
-    spec = study.models[study.runs[run].model]
+    spec = study.models[chosen.model]
     augmentation, rests_on = study.data[spec.data], list(code.of_modules("srs.training.train", "study.trainings"))
     for seed in range(seeds):
         for change in ({}, *changes):
             try:
-                config = Training(**study.runs[run].schedule(study.training) | change | {"seed": seed})
+                config = Training(**chosen.schedule(study.training) | change | {"seed": seed})
             except ValidationError as error:
                 raise ValueError("; ".join(f"--change {fault}" for fault in faults(error, "as a whole"))) from None
             parameters = [spec.model_dump(), config.model_dump(), augmentation.model_dump()]
             origin = fingerprint([layout.dataset(spec.data)], parameters, rests_on)
             arguments = {"spec": spec, "config": config, "augmentation": augmentation, "settings": settings}
-            arguments |= {"data": layout.dataset(spec.data)}
-            out = scratch.runs / "trainings" / f"{origin}.csv"
-            jobs.append([Task(out, scratch.record("trainings", origin), origin, measure, arguments)])
+            resumed = scratch.work / f"trainings.{origin}.pt"
+            arguments |= {"data": layout.dataset(spec.data), "resumed": resumed}
+            out, record = scratch.runs / "trainings" / f"{origin}.csv", scratch.record("trainings", origin)
+            jobs.append([Task(out, record, origin, measure, arguments, spent=[resumed])])
     return jobs
 
 
@@ -62,16 +72,21 @@ def told(change: dict) -> str:
     return ", ".join(f"{name} = {value}" for name, value in change.items()) or AS_IT_IS
 
 
-def measure(out: Path, *, spec: Model, config: Training, augmentation: DataConfig, data: Path, settings: Machine) -> dict:
-    """Train one network; writes its noisy accuracy on held-out images by steps of the solver, as CSV."""
-    dataset, resumed = Dataset.load(data), out.with_suffix(".pt")
-    trained = train(spec.preset, spec.overrides, dataset, augmentation, config, resumed, engine.device(settings))
+def measure(
+    out: Path, *, spec: Model, config: Training, augmentation: DataConfig, data: Path, resumed: Path, settings: Machine
+) -> dict:
+    """Train one network, or go on from a killed call's ``resumed`` state; writes its noisy accuracy on held-out images by steps
+    of the solver, as CSV."""
+    dataset, device = Dataset.load(data), engine.device(settings)
+    trained = train(
+        *(spec.preset, spec.overrides, dataset, augmentation, config, resumed, device),
+        checkpoint_seconds=settings.checkpoint_seconds,
+    )
     model = models.restore(trained["model"]).eval()
     samplers = {f"{steps}": StandardSampler(solver=Solver(steps=steps)) for steps in STEPS}
     reference = samplers[f"{STEPS[-1]}"]
     found = held_out(model, dataset.validation, config.sigma, samplers, reference, COPIES).rename(columns={"row": "steps"})
     found.assign(seed=config.seed).to_csv(out, index=False)
-    resumed.unlink(missing_ok=True)
     return {"seconds": trained["seconds"]}
 
 

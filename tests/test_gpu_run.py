@@ -83,6 +83,22 @@ def test_the_alarm_interrupts_the_work(narrow, files, tmp_path):
         gpu_run.main([*files, "--into", str(tmp_path), "--minutes", "0.0001"])
 
 
+@pytest.mark.parametrize(
+    "option, value, told",
+    [
+        ("epochs", 0, "1 or more"),
+        ("n", 0, "1 or more"),
+        ("images", 11, "has 10"),
+        ("minutes", 0, "more than 0"),
+        ("minutes", "nan", "more"),
+    ],
+)
+def test_options_out_of_range_are_named_and_write_nothing(files, tmp_path, option, value, told):
+    with pytest.raises(SystemExit, match=f"--{option} {value} is out of range: .*{told}"):
+        gpu_run.main([*files, "--into", str(tmp_path / "gpu"), f"--{option}", str(value)])
+    assert not (tmp_path / "gpu").exists()
+
+
 def test_its_rows_are_the_papers():
     rows = [gpu_run.cast_by(row) for row in gpu_run.ROWS]
     assert [row.kind for row in rows] == ["standard", "standard", "serialized", "serialized", "standard"]

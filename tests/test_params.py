@@ -74,7 +74,7 @@ def test_the_committed_profile_is_the_default():
         ("tuned: small-025-tuned", "tuned: small-25", "report.past = 'small-25' is unknown: choose one of small-050, "),
         ("mondeq: mondeq-025", "mondeq: small-025", "report.mondeq = 'small-025' is no monotone DEQ: the preset of models.small"),
         ("lipschitz: mondeq-lipschitz", "lipschitz: any", "report.lipschitz = 'any' is unknown: choose one of small-050"),
-        ("    mondeq-025: [mondeq]", "    mondeq-025: [direct]", "votes.groups.mondeq-025 = .* needs a group with the rows 'mondeq'"),
+        ("    mondeq-025: [mondeq]", "    mondeq-025: [sequential]", "votes.groups.mondeq-025 = .* needs a group with the rows 'mondeq'"),
         ("base: small-025,", "base: small-26,", "runs.small-025-tuned.base = 'small-26' is unknown"),
         ("base: small-025,", "base: large-025,", "runs.small-025-tuned.model = 'small' must be that of its base run, 'large'"),
         ("small-012: {model", "small-012: {pretrained: large-050, model", "runs.small-012.model = 'small' must be that of its pretrained run"),
@@ -107,12 +107,41 @@ def test_the_committed_profile_is_the_default():
         ("name: embedded", "name: work", "runs/work is no folder of a profile"),
         ("threads: 1,", "threads: 0,", r"machine.threads: .*greater than or equal to 1 \(got 0\)"),
         ("machine: {", "machine: [", "not valid YAML"),
+        ("    resnet-050: [direct]", "    resnet-050: [pair]", "rows.pair: the row 'MDEQ-30A' is none of resnet-050, whose network is a ResNet: direct"),
+        ("pair: [MDEQ-30A, SRS-MDEQ-1A", "pair: [MDEQ-30A, ResNet, SRS-MDEQ-1A", "the row 'ResNet' is none of small-0.*whose network is a DEQ: standard"),
+        ("pair: [MDEQ-30A, SRS-MDEQ-1A", "pair: [MDEQ-30A, SRS-monDEQ settled, SRS-MDEQ-1A", "'SRS-monDEQ settled' is none of small.*only a monotone DEQ"),
+        ("pair: [MDEQ-30A, SRS-MDEQ-1A", "pair: [MDEQ-30A, monDEQ settled, SRS-MDEQ-1A", "'monDEQ settled' is none of small.*only a monotone DEQ"),
+        ("{small-050: SRS-MDEQ-3A,", "{resnet-050: ResNet, small-050: SRS-MDEQ-3A,", "robustness.runs = 'resnet-050' is a ResNet: a DEQ is wanted"),
+        ("  runs: {small-050: SRS-MDEQ-3A, large-050: SRS-MDEQ-3A}", "  runs: {}", "robustness.runs: .*at least 1 item"),
+        ("arithmetic: {run: small-050", "arithmetic: {run: resnet-050", "arithmetic.run = 'resnet-050' is a ResNet"),
+        ("n: 1000, n_alone: 100", "n: 50, n_alone: 51",
+         "arithmetic: n_alone = 51 is out of range: 1 to n = 50"),
+        ("{run: small-050, images: 2,", "{run: small-050, images: 501,", "arithmetic.images = 501 is out of range: the data set has 500"),
+        ("speed: {n: 4000, images: 1", "speed: {n: 4000, images: 501", "speed.images = 501 is out of range: the data set has 500 test images"),
+        ("alphas: [0.001, 0.05]", "alphas: []", "coverage.alphas: .*at least 1 item"),
+        ("alphas: [0.001, 0.05]", "alphas: [2]", "coverage.alphas.0: .*less than 1"),
+        ("coverage: {", "coverage: {mismatch: [], ", "coverage.mismatch: .*at least 1 item"),
+        ("coverage: {", "coverage: {large_n: 100, ", "coverage: large_n, large_audit at alpha = 0.001: .*audit = 400"),
+        ("candidates: [AS-MDEQ-1N mean, AS-MDEQ-1N, AS-MDEQ-2A]", "candidates: [AS-MDEQ-1N mean, SRS-MDEQ-1A]", "the row 'SRS-MDEQ-1A' is none that could be"),
+        ("candidates: [AS-MDEQ-1N mean, AS-MDEQ-1N, AS-MDEQ-2A]", "candidates: [MDEQ-1A]", "starts.candidates = .* has no amortized row, such as"),
+        ("{epochs: 22, batch_size: 96", "{sigma: 0.5, epochs: 22, batch_size: 96", "training.small.sigma = 0.5 must go: it is each run's own, runs.RUN.sigma"),
+        ("{jacobian_weight: 0}}", "{jacobian_weight: 0, seed: 3}}", "runs.small-050-no-jacobian.training.seed = 3 must go"),
+        ("radii: {digits: [0, 0.25", "radii: {letters: [0], digits: [0, 0.25", "report.radii = 'letters' is unknown: choose one of digits, mnist"),
+        ("batch_size: 800, checkpoint", "batch_size: 2000000, checkpoint", "machine.batch_size: .*less than or equal to 1000000"),
     ],
 )  # fmt: skip
 def test_every_fault_is_named_with_its_place_and_what_would_do(tmp_path, old, new, named):
     with pytest.raises(params_file.ParameterError, match=named) as error:
         _load(tmp_path, (old, new))
     assert len(str(error.value).splitlines()) <= 20
+
+
+def test_attacks_that_no_vote_could_judge_are_refused(tmp_path):
+    few = ("  n: 1000\n  radii", "  n: 20\n  radii"), ("alpha: 0.001, audit: 400", "alpha: 0.000000001, audit: 400")
+    with pytest.raises(
+        params_file.ParameterError, match="robustness.n = 20 at certificates.alpha: n = 19 is too small for alpha"
+    ):
+        _load(tmp_path, *few)
 
 
 def test_the_profile_paper_trains_as_released():
@@ -130,7 +159,7 @@ def test_the_profile_paper_trains_as_released():
 @pytest.mark.parametrize(
     "old, new, named",
     [
-        ("    small-012: [levels]", "    small-012: [direct]", "votes.groups.small-012 = .* needs a group with the rows 'levels', for report.small.levels"),
+        ("    small-012: [levels]", "    small-012: [pair]", "votes.groups.small-012 = .* needs a group with the rows 'levels', for report.small.levels"),
         ("levels: [MDEQ-1A, MDEQ-30A stopped, SRS-MDEQ-1A,", "levels: [MDEQ-1A, MDEQ-30A stopped,", "rows.levels: the row = 'SRS-MDEQ-1A' is unknown"),
         ("pair: [MDEQ-30A stopped, AS-MDEQ-1N]", "pair: [MDEQ-30A stopped]", "rows.pair: the row = 'AS-MDEQ-1N' is unknown"),
         ("direct: {images: 500", "direct: {images: 100", "draws.direct.images = 100 must be 500, as in draws.main"),

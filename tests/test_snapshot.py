@@ -95,6 +95,26 @@ def test_what_cannot_be_taken_stops_the_check(published, changes, damage, messag
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("change", ["training", "starts"])
+def test_a_network_whose_base_is_made_otherwise_is_not_taken(published, change):
+    """Though its own settings are those of the snapshot."""
+    folder = published / "tuned/small-050-tuned"
+    folder.mkdir(parents=True)
+    (folder / "model.pt").touch()
+    networks = json.loads((published / "networks.json").read_text())
+    entry = {"made_by": _study().made_by()["tuned/small-050-tuned"], "sha256": {"model.pt": sha256(folder / "model.pt")}}
+    (published / "networks.json").write_text(json.dumps(networks | {"tuned/small-050-tuned": entry | {"record": RECORD}}))
+    assert _study(published=["small-050-tuned"]).taken().keys() == {"tuned/small-050-tuned"}
+    base = SMOKE["runs"]["small-050"] | {"training": {"unrolled_steps": 17}}
+    changes = {
+        "training": {"runs": SMOKE["runs"] | {"small-050": base}},
+        "starts": {"starts": SMOKE["starts"] | {"points": 201}},
+    }
+    told = {"training": "base.training.unrolled_steps is 17 here and 16", "starts": "base.starts.points is 201 here and 200"}
+    with pytest.raises(ValueError, match=f"small-050-tuned was made by other settings, {told[change]} there"):
+        _study(published=["small-050-tuned"], **changes[change]).taken()
+
+
 @pytest.mark.parametrize("value", ["some", True, {"small-050": True}, ["small-051"]])
 def test_what_does_not_name_runs_is_refused(tmp_path, monkeypatch, value):
     monkeypatch.chdir(tmp_path)

@@ -1,12 +1,14 @@
 """What makes trainings alike: changes are trained under the same seeds, and told with their spread."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
 import yaml
 
 from srs import models
+from srs.training import train
 from study import trainings
 from study.common.engine import Machine, compute
 from study.common.layout import Layout
@@ -46,8 +48,34 @@ def test_changes_are_trained_under_the_same_seeds_and_told_with_their_spread(stu
     assert now[0].done and again.loc["as it is", "30 steps"] == shown.loc["learning_rate = 1e-09", "30 steps"]
     with pytest.raises(ValueError, match="--change learning_rate: .*greater than 0"):
         trainings.jobs_of(study, "small-050", [{"learning_rate": 0}], 2, settings)
-    with pytest.raises(ValueError, match="RUN = 'small-051' is unknown"):
-        trainings.jobs_of(study, "small-051", [], 2, settings)
+    with pytest.raises(ValueError, match="--change seed = 3 must go"):
+        trainings.jobs_of(study, "small-050", [{"seed": 3}], 2, settings)
+
+
+@pytest.mark.parametrize(
+    "run, message",
+    [
+        ("small-051", "'small-051' is unknown"),
+        ("small-050-tuned", "'small-050-tuned' goes on from small-050: a DEQ trained from scratch"),
+        ("resnet-050", "'resnet-050' is a ResNet: a DEQ"),
+    ],
+)
+def test_other_runs_are_refused(study, run, message):
+    with pytest.raises(ValueError, match=f"RUN = {message}"):
+        trainings.jobs_of(study, run, [], 2, Machine(workers=1))
+
+
+def test_a_killed_training_goes_on(study, monkeypatch):
+    """Killed while its table is written, after the last step: what is trained is not trained again."""
+    ((job,),) = trainings.jobs_of(study, "small-050", [], 1, Machine(workers=1, checkpoint_seconds=1e-9))
+    with monkeypatch.context() as patched:
+        patched.setattr(trainings, "held_out", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            job.perform()
+    assert job.arguments["resumed"].is_file() and not job.out.exists()
+    monkeypatch.setattr(train._Run, "_one_step", Mock(side_effect=AssertionError("trained again")))
+    job.perform()
+    assert job.done and not job.arguments["resumed"].exists()
 
 
 def test_a_pretrained_network_goes_on_from_the_one_before(study):

@@ -225,7 +225,7 @@ class ReleasedSampler(_Sampler):
 
     def described(self) -> str:
         """What is certified, in words."""
-        return f"DEQ, {self.solver.described()}, {self.batch} draws together"
+        return f"DEQ, {self.solver.described().rstrip(',')}, {self.batch} draws together"
 
     @torch.no_grad()
     @full_precision()

@@ -51,7 +51,7 @@ class Machine(Section):
 
     workers: int | None = Field(None, ge=1)
     threads: int | None = Field(1, ge=1)
-    batch_size: int = Field(800, ge=1)
+    batch_size: int = Field(800, ge=1, le=1_000_000)
     checkpoint_seconds: float = Field(20.0, gt=0)
 
     @classmethod
@@ -65,7 +65,8 @@ class Task:
     """``compute(out, **arguments)`` makes the result ``out``, a file or a folder, and returns arrays or JSON-able values to be
     kept apart from it in ``record`` (.npz), such as seconds. ``origin``: the fingerprint of all that the result depends on; it
     goes to the record, too, and a task whose record has it is done. ``weight``: its share of the progress. ``alone``: it starts
-    processes itself, for which workers would leave no room: it is done by who asks, before all that are spread."""
+    processes itself, for which workers would leave no room: it is done by who asks, before all that are spread. ``spent``:
+    files by which a killed task goes on, of no use once its record is written."""
 
     out: Path
     record: Path
@@ -74,6 +75,7 @@ class Task:
     arguments: dict = field(repr=False)
     weight: int = 1
     alone: bool = False
+    spent: Sequence[Path] = ()
 
     @property
     def done(self) -> bool:
@@ -92,6 +94,8 @@ class Task:
             finally:
                 _remove(partial)
             _write_record(self.record, found | {"origin": self.origin})
+        for path in self.spent:
+            path.unlink(missing_ok=True)
         return self.weight
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from srs.common.settings import Section
 from srs.models import PRESETS
@@ -90,7 +90,7 @@ class Report(Section):
     smoothadv: str | None = None
     consistency: str | None = None
     no_jacobian: str | None = None
-    past: dict[Name, Past]
+    past: dict[Name, Past] = Field(min_length=1)
     mondeq: str | None = None
     lipschitz: str | None = None
     others: list[str] = []

@@ -24,7 +24,7 @@ from study.votes.store import VoteStore, open_store, write_votes
 
 def vote_jobs(plans: VotePlans, layout: Layout, settings: Machine) -> list[list[Task]]:
     """A job for each block of images of each run, which has a task for each sampler that votes on them; the longest first."""
-    jobs, rests_on = [], list(code.of_modules("srs.votes.samplers", "srs.models.__init__"))
+    jobs, rests_on = [], [*code.of_modules("srs.votes.samplers", "srs.models.__init__", "srs.data.datasets"), Path(__file__)]
     for key in plans.plans:
         store = open_store(plans, layout, key)
         model = {"model": layout.model(key), "starts": layout.starts(key), "data": layout.dataset(plans.data(key))}
