@@ -178,6 +178,16 @@ def test_seconds_are_compared_image_by_image(tmp_path):
     assert [_judged(few, **told, least=least)["verdict"] for least in (2, 3.9, 5)] == [CONFIRMED, UNDECIDED, UNDECIDED]
 
 
+def test_one_image_judges_no_speed_up(tmp_path):
+    found = _judged(
+        Made(_rows(**{"MDEQ-30A": [0.3], "SRS-MDEQ-3A": [0.3]}), tmp_path),
+        quantity="speed-up",
+        row="SRS-MDEQ-3{solver}",
+        least=2,
+    )
+    assert found["verdict"] == UNDECIDED
+
+
 def test_a_loss_is_judged_at_the_largest_radius_where_one_could_show(tmp_path):
     told = {"quantity": "certified accuracy", "row": "SRS-MDEQ-3{solver}", "least": -0.03, "r": "reach"}
     standard = [0.3] * 20 + [0.1] * 130
@@ -187,6 +197,9 @@ def test_a_loss_is_judged_at_the_largest_radius_where_one_could_show(tmp_path):
     nothing = Made(_rows(**{"MDEQ-30A": [0.1] * 150, "SRS-MDEQ-3A": [0.1] * 150}), tmp_path)
     found = _judged(nothing, **told)
     assert found["verdict"] == UNDECIDED and "no loss could show: MDEQ-30A certifies fewer than 10 %" in found["found"]
+    short = _rows(**{"MDEQ-30A": standard, "SRS-MDEQ-3A": standard}).assign(n=12)
+    found = _judged(Made(short, tmp_path), **told)
+    assert found["verdict"] == UNDECIDED and "no radius of ours is within the reach of SRS-MDEQ-3A" in found["found"]
 
 
 def test_an_attack_counts_within_the_certified_radius_of_a_right_prediction(tmp_path):

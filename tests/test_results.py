@@ -81,8 +81,18 @@ def test_fingerprint_sees_every_input(tmp_path):
 def test_mean_interval():
     for values in ([], [0.5], [0.5, 0.5]):  # nothing is known of their spread
         assert np.isnan(results.mean_interval(values)).all()
-    low, high = results.mean_interval(np.random.default_rng(0).normal(1.0, 1.0, 400))
-    assert low < 1.0 < high and high - low == pytest.approx(4 / 20, rel=0.2)
+    half = 3.1824 * np.std([1, 2, 3, 4], ddof=1) / 2  # Student's t of three degrees of freedom
+    assert results.mean_interval([1, 2, 3, 4]) == pytest.approx((2.5 - half, 2.5 + half), rel=1e-4)
+
+
+def test_the_interval_of_a_mean_holds_for_few_images_most_of_which_are_alike():
+    """As in differences of radii: the percentiles of a bootstrap leave the mean out of twice as many."""
+    rng, out = np.random.default_rng(0), 0
+    changes = np.where(rng.random((2_000, 25)) < 0.4, rng.normal(-0.1, 0.1, (2_000, 25)), 0.0)
+    for change in changes:
+        low, high = results.mean_interval(change)
+        out += not low <= -0.04 <= high
+    assert out / len(changes) < 0.075
 
 
 def test_ratio_interval():

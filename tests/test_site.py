@@ -151,6 +151,7 @@ def test_a_figures_numbers_are_those_that_it_shows():
     curves.plot([0, 1, 2, 3], [5, 5, 5, 4], label="steps")
     curves.errorbar([1, 2], [0.5, 0.25], [[0.1, 0.05], [0.2, 0.1]], label="a, b")
     curves.axhline(1)
+    curves.axhline(3, label="whole")  # from edge to edge
     bars.hist([1, 1, 2], bins=[0.5, 1.5, 2.5], label="counts")
     bars.set_title("second")
     plt.close(figure)
@@ -158,6 +159,7 @@ def test_a_figures_numbers_are_those_that_it_shows():
     part = {name: rows[["x", "y", "low", "high"]].values.tolist() for name, rows in found.groupby("series")}
     assert part["steps"] == [["0", "5", "", ""], ["2", "5", "", ""], ["3", "4", "", ""]]
     assert part["a, b"] == [["1", "0.5", "0.4", "0.7"], ["2", "0.25", "0.2", "0.35"]]
+    assert part["whole"] == [["", "3", "", ""], ["", "3", "", ""]]
     assert part["counts"] == [["1", "2", "", ""], ["2", "1", "", ""]] and set(found["panel"]) == {"", "second"}
     figure, axes = plt.subplots()
     axes.imshow([[0, 1]])

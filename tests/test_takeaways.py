@@ -9,6 +9,7 @@ from test_tables import _rows
 
 from study.reports import past, tables, takeaways
 from study.reports.attacked import Attacked
+from study.reports.statistics import paired_interval
 
 
 @pytest.mark.parametrize("right, follows", [(42, False), (51, True)])
@@ -55,10 +56,20 @@ def test_which_network_to_pick_follows_from_radii_and_seconds(radius, seconds, p
     assert f"speed-up in seconds {2 / seconds:.1f}×" in told
 
 
+def test_how_many_images_must_be_lost_for_a_loss_to_show():
+    assert takeaways.least_lost(5) is None and takeaways.told_least(5) == "no loss could show"
+    lost = takeaways.least_lost(25)
+    assert paired_interval(0, lost, 25)[1] < 0 <= paired_interval(0, lost - 1, 25)[1]
+    assert takeaways.told_least(25).startswith(f"a loss shows only where {lost} images or more are lost")
+
+
 def test_no_loss_beyond_the_interval_is_not_said_to_be_equality():
     same = pd.concat([_rows("MDEQ-30A", [0.3, 0.6]), _rows("AS-MDEQ-1N", [0.3, 0.5])])
     told = past.read_worst(same, "AS-MDEQ-1N", "MDEQ-30A")
-    assert "none of 3 radii shows it to certify less than MDEQ-30A, which on 2 images takes at least 2 lost at one" in told
+    assert (
+        "none of 3 radii shows it to certify less than MDEQ-30A; at one of them, on 2 images, no loss could show; at its"
+        in told
+    )
     assert "at its worst, r = 0.600, the difference is -50 points" in told
     lower = pd.concat([_rows("MDEQ-30A", [0.6] * 30), _rows("AS-MDEQ-1N", [0.2] * 30)])
     assert "less than MDEQ-30A, at 1 of 2 radii, between 0.600 and 0.600" in past.read_worst(lower, "AS-MDEQ-1N", "MDEQ-30A")
@@ -75,7 +86,9 @@ def test_a_loss_at_the_worst_of_many_radii_is_no_loss_by_chance():
 def test_the_control_is_told_where_it_is_ahead():
     rows = {"sigma = 1": pd.concat([_rows("Unrolled-1N", [0.4, 0.4]), _rows("AS-MDEQ-1N", [0.3, 0.3])])}
     told = past.read_control(rows, {"sigma = 1": "AS-MDEQ-1N"}, {"sigma = 1": "Unrolled-1N"})
-    assert "has an ACR that differs from the chosen row's by +0.100 (no interval from so few) at sigma = 1" in told
+    assert (
+        "has an ACR that differs from the chosen row's by +0.100 (no interval: the images show no spread) at sigma = 1" in told
+    )
     assert past.read_control(rows, {"sigma = 1": "AS-MDEQ-1N"}, {}) == ""
 
 

@@ -46,7 +46,7 @@ def compare(
     seconds an image, ``published`` and ``ours``, on the images that both have.
 
     ``difference``: ours minus published; of costs their ratio. ``lower``, ``upper``: its joint 95 % interval, and whether 0 is
-    ``within``: of a share :func:`study.reports.statistics.paired_interval`, of the ACR a bootstrap over
+    ``within``: of a share :func:`study.reports.statistics.paired_interval`, of the ACR Student's t over
     the images; where the network is another one (its run not among the ``same``), widened by :func:`training_spread` of its
     kind (``kinds``: by run), where that is known. ``over``: what the interval is over. Costs have none: they are compared, not
     judged.

@@ -167,8 +167,8 @@ def never(events: int, images: int, most: float) -> Finding:
 
 
 def least_images(least: float, most: float, level: float = LEVEL) -> int | None:
-    """How many images could confirm a difference within [least, most]: were the two rows alike on all of them or, where that
-    is no such difference, apart on all. None where not even MOST_IMAGES could."""
+    """On how many images a difference within [least, most] could be confirmed: were the two rows alike on all of them or, where
+    that is no such difference, apart on all. None where not even MOST_IMAGES could."""
 
     def interval(images: int) -> Interval:
         return paired_interval(images * (least >= 0), images * (most <= 0), images, level)
@@ -265,8 +265,12 @@ class _Case:
         shares = {q: certified(rows[rows["method"] == other], q).mean() for q in within}
         told = [q for q, share in shares.items() if share >= FEW]
         if not told:
-            named = f" at r = {within[0]:g} and beyond" if within else ""
-            raise NoLoss(f"no loss could show: {other} certifies fewer than {percent(FEW)}{named}, within the reach of {row}")
+            few = (
+                f"{other} certifies fewer than {percent(FEW)} at r = {within[0]:g} and beyond"
+                if within
+                else "no radius of ours is"
+            )
+            raise NoLoss(f"no loss could show: {few}{',' if within else ''} within the reach of {row}")
         return max(told)
 
     def data(self) -> str:
@@ -276,7 +280,7 @@ class _Case:
 
 
 def _speed_up(case: _Case) -> Finding:
-    """The ratio of the summed seconds of ``against`` and ``row``; bootstrap over the images; over trainings and images where
+    """The ratio of the summed seconds of ``against`` and ``row``, its interval over the images; over trainings and images where
     there are several (:func:`study.reports.statistics.joint_ratio`). With fewer draws than the paper's it is a lower bound, for
     warm-up and audit do not grow with them, and contradicts nothing."""
     row, other, trainings = case.pair()
@@ -291,11 +295,11 @@ def _speed_up(case: _Case) -> Finding:
     table = {"large": "table1", "small": "table2", "imagenet": "table3"}[case.model]
     published = [case.results.published[table].get(name, {}).get("seconds") for name in (other, row)]
     k = rows.loc[rows["method"] == row, "k"].max()
-    told = f"{row} at N = {rows['n'].iloc[0]:,} and K = {k:,}: {ratio:.1f} times in time ({interval(low, high, 1)}), "
+    told = f"{row} at N = {rows['n'].iloc[0]:,} and K = {k:,}: {tables.times(ratio, low, high)} in time, "
     told += f"{in_evaluations:.1f} times in evaluations of f, warm-up and audit included"
     if all(published):
-        told += f"; published, at another N: {published[0] / published[1]:.1f} times"
-    if rows["n"].iloc[0] < N:
+        told += f"; published, at N = {N:,}: {published[0] / published[1]:.1f} times"
+    if rows["n"].iloc[0] < N and not math.isnan(low):
         told += f"; at the paper's N = {N:,} the same audit and warm-up would weigh less"
         high = math.inf
     judged = verdict([(low, high)], *case.claim.limits())
@@ -339,13 +343,15 @@ def _all_pairs(case: _Case) -> Finding:
     key, draws = case.key, case.list_of(case.key, case.claim.draws)
     samplers = {name: s for name, s in case.results.samplers(key, draws).items() if s.audited}
     pairs = [(a, b) for a, b in combinations(samplers, 2) if samplers[a].solver == samplers[b].solver]
+    if not pairs:
+        raise Absent(f"no two serialized rows of {key} by one solver, in that list")
     rows, level = case.rows(key, draws), LEVEL / len(pairs)
     found = {pair: tables.paired_difference(rows, *pair, alpha=level) for pair in pairs}
     a, b = max(found, key=lambda pair: abs(found[pair][0]))
     told = f"r = 0: largest difference of {len(pairs)} pairs, {a} against {b}: {points(*found[a, b])}, simultaneous intervals"
-    radii = {pair: tables.acr_difference(rows, *pair) for pair in pairs}
+    radii = {pair: tables.acr_difference(rows, *pair, alpha=level) for pair in pairs}
     c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
-    told += f"; not judged: the ACR, at most by {change(*radii[c, d])}, {c} against {d}"
+    told += f"; not judged: the ACR, most by {change(*radii[c, d])}, {c} against {d}"
     limits = case.claim.limits()
     judged = verdict([f[1:] for f in found.values()], *limits)
     return Finding(told, judged, rows["index"].nunique(), least_images(*limits, level))
@@ -378,7 +384,7 @@ def _negative_gaps(case: _Case) -> Finding:
 
 
 def _radius_difference(case: _Case) -> Finding:
-    """Mean over the images of RRD(row) - RRD(against), both to the reference; bootstrap. As few images with small radii can
+    """Mean over the images of RRD(row) - RRD(against), both to the reference; Student's t. As few images with small radii can
     make that mean, the share of images that differ which are closer (a sign test, exact) must say the same."""
     key, draws, row = case.place(case.claim.row)
     other, rows = case.place(case.claim.against)[2], case.rows(key, draws)
@@ -407,6 +413,7 @@ def _change_of_loss(case: _Case) -> Finding:
     change = (losses[0] - losses[1]).dropna()
     interval, limits = change_interval(change), case.claim.limits()
     told = f"r = 0: against its reference {names[0]} certifies {points(change.mean(), *interval)} more than {names[1]} does"
+    told += " (two paired intervals, of changes by one and by two, that hold together)"
     needed = _fewest(lambda images: change_interval(np.zeros(images)), limits)
     return Finding(told, verdict([interval], *limits), len(change), needed)
 

@@ -23,6 +23,7 @@ from srs.common.resume import sha256
 from study.common import params_file
 from study.common.snapshot import SNAPSHOTS
 from study.reports import cells, index, items, printed
+from study.reports.numbers import difference
 from study.reports.profile import Profile
 
 _COSTS = ("evaluations an image", "seconds an image")
@@ -204,15 +205,16 @@ class Comparison:
 _READING = (
     "Interval: of the difference, yours minus published, at 95 % for each cell by itself. Of certified accuracies, in points, "
     "from the images that only one of both certifies (Fay and Lumbard 2021: 0 lies outside where the exact sign test rejects "
-    "it); of the ACR a bootstrap over the images. Where a network was trained anew, and published runs differ by "
+    "it); of the ACR Student's t over the images. Where a network was trained anew, and published runs differ by "
     "their seed alone, it holds the spread over trainings, too; elsewhere it does not, and a difference beyond it may be that "
     "of two trainings. Costs are compared as ratios, and not judged."
 )
 
 
 _PRINTED = (
-    "The joint interval, from both printed intervals as if of independent samples, is wider than that above, conservative for "
-    "the same images. Cells without an interval, and seconds, are not judged."
+    "The joint interval: of the difference, from both printed intervals as if of independent samples. It knows nothing of "
+    "training, nor that the images are the same, for which it is wider than need be as a rule. Cells without an interval, "
+    "speed-ups and seconds are not judged."
 )
 
 
@@ -233,9 +235,8 @@ def _values(row) -> tuple[str, str]:
 def _difference(row) -> str:
     if row.cell in _COSTS:
         return f"{row.difference:.2f}×"
-    scale, form = (100, "{:+.0f}") if row.cell.startswith("certified") else (1, "{:+.3f}")
-    told = [form.format(scale * value) for value in (row.difference, row.lower, row.upper)]
-    return f"{told[0]} [{told[1]}, {told[2]}]"
+    scale, digits = (100, 0) if row.cell.startswith("certified") else (1, 3)
+    return difference(row.difference, row.lower, row.upper, scale, digits)
 
 
 def _named(row) -> str:

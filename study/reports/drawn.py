@@ -43,6 +43,9 @@ def _of(axes: Axes) -> Iterator[tuple]:
     for line in axes.lines:
         name, ends = bars.get(line, (line.get_label(), []))
         x, y = line.get_xdata(), line.get_ydata()
+        if line.get_transform() != axes.transData:  # from edge to edge: its other coordinate is none of the data's
+            x = [""] * len(x) if line.get_transform() == axes.get_yaxis_transform(which="grid") else x
+            y = [""] * len(y) if line.get_transform() == axes.get_xaxis_transform(which="grid") else y
         if name.startswith("_") or len(x) != len(y):
             continue
         ends = ends if len(ends) == len(y) else [("", "")] * len(y)

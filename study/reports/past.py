@@ -14,10 +14,10 @@ from srs.certificates.certify import CertifySettings, selected_class
 from srs.deq.solvers import Solver
 from srs.votes.samplers import UNDECIDED, CleanVote, Votes
 from study.reports import tables
-from study.reports.numbers import change, difference, listed, percent, plural, points, signed
+from study.reports.numbers import change, difference, listed, outward, percent, plural, points, signed
 from study.reports.results import Results
 from study.reports.statistics import average_certified_radius, certified
-from study.reports.takeaways import FEW, least_lost, told_acr, truncated
+from study.reports.takeaways import FEW, told_acr, told_least, truncated
 from study.speed import methods_table, timed
 from study.starts import Starts, held_out
 from study.votes.rows import stopped
@@ -72,8 +72,8 @@ def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
     part = pd.DataFrame(found, columns=["difference", "lower", "upper"]).assign(r=radii)
     below, worst, images = part.loc[part["upper"] < 0, "r"], part.loc[part["difference"].idxmin()], both["index"].nunique()
     verdict = (
-        f"none of {len(part)} radii shows it to certify less than {reference}, which on {plural(images, 'image')} takes at "
-        f"least {least_lost(images, 0.05 / len(radii))} lost at one of them"
+        f"none of {len(part)} radii shows it to certify less than {reference}; at one of them, on {plural(images, 'image')}, "
+        f"{told_least(images, 0.05 / len(radii))}"
         if below.empty
         else f"it certifies less than {reference}, at {len(below)} of {len(part)} radii, between "
         f"{bounds.shown(below.min())} and {bounds.shown(below.max())}"
@@ -164,10 +164,15 @@ def read_depth(
     control = [place in trained_once.items() for place in depths.index]
     told.append(
         f"- A DEQ with its start may be evaluated at another depth than it is deployed at: from {depths.columns.min()} to "
-        f"{depths.columns.max()} evaluations its accuracy moves by at most {moved[np.invert(control)].max():.1f} points, that "
-        f"of the control by up to {moved[control].max():.1f}."
+        f"{depths.columns.max()} evaluations its accuracy moves by at most {_up(moved[np.invert(control)].max())} points, that "
+        f"of the control by up to {_up(moved[control].max())}."
     )
     return "\n".join(told)
+
+
+def _up(points: float) -> str:
+    """An "at most": rounded up."""
+    return f"{outward(points, points, 1)[1]:.1f}"
 
 
 def draws_of_tests(cast: Sequence[Votes], settled: Sequence[RadiusCertificate], config: CertifySettings) -> pd.DataFrame:
@@ -194,9 +199,10 @@ def read_draws(drawn: pd.DataFrame, n0: int) -> str:
     decided = drawn[drawn["outcome"].isin(["certified", "refuted"])]
     certified = [int((drawn[column] == "certified").sum()) for column in ("outcome", "its outcome")]
     ratio = (decided["drawn"] / decided["least"]).median()
+    told = f"Of the {len(decided):,} that ours certifies or refutes the median ratio to log(1 / alpha) / KL, which no test "
+    told += f"undercuts on average, is {ratio:.2f}, all draws included."
     return (
         f"Over {plural(len(drawn), 'pair')} of image and radius the test takes {ours:,.0f} draws in the median; where {n0:,} "
         f"draws select the class, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that. It certifies "
-        f"{certified[0]:,} of the pairs, the other {certified[1]:,}. Of the {len(decided):,} that ours certifies or refutes "
-        f"the median ratio to log(1 / alpha) / KL, which no test undercuts on average, is {ratio:.2f}, all draws included."
+        f"{certified[0]:,} of the pairs, the other {certified[1]:,}. {told if len(decided) else 'It decides none of them.'}"
     )

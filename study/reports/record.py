@@ -8,7 +8,7 @@ import pandas as pd
 from srs.certificates import bounds
 from srs.certificates.certify import standard_certificate
 from study.reports import tables
-from study.reports.numbers import fixed, interval, listed, percent, plural
+from study.reports.numbers import fixed, interval, listed, outward, percent, plural
 from study.reports.raw import RawVotes
 from study.reports.reach import ALPHA, SIGMA, N, published_radii, reach
 from study.reports.results import RELEASED_CODE, THEOREM, Results, by_estimator
@@ -302,7 +302,7 @@ def plans(alpha: float) -> pd.DataFrame:
 def read_plans(table: pd.DataFrame) -> str:
     """In how many of the :func:`plans` serialized votes pay."""
     wins, whole = int((table["serialized: radius"] > table["standard: radius"]).sum()), int((table["K"] == table["N"]).sum())
-    gain = (table["serialized: radius"] - table["standard: radius"]).max()
+    _, gain = outward(0, (table["serialized: radius"] - table["standard: radius"]).max(), 3)
     return (
         f"For the same evaluations of f, serialized votes with a true audit plan a larger radius than fewer draws of standard "
         f"smoothing, 30 steps each, in {wins} of {len(table)} plans, by at most {gain:.3f} sigma. In {whole} the best audit is "

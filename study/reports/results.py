@@ -42,8 +42,8 @@ WORDS = (
     "that choose its class before; K: draws that are audited: the reference, a standard row, solves those of them again whose "
     "serialized vote was for the class. Radii are l2, of pixels in [0, 1]; upper ends of what can be certified are rounded "
     "down. Intervals have level 95 %: Clopper and Pearson's over images for a share, Fay and Lumbard's (2021; 0 lies outside "
-    "where the exact sign test rejects it) for a difference that is paired by image, bootstrap over images for means and "
-    "ratios, unless another is named. ACR, the average certified "
+    "where the exact sign test rejects it) for a difference that is paired by image, Student's t over images for means and "
+    "(linearized) ratios, unless another is named. ACR, the average certified "
     f"radius, is over all images, 0 for wrong or abstained ones; as released: wrong predictions' radii counted, too. {BEYOND}: "
     "beyond the largest radius that N, K, alpha and its split between audit and votes allow, whatever these; or nothing. "
     "Costs are what a method alone would need, warm-up, audit and rows that are solved again alone included, but not the "
@@ -254,7 +254,7 @@ class Results(Profile):
 
     def acr_by_level(self, sources: Sequence[Source], title: str) -> pd.DataFrame:
         """ACR of each row of a size, called ``title``, at each noise level: columns size, sigma, method, acr, lower, upper (a
-        95 % bootstrap interval over images)."""
+        95 % interval over images)."""
         lines = []
         for source in sources:
             for method, part in self.rows(*source).groupby("method", sort=False):

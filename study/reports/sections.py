@@ -13,7 +13,7 @@ from study.votes.rows import stopped
 #: A page that needs the size ``small`` alone; the others show what the paper shows, and need all that it has.
 ALONE = "24_cifar10"
 
-_CONSISTENCY = tuple(f"{kind}-{steps}A" for kind in ("MDEQ", "SRS-MDEQ") for steps in (1, 3))
+_CONSISTENCY = tuple(f"{kind}-{steps}" for kind in ("MDEQ", "SRS-MDEQ") for steps in ("1A", "3N", "3A"))
 _START = tuple(f"SRS-MDEQ-{steps}A {start} start" for steps in (1, 3) for start in ("clean", "previous"))
 
 #: What pages show of the main run of each size: lists of rows, and of those the rows that pages name beside the reference.
@@ -21,22 +21,22 @@ SHOWN_ROWS = {
     "small": {
         "main": ("MDEQ-1A", "SRS-MDEQ-1A", "SRS-MDEQ-3A"),
         "consistency": _CONSISTENCY,
-        "steps": ("SRS-MDEQ-3A", "SRS-MDEQ-5A"),
+        "steps": ("MDEQ-30A", "SRS-MDEQ-3A", "SRS-MDEQ-5A"),
         "solvers": ("MDEQ-30N", "MDEQ-30A"),
         "warmup_steps": (),
         "warmup_solvers": (),
-        "restart": (),
-        "serialized_starts": (),
+        "restart": ("every batch", "never"),
+        "serialized_starts": ("previous draw",),
     },
     "large": {
-        "main": ("MDEQ-1A", "SRS-MDEQ-1A", "SRS-MDEQ-3A"),
+        "main": ("MDEQ-1A", "MDEQ-30A", "SRS-MDEQ-1A", "SRS-MDEQ-3A"),
         "consistency": _CONSISTENCY,
         "steps": ("SRS-MDEQ-3A", "SRS-MDEQ-5A"),
         "solvers": ("MDEQ-30N", "MDEQ-30A"),
         "warmup_steps": (),
         "start": _START,
     },
-    "imagenet": {"imagenet": ("MDEQ-1B", "SRS-MDEQ-1B", "SRS-MDEQ-3B"), "imagenet_steps": ()},
+    "imagenet": {"imagenet": ("MDEQ-1B", "SRS-MDEQ-1B", "SRS-MDEQ-3B"), "imagenet_steps": ("SRS-MDEQ-3B", "SRS-MDEQ-5B")},
 }
 
 
@@ -167,7 +167,7 @@ class Requirements:
                 known(f"robustness.runs: report.{name}.main", size.main, self.attacked)
                 self._has(f"report.{name}", size.main, "samples", reference=False)
         for name in ("smoothadv", "consistency", "no_jacobian"):
-            self._has(f"report.{name}", getattr(report, name), "pair", ("SRS-MDEQ-1A", "SRS-MDEQ-3A"))
+            self._has(f"report.{name}", getattr(report, name), "pair", ("MDEQ-30A", "SRS-MDEQ-1A", "SRS-MDEQ-3A"))
             self._same_images((getattr(report, name), "pair"), (report.small.main, "steps"))
         for name, field in {"smoothadv": "adversary", "consistency": "consistency"}.items():
             key = getattr(report, name)

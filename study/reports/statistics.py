@@ -1,6 +1,6 @@
 """The numbers that tables are made of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -37,12 +37,14 @@ def average_certified_radius(rows: pd.DataFrame, released: bool = False) -> floa
     return float((rows["radius"] if released else counted_radii(rows)).mean())
 
 
-def mean_interval(values: Sequence[float], alpha: float = 0.05, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap interval (percentile) of a mean at level 1 - alpha; NaN where the values say nothing of their spread."""
+def mean_interval(values: Sequence[float], alpha: float = 0.05) -> tuple[float, float]:
+    """Student's t interval of a mean at level 1 - alpha; NaN where the values say nothing of their spread. (Of 15 to 25 images
+    the percentiles of a bootstrap leave out the mean difference of two ACRs on 8 of 100 sets, this on 5.)"""
     values = np.asarray(values, float)
     if len(values) < 2 or np.ptp(values) == 0:
         return np.nan, np.nan
-    return _bootstrap((values,), np.mean, alpha, seed)
+    found = stats.ttest_1samp(values, 0.0).confidence_interval(1 - alpha)
+    return float(found.low), float(found.high)
 
 
 def paired_interval(gained: int, lost: int, images: int, alpha: float = 0.05) -> tuple[float, float]:
@@ -84,16 +86,17 @@ def rejected(p_values: Sequence[float], level: float = 0.05) -> np.ndarray:
     return found
 
 
-def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Ratio of two paired sums, with its 95 % bootstrap interval (percentile) over the pairs, which is the ratio alone where
-    all pairs have it; NaN for fewer than two."""
+def ratio_interval(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
+    """Ratio of two paired sums of positive numbers, with its 95 % interval over the pairs (Student's t, linearized), which is
+    the ratio alone where all pairs have it; NaN for fewer than two."""
     above, below = np.asarray(above, float), np.asarray(below, float)
     ratio = float(above.sum() / below.sum())
     if len(above) < 2:
         return ratio, np.nan, np.nan
     if np.ptp(above / below) == 0:
         return ratio, ratio, ratio
-    return ratio, *_bootstrap((above, below), lambda a, b, axis: a.sum(axis) / b.sum(axis), 0.05, seed)
+    low, high = mean_interval((above - ratio * below) / below.mean())
+    return ratio, max(0.0, ratio + low), ratio + high
 
 
 def joint_interval(values: np.ndarray, alpha: float = 0.05) -> tuple[float, float]:
@@ -116,10 +119,3 @@ def joint_ratio(above: np.ndarray, below: np.ndarray, alpha: float = 0.05) -> tu
     ratio = float(above.sum() / below.sum())
     low, high = joint_interval((above - ratio * below) / below.mean(), alpha)
     return ratio, ratio + low, ratio + high
-
-
-def _bootstrap(samples: tuple[np.ndarray, ...], statistic: Callable, alpha: float, seed: int) -> tuple[float, float]:
-    """The percentile interval of a statistic of one sample, or of several whose members belong together."""
-    settings = {"confidence_level": 1 - alpha, "method": "percentile", "n_resamples": 2_000, "paired": True}
-    found = stats.bootstrap(samples, statistic, rng=np.random.default_rng(seed), **settings).confidence_interval
-    return float(found.low), float(found.high)

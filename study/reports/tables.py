@@ -140,7 +140,7 @@ def certified_table(table: pd.DataFrame, caption: str, folded: Sequence[str] = (
 
 def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFrame | None = None) -> Table:
     """Evaluations of f and seconds an image, and the speed-ups in both: against ``reference``, and against the same solver
-    stopped and as released where there are such rows; with 95 % bootstrap intervals over the images. ``more``: columns that
+    stopped and as released where there are such rows; with 95 % intervals over the images. ``more``: columns that
     follow, texts by method."""
     spent = rows.groupby("method", sort=False)[["evaluations", "seconds"]].mean()
     shown = pd.DataFrame(
@@ -169,8 +169,8 @@ def baselines(reference: str, among: Sequence[str]) -> list[str]:
 
 
 def speed_up(rows: pd.DataFrame, row: str, other: str, unit: str = "seconds") -> tuple[float, float, float]:
-    """How many times as many ``unit`` (seconds or evaluations) ``other`` takes on the same images, with its 95 % bootstrap
-    interval over these."""
+    """How many times as many ``unit`` (seconds or evaluations) ``other`` takes on the same images, with its 95 % interval
+    over these."""
     spent = rows.pivot(index="index", columns="method", values=unit)
     return ratio_interval(spent[other], spent[row])
 
@@ -196,7 +196,7 @@ def times(ratio: float, low: float, high: float) -> str:
 
 
 def acr_difference(rows: pd.DataFrame, method: str, other: str, alpha: float = 0.05) -> tuple[float, float, float]:
-    """Average certified radius of ``method`` minus ``other``'s, paired by image, with its 1 - alpha bootstrap interval."""
+    """Average certified radius of ``method`` minus ``other``'s, paired by image, with its 1 - alpha interval."""
     radii = rows.assign(counted=counted_radii(rows)).pivot(index="index", columns="method", values="counted")
     change = (radii[method] - radii[other]).dropna()
     return float(change.mean()), *mean_interval(change, alpha)
@@ -232,7 +232,8 @@ def spread_table(spread: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
     """Texts of :func:`over_trainings`, a line a method."""
     told = {
         (line.method, f"r = {line.r:.3g}"): (
-            f"{fixed(100 * line.mean)} ± {fixed(100 * line.deviation)} [{fixed(100 * line.lower)}, {fixed(100 * line.upper)}]"
+            f"{fixed(100 * line.mean)} ± {fixed(100 * line.deviation)} "
+            f"[{', '.join(map(fixed, numbers.outward(100 * line.lower, 100 * line.upper)))}]"
         )
         for line in spread.itertuples()
     }
@@ -432,8 +433,8 @@ def read_comparison(
         ]
         if told:
             lines.append(
-                f"Against **{theirs}**, the baseline of the released code, serialization saves in evaluations of f and in "
-                f"seconds: {'; '.join(told)}, audits by {reference} included."
+                f"**{theirs}**, the baseline of the released code, takes so many times the evaluations of f and the seconds of "
+                f"serialized rows: {'; '.join(told)}, audits by {reference} included."
             )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -458,13 +459,14 @@ def _read_row(table: pd.DataFrame, rows: pd.DataFrame, method: str, reference: s
 
 def _read_audit(table: pd.DataFrame, part: pd.DataFrame, reference: str, sampler: Sampler) -> str:
     method = part["method"].iloc[0]
-    wrong = 1 - part["n1"].sum() / max(1, part["n2"].sum())
+    audited = int(part["n2"].sum())
+    wrong = f"{percent(1 - part['n1'].sum() / audited, 1)} of its audited votes for the selected class" if audited else ""
     total = int((part["n0"] + part["n"]).iloc[0])
     audit = (part["n2"] + part["census"]).mean() / total * table.loc[reference, ("per image", "evaluations")]
     return (
         f" The audit is {percent(audit / table.loc[method, ('per image', 'evaluations')])} of its evaluations, and "
         f"{percent(sampler.warm_share(total))} of its draws, those that choose the class included, are of the warm-up. "
-        f"{reference} did not confirm {percent(wrong, 1)} of its audited votes for the selected class. Its certificates "
+        f"{f'{reference} did not confirm {wrong}' if audited else 'None of its votes was audited'}. Its certificates "
         f"cannot pass r = {bounds.shown(table.loc[method, ('', 'largest r')])}, whatever the votes; those from independent "
         f"votes end at r = {bounds.shown(table.loc[reference, ('', 'largest r')])}."
     )

@@ -97,10 +97,9 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
     images = min(results.rows(*source)["index"].nunique() for source in sources)
     levels = plural(len({results.sigma(key) for key, _ in sources}), "noise level")
     told = [
-        f"Of {plural(len(sources), 'network')} at {levels} {len(lower)} certify fewer images at r = 0 by three serialized "
+        f"{len(lower)} of {plural(len(sources), 'network')} at {levels} certify fewer images at r = 0 by three serialized "
         f"steps than by their reference, beyond the paired interval{': ' + listed(lower) if lower else ''}; on {images} images "
-        f"that takes at least {least_lost(images)} images lost. The ACR is smaller, each beyond its own interval, at "
-        f"{len(smaller)}.",
+        f"{told_least(images)}. The ACR is smaller, each beyond its own interval, at {len(smaller)}.",
     ]
     told += [f"What three serialized steps cannot reach, and the reference certifies: {listed(beyond)}."] if beyond else []
     told.append(f"The reference's ACR is largest {listed([text for _, text in best.values()])}.")
@@ -109,9 +108,18 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
     return [*told, results.weaker(sources)]
 
 
-def least_lost(images: int, alpha: float = 0.05) -> int:
-    """How many of ``images`` a row must lose, and gain none, for the loss to be beyond the paired 1 - alpha interval."""
-    return next((lost for lost in range(1, images) if paired_interval(0, lost, images, alpha)[1] < 0), images)
+def least_lost(images: int, alpha: float = 0.05) -> int | None:
+    """How many of ``images`` a row must lose, and gain none, for the loss to be beyond the paired 1 - alpha interval; None
+    where not even all are enough."""
+    return next((lost for lost in range(1, images + 1) if paired_interval(0, lost, images, alpha)[1] < 0), None)
+
+
+def told_least(images: int, alpha: float = 0.05) -> str:
+    """A :func:`least_lost` in words."""
+    lost = least_lost(images, alpha)
+    if lost is None:
+        return "no loss could show"
+    return f"a loss shows only where {plural(lost, 'image')} or more {'is' if lost == 1 else 'are'} lost and none is gained"
 
 
 def steps_and_solvers(results: Results) -> list[str]:
@@ -145,6 +153,9 @@ def consistency(results: Results) -> list[str]:
         rows, reference = results.rows(key, "consistency"), results.reference(key, "consistency")
         sources.append((key, "consistency"))
         ours, theirs = (differences(rows, row, reference) for row in ("SRS-MDEQ-3A", "MDEQ-3A"))
+        if not len(ours):
+            told.append(f"{results.slot(size)}: no image has a radius by {reference}, from which others' could differ.")
+            continue
         told.append(
             f"{results.slot(size)}: over the {plural(len(ours), 'image')} with a radius by {reference} the mean RRD of three "
             f"serialized steps is {ours.mean():.3f}, that of three standard ones {theirs.mean():.3f}: a difference of "
@@ -222,6 +233,8 @@ def _starts(rows: pd.DataFrame, what: str) -> str:
 def _other_starts(rows: pd.DataFrame) -> str:
     """Which of the other starts beat the previous draw's state in ACR, beyond the interval."""
     others = [row for row in rows.loc[rows["k"] > 0, "method"].unique() if row != "previous draw"]
+    if not others:
+        return ""
     found = {row: tables.acr_difference(rows, row, "previous draw", 0.05 / len(others)) for row in others}
     better = [f"{row} ({signed(gain, 3)})" for row, (gain, low, _) in found.items() if low > 0]
     return (
