@@ -53,6 +53,8 @@ def test_speed_at_equal_acr_has_an_interval(frontier):
     assert ratio == pytest.approx(2.0) and low < 1.9 and high > 2.1
     assert "2.00 times as fast (95 % bootstrap interval over 10 images" in frontier.told()
     assert frontier.told().endswith("). MDEQ-30A never stops.")
+    frontier._fewer = frontier._fewer[:1]  # half of its ACR
+    assert frontier.told().endswith("of its ACR. No fewer draws give MDEQ-30A as much. MDEQ-30A never stops.")
 
 
 def test_plans_are_counted():
