@@ -15,7 +15,7 @@ repro: $(INSTALLED) # dvc repro, and the installation
 	@python -c "import yaml, pathlib; name = yaml.safe_load(open('params.yaml'))['name']; print(pathlib.Path('runs', name, 'comparison.txt').read_text(encoding='utf-8'), end=''); print('Reports:', pathlib.Path('runs', name, 'site/index.html').resolve())"
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 mutants: $(INSTALLED) # which changes of the proved code no test would see: docs/testing.md
 	@python -c "import mutmut" 2> /dev/null || python -m pip install --quiet --disable-pip-version-check mutmut

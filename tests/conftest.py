@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: all processes of a test compute alike
+
 import numpy as np
 import pytest
 import torch
