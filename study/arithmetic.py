@@ -16,7 +16,7 @@ from srs.data.datasets import Dataset, Images, evenly_spaced
 from srs.deq.interface import device_of
 from srs.deq.solvers import Solver
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import UNDECIDED, Sampler, SerializedSampler, StandardSampler
+from srs.votes.samplers import MOST_ROWS, UNDECIDED, Sampler, SerializedSampler, StandardSampler
 from study.common import code, engine
 from study.common.engine import Machine, Task
 from study.common.layout import Layout
@@ -30,7 +30,7 @@ class Arithmetic(Section):
     images: int = Field(3, ge=1)
     n: int = Field(1_000, ge=1)
     n_alone: int = Field(100, ge=1)
-    chains: int = Field(50, ge=1)
+    chains: int = Field(50, ge=1, le=MOST_ROWS)
     seed: int = Field(0, ge=0, lt=1 << 63)
 
     @model_validator(mode="after")

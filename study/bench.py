@@ -277,7 +277,7 @@ def report(found: dict[str, pd.DataFrame], config: Bench, device: str) -> str:
         f"A certificate from N = {config.n:,} draws, audit included; seconds of {config.repeats} x {config.images} runs.",
         f"Median seconds for votes on {usual} (32x32: {config.batch_size} draws), noise and starts included, against bare "
         f"passes; noise on the grid against plain noise in single precision; f of MDEQ-SMALL as trained ({kinds}) against f "
-        "as loaded, one batch.",
+        "as loaded, one batch (on a CPU).",
         f"Votes on {config.batch_size} draws of one 32x32 picture, noise included: the shipped DEQ of CIFAR-10, and plain "
         f"networks with random weights; {config.engine_repeats} turns.",
         f"Median seconds for 1,000 draws; where not varied, {usual}.",

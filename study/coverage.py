@@ -23,10 +23,10 @@ from srs.certificates.certify import (
     standard_certificate,
 )
 from srs.common.resume import fingerprint
-from srs.common.settings import Section
+from srs.common.settings import Section, faults
 from srs.deq.solvers import Solver
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import CleanVote, DirectSampler, Sampler, SerializedSampler, Votes
+from srs.votes.samplers import MOST_ROWS, CleanVote, DirectSampler, Sampler, SerializedSampler, Votes
 from study.common import code
 from study.common.engine import Task
 from study.common.layout import Layout
@@ -53,9 +53,9 @@ class Coverage(Section):
 
     runs: int = Field(2_000, ge=1)
     sigma: float = Field(0.5, gt=0)
-    n0: int = Field(50, ge=1)
+    n0: int = Field(50, ge=NAMING_DRAWS)
     n: int = Field(1_000, ge=1)
-    chains: int = Field(50, ge=1)
+    chains: int = Field(50, ge=1, le=MOST_ROWS)
     audit: int = Field(200, ge=1)
     gain: float = Field(0.05, gt=0)
     alphas: list[Annotated[float, Field(gt=0, lt=1)]] = Field([0.001, 0.05], min_length=1)
@@ -66,19 +66,15 @@ class Coverage(Section):
     large_audit: int = Field(400, ge=1)
 
     @model_validator(mode="after")
-    def _audits_can_certify(self) -> "Coverage":
-        for names, n0, n, audit in (
-            ("n, audit", self.n0, self.n, self.audit),
-            ("large_n, large_audit", 1, self.large_n, self.large_audit),
-        ):
-            for alpha, choices in product(self.alphas, DESIGNS.values()):
-                try:
-                    CertifySettings(n0=n0, n=n, audit=audit, alpha=alpha, **choices).require_audit()
-                except ValidationError as error:
-                    told = error.errors()[0]["msg"].removeprefix("Value error, ")
-                    raise ValueError(f"{names} at alpha = {alpha:g}: {told}") from None
-                except ValueError as error:
-                    raise ValueError(f"{names} at alpha = {alpha:g}: {error}") from None
+    def _draws_can_be_audited(self) -> "Coverage":
+        for name, audit, n in (("audit", self.audit, self.n), ("large_audit", self.large_audit, self.large_n)):
+            if audit > n:
+                raise ValueError(f"{name} = {audit} is out of range: at most {name.replace('audit', 'n')} = {n}")
+        for alpha in self.alphas:
+            try:
+                CertifySettings(n0=self.n0, n=self.n, audit=self.audit, alpha=alpha)
+            except ValidationError as error:
+                raise ValueError(f"at alpha = {alpha:g} {'; '.join(faults(error, 'as a whole'))}") from None
         return self
 
 

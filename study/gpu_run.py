@@ -19,15 +19,18 @@ from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from zipfile import BadZipFile
 
 import numpy as np
 import yaml
+from pydantic import ValidationError
 from torch import nn
 
 from srs import models
 from srs.certificates.certify import Certificate, CertifySettings, noisy_copies, serialized_certificate, standard_certificate
 from srs.common import machine
 from srs.common.resume import sha256
+from srs.common.settings import faults
 from srs.data import pictures
 from srs.data.datasets import DataConfig, Dataset, Images, Part, evenly_spaced
 from srs.models import starts
@@ -190,8 +193,8 @@ def require_possible(given: argparse.Namespace) -> None:
     for name, least in (("epochs", 1), ("points", 2), ("images", 1), ("n", 1), ("batch_size", 1)):
         if (value := getattr(given, name)) < least:
             raise ValueError(f"--{name.replace('_', '-')} {value} is out of range: {least} or more")
-    if not 0 < given.minutes < float("inf"):
-        raise ValueError(f"--minutes {given.minutes:g} is out of range: more than 0")
+    if not 0 < given.minutes < 1e6:
+        raise ValueError(f"--minutes {given.minutes:g} is out of range: more than 0, less than 1e6")
     with np.load(given.test) as file:
         if "labels" in file and given.images > (count := len(file["labels"])):
             raise ValueError(f"--images {given.images} is out of range: {given.test} has {count}")
@@ -199,8 +202,11 @@ def require_possible(given: argparse.Namespace) -> None:
 
 
 def settings_of(given: argparse.Namespace) -> CertifySettings:
-    """How images are certified. Raises ValueError where so few draws certify nothing."""
-    return CertifySettings(sigma=SIGMA, n0=min(100, given.n), n=given.n, batch_size=given.batch_size)
+    """How images are certified. Raises ValueError that names what cannot be."""
+    try:
+        return CertifySettings(sigma=SIGMA, n0=min(100, given.n), n=given.n, batch_size=given.batch_size)
+    except ValidationError as error:
+        raise ValueError("; ".join(f"--{fault}" for fault in faults(error, "n"))) from None
 
 
 def require_same(given: argparse.Namespace) -> None:
@@ -240,7 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
         go_on(given)
     except TimeIsUp:
         left = f"Not done after {given.minutes:g} minutes: run the same command again."
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, BadZipFile) as error:
         sys.exit(str(error))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -8,13 +8,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
 from srs.certificates import bounds
+from srs.certificates.at_radius import NAMING_DRAWS
 from srs.certificates.certify import CertifySettings, Confidence
 from srs.common.settings import Section, faults, reason
 from srs.data.datasets import DataConfig
 from srs.models import PRESETS, configure
+from srs.starts import StartSettings
 from srs.training.train import Training
 from srs.votes.samplers import DirectSampler, Sampler, StandardSampler
 from study import training
@@ -25,8 +28,8 @@ from study.common.params_file import ParameterError, read, text
 from study.common.runs import Model, Name, Run
 from study.coverage import Coverage
 from study.reports.sections import Report, Requirements
-from study.robustness import Robustness, judgement
-from study.speed import Speed
+from study.robustness import Poll, Robustness, judgement
+from study.speed import Speed, timed_rows
 from study.starts import Starts
 from study.votes.plan import Draws, Spelling, VotePlan, VotePlans, Voting, is_amortized, known
 from study.votes.rows import sampler_of
@@ -81,7 +84,8 @@ class Study(Section):
         for key, run in runs.items():
             place, made_by = ("models" if run.base is None else "tuned"), parts(run)
             if run.base is not None:
-                made_by["base"] = parts(runs[run.base]) | {"starts": sections["starts"]}
+                fitted = {name: sections["starts"][name] for name in StartSettings.model_fields}
+                made_by["base"] = parts(runs[run.base]) | {"starts": fitted}
             if run.pretrained is not None:
                 made_by["pretrained"] = parts(runs[run.pretrained])
             found[f"{place}/{key}"] = made_by
@@ -147,18 +151,27 @@ class Study(Section):
         self._has_images("arithmetic.images", self.arithmetic.images, self.arithmetic.run)
         for key in self.published if isinstance(self.published, list) else ():
             known("published", key, plans.runs)
-        for row in self.starts.candidates:
-            sampler = sampler_of(row, self.samplers, self.votes.chains)
-            if not (isinstance(sampler, StandardSampler) and sampler.independent and not sampler.exact):
-                raise ValueError(f"starts.candidates: the row {row!r} is none that could be deployed: expected a standard one")
-        if not any(is_amortized(sampler_of(row, self.samplers, self.votes.chains)) for row in self.starts.candidates):
-            raise ValueError(f"starts.candidates = {self.starts.candidates} has no amortized row, such as AS-MDEQ-1N")
+        if self.votes.n0 < NAMING_DRAWS:
+            raise ValueError(f"votes.n0 = {self.votes.n0} is out of range: {NAMING_DRAWS} or more")
+        self._can_be_deployed()
         for name in ("stands_for", "radii"):
             for data in getattr(self.report, name):
                 known(f"report.{name}", data, self.data)
         Requirements(self.report, plans, self.starts.candidates, self.robustness.runs).check()
         self._can_be_timed(plans)
         return self
+
+    def _can_be_deployed(self) -> None:
+        """Whether the rows among which the one to deploy is chosen are standard ones, and some of them amortized."""
+        try:
+            found = {row: sampler_of(row, self.samplers, self.votes.chains) for row in self.starts.candidates}
+        except ValueError as error:
+            raise ValueError(f"starts.candidates: {error}") from None
+        for row, sampler in found.items():
+            if not (isinstance(sampler, StandardSampler) and sampler.independent and not sampler.exact):
+                raise ValueError(f"starts.candidates: the row {row!r} is none that could be deployed: expected a standard one")
+        if not any(map(is_amortized, found.values())):
+            raise ValueError(f"starts.candidates = {self.starts.candidates} has no amortized row, such as AS-MDEQ-1N")
 
     def _can_be_timed(self, plans: VotePlans) -> None:
         """Whether the runs that are timed, which have all that their report needs, have what ``speed`` asks for besides."""
@@ -168,6 +181,9 @@ class Study(Section):
             self._has_images("speed.images", speed.images, key)
             whole = [group.kind for group in plan.groups.values() if plan.reference in group.samplers.values()]
             known(f"speed.rows: a list of {key} with {plan.reference_row(plan.group('past'))}", speed.rows, whole)
+            timed, _, _ = timed_rows(plan, speed)
+            for row in self.starts.candidates:
+                known(f"starts.candidates: the row, to be timed by speed.rows = {speed.rows!r},", row, timed)
             farthest = bounds.largest_radius_by_evidence(speed.n, CertifySettings().alpha, plan.sigma)
             if speed.radius is not None and speed.radius > farthest:
                 most = f"0 to {bounds.shown(farthest)} for {key}, from speed.n = {speed.n} draws"
@@ -187,6 +203,12 @@ class Study(Section):
         except ValidationError as error:
             told = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise ValueError(f"robustness.n = {attacks.n} at certificates.alpha: {told}") from None
+        poll = Poll(attacks.n, self.certificates.alpha, classes=2)
+        poll.add(np.zeros(attacks.n, np.int64))
+        if poll.answer != 0:
+            raise ValueError(
+                f"robustness.n = {attacks.n} is too small for certificates.alpha: not even equal votes name a class"
+            )
 
     def _family(self, key: str) -> str:
         """The family of a run's network. Repeats have their run's."""
@@ -204,13 +226,14 @@ class Study(Section):
 
     def _can_vote(self, key: str, plan: VotePlan, group: str) -> None:
         """Whether a run's network can cast the votes of a group's rows."""
-        family = self._family(key)
-        for row, sampler in plan.groups[group].samplers.items():
-            place = f"rows.{plan.groups[group].kind}: the row {row!r} is none of {key}"
+        family, chosen = self._family(key), plan.groups[group]
+        audits = {"its audits' reference": plan.reference} if chosen.serialized else {}
+        for row, sampler in (audits | chosen.samplers).items():
+            place = f"votes.groups.{key}: {group} has {row if row in audits else f'the row {row!r}'}"
             if isinstance(sampler, DirectSampler) != (family == "resnet"):
                 wanted = "direct ones" if family == "resnet" else "standard, serialized or released ones"
                 raise ValueError(
-                    f"{place}, whose network is a {'ResNet' if family == 'resnet' else 'DEQ'}: {wanted} are wanted"
+                    f"{place}, but the network is a {'ResNet' if family == 'resnet' else 'DEQ'}: {wanted} are wanted"
                 )
             if family != "mondeq" and _settles(sampler):
                 raise ValueError(f"{place}: only a monotone DEQ bounds its distance from the fixed point, which settles votes")

@@ -57,13 +57,15 @@ def jobs_of(study: Study, run: str, changes: list[dict], seeds: int, settings: M
                 config = Training(**chosen.schedule(study.training) | change | {"seed": seed})
             except ValidationError as error:
                 raise ValueError("; ".join(f"--change {fault}" for fault in faults(error, "as a whole"))) from None
+            if config.start != "initial":
+                raise ValueError(f"--change start = {config.start!r} must go: there are no starts to train with")
             parameters = [spec.model_dump(), config.model_dump(), augmentation.model_dump()]
             origin = fingerprint([layout.dataset(spec.data)], parameters, rests_on)
             arguments = {"spec": spec, "config": config, "augmentation": augmentation, "settings": settings}
             resumed = scratch.work / f"trainings.{origin}.pt"
             arguments |= {"data": layout.dataset(spec.data), "resumed": resumed}
             out, record = scratch.runs / "trainings" / f"{origin}.csv", scratch.record("trainings", origin)
-            jobs.append([Task(out, record, origin, measure, arguments, spent=[resumed])])
+            jobs.append([Task(out, record, origin, measure, arguments, alone=config.processes > 1, spent=[resumed])])
     return jobs
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -57,6 +58,18 @@ def test_progress_is_told_while_a_job_goes_on(tmp_path, monkeypatch):
         told.append((time.monotonic() - began, weight))
     assert sum(weight for _, weight in told) == sum(task.weight for task in tasks) and len(told) == 6
     assert told[-1][0] - told[0][0] > 0.5  # the first task of a job is told long before the last
+
+
+def test_what_a_killed_task_went_on_by_goes_once_its_record_is_written(tmp_path, monkeypatch):
+    (tmp_path / "resumed").touch()
+    task = replace(squares(tmp_path, 1)[0][0], spent=[tmp_path / "resumed"])
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.Task, "tidy", Mock(side_effect=KeyboardInterrupt))  # killed right after its record
+        with pytest.raises(KeyboardInterrupt):
+            task.perform()
+    assert task.done and (tmp_path / "resumed").exists()
+    compute([[task]], settings=Machine(workers=1))
+    assert not (tmp_path / "resumed").exists()
 
 
 def test_a_failing_task_is_told_and_leaves_no_result(tmp_path):

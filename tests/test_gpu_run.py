@@ -88,13 +88,15 @@ def test_the_alarm_interrupts_the_work(narrow, files, tmp_path):
     [
         ("epochs", 0, "1 or more"),
         ("n", 0, "1 or more"),
+        ("n", 5, "too small"),
         ("images", 11, "has 10"),
         ("minutes", 0, "more than 0"),
         ("minutes", "nan", "more"),
+        ("minutes", 1e15, "less than 1e6"),
     ],
 )
 def test_options_out_of_range_are_named_and_write_nothing(files, tmp_path, option, value, told):
-    with pytest.raises(SystemExit, match=f"--{option} {value} is out of range: .*{told}"):
+    with pytest.raises(SystemExit, match=f"--{option}.*{told}"):
         gpu_run.main([*files, "--into", str(tmp_path / "gpu"), f"--{option}", str(value)])
     assert not (tmp_path / "gpu").exists()
 

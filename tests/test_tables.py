@@ -133,7 +133,7 @@ def test_cells_hold_no_idle_digits():
 def test_differences_that_round_to_nothing_have_no_sign():
     assert [numbers.signed(value) for value in (-0.3, 0.0, 0.4, 2.6, -1.2)] == ["0", "0", "0", "+3", "-1"]
     assert numbers.points(-0.001, -0.25, 0.0) == "0 points (-25 to 0)"
-    assert numbers.points(0.1, np.nan, np.nan) == "+10 points (no interval: the images show no spread)"
+    assert numbers.points(0.1, np.nan, np.nan) == "+10 points (no interval: one image, or no spread)"
     assert numbers.measured(0.5, np.nan, np.nan) == "0.500" and numbers.measured(-1e-5, 0, 1) == "0.000 [0.000, 1.000]"
     assert [numbers.often(n) for n in (1, 2, 3)] == ["once", "twice", "3 times"] and numbers.plural(1, "step") == "1 step"
 

@@ -50,6 +50,8 @@ def test_changes_are_trained_under_the_same_seeds_and_told_with_their_spread(stu
         trainings.jobs_of(study, "small-050", [{"learning_rate": 0}], 2, settings)
     with pytest.raises(ValueError, match="--change seed = 3 must go"):
         trainings.jobs_of(study, "small-050", [{"seed": 3}], 2, settings)
+    with pytest.raises(ValueError, match="--change start = 'learned' must go"):
+        trainings.jobs_of(study, "small-050", [{"start": "learned"}], 2, settings)
 
 
 @pytest.mark.parametrize(

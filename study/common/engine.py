@@ -94,9 +94,13 @@ class Task:
             finally:
                 _remove(partial)
             _write_record(self.record, found | {"origin": self.origin})
+        self.tidy()
+        return self.weight
+
+    def tidy(self) -> None:
+        """Remove what is ``spent``."""
         for path in self.spent:
             path.unlink(missing_ok=True)
-        return self.weight
 
 
 def compute(jobs: Sequence[Sequence[Task]], unit: str = "task", settings: Machine | None = None) -> None:
@@ -104,6 +108,8 @@ def compute(jobs: Sequence[Sequence[Task]], unit: str = "task", settings: Machin
     task raises."""
     settings = settings or Machine.of_params()
     left = [[task for task in job if not task.done] for job in jobs]
+    for task in (task for job in jobs for task in job if task.spent and task.done):  # killed right after its record
+        task.tidy()
     total, rest = (sum(task.weight for job in some for task in job) for some in (jobs, left))
     with tqdm(total=total, initial=total - rest, unit=unit, mininterval=2, smoothing=0) as bar:
         for weight in _performed([job for job in left if job], settings):

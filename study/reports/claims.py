@@ -389,6 +389,8 @@ def _radius_difference(case: _Case) -> Finding:
     key, draws, row = case.place(case.claim.row)
     other, rows = case.place(case.claim.against)[2], case.rows(key, draws)
     closer = differences(rows, row, case.reference) - differences(rows, other, case.reference)
+    if not len(closer):
+        return Finding("no image has a radius by the reference", UNDECIDED, 0)
     low, high = mean_interval(closer, LEVEL)
     smaller, differing = int((closer < 0).sum()), int((closer != 0).sum())
     signs = bounds.clopper_pearson_interval(smaller, differing, LEVEL) if differing else (0.0, 1.0)

@@ -52,7 +52,7 @@ def signed(value: float, digits: int = 0) -> str:
 def signed_interval(low: float, high: float, digits: int = 0) -> str:
     """The interval of a difference; said to be none where it is NaN."""
     if np.isnan(low):
-        return "no interval: the images show no spread"
+        return "no interval: one image, or no spread"
     low, high = outward(low, high, digits)
     return f"{signed(low, digits)} to {signed(high, digits)}"
 

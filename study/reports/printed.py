@@ -54,8 +54,8 @@ def _plain(text: str) -> str:
 
 def compare(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     """The cells that both have: ``published``, ``yours``, whether they are the ``same``; of those with an interval,
-    whether 0 is ``within`` that of their difference, from both intervals as of independent samples (MOVER), which is
-    conservative for the same images; not of seconds."""
+    whether 0 is ``within`` that of their difference, from both intervals as of independent samples (MOVER); not of
+    seconds."""
     both = published.rename(columns={"text": "published"}).merge(ours.rename(columns={"text": "yours"}), on=PLACE)
     texts = both[["published", "yours"]].fillna("")
     both[texts.columns] = texts

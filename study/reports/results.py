@@ -258,7 +258,7 @@ class Results(Profile):
         lines = []
         for source in sources:
             for method, part in self.rows(*source).groupby("method", sort=False):
-                low, high = mean_interval(counted_radii(part))
+                low, high = mean_interval(counted_radii(part), least=0.0)
                 place = {"size": title, "sigma": self.sigma(source[0]), "method": method}
                 lines.append(place | {"acr": average_certified_radius(part), "lower": low, "upper": high})
         return pd.DataFrame(lines)

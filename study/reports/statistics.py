@@ -37,14 +37,16 @@ def average_certified_radius(rows: pd.DataFrame, released: bool = False) -> floa
     return float((rows["radius"] if released else counted_radii(rows)).mean())
 
 
-def mean_interval(values: Sequence[float], alpha: float = 0.05) -> tuple[float, float]:
-    """Student's t interval of a mean at level 1 - alpha; NaN where the values say nothing of their spread. (Of 15 to 25 images
-    the percentiles of a bootstrap leave out the mean difference of two ACRs on 8 of 100 sets, this on 5.)"""
+def mean_interval(values: Sequence[float], alpha: float = 0.05, least: float = -np.inf) -> tuple[float, float]:
+    """Student's t interval of a mean at level 1 - alpha, cut where a mean cannot be (below ``least``); NaN where the values say
+    nothing of their spread. The percentiles of a bootstrap are shorter: over differences of radii between the published rows of
+    `embedded`, 15 images at a time, they left out the mean on 8.8 % of sets, this on 4.6 %. Where hardly an image differs,
+    neither holds."""
     values = np.asarray(values, float)
     if len(values) < 2 or np.ptp(values) == 0:
         return np.nan, np.nan
     found = stats.ttest_1samp(values, 0.0).confidence_interval(1 - alpha)
-    return float(found.low), float(found.high)
+    return float(np.maximum(found.low, least)), float(found.high)
 
 
 def paired_interval(gained: int, lost: int, images: int, alpha: float = 0.05) -> tuple[float, float]:
@@ -95,8 +97,8 @@ def ratio_interval(above: Sequence[float], below: Sequence[float]) -> tuple[floa
         return ratio, np.nan, np.nan
     if np.ptp(above / below) == 0:
         return ratio, ratio, ratio
-    low, high = mean_interval((above - ratio * below) / below.mean())
-    return ratio, max(0.0, ratio + low), ratio + high
+    low, high = mean_interval((above - ratio * below) / below.mean(), least=-ratio)
+    return ratio, ratio + low, ratio + high
 
 
 def joint_interval(values: np.ndarray, alpha: float = 0.05) -> tuple[float, float]:

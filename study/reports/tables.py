@@ -316,6 +316,11 @@ def with_interval(share: float, lower: float, upper: float, digits: int = 0) -> 
     return numbers.measured(100 * share, 100 * lower, 100 * upper, digits)
 
 
+def mean(values: np.ndarray) -> str:
+    """A mean of what is never negative with its interval, for a cell; a dash where there is nothing."""
+    return numbers.measured(values.mean(), *mean_interval(values, least=0.0)) if len(values) else BEYOND
+
+
 def share(count: int, total: int, digits: int = 0) -> str:
     """``count`` of ``total`` in percent with its exact 95 % interval; a dash where ``total`` is 0."""
     return with_interval(count / total, *bounds.clopper_pearson_interval(count, total, 0.05), digits) if total else BEYOND

@@ -16,7 +16,7 @@ from pydantic import Discriminator, Field, Tag
 from srs.common.settings import Section
 from srs.data.datasets import evenly_spaced
 from srs.votes.noise import audit_order
-from srs.votes.samplers import Sampler, StandardSampler
+from srs.votes.samplers import MOST_ROWS, Sampler, StandardSampler
 from study.common.runs import Model, repeats_of, with_repeats
 from study.votes.rows import sampler_of
 
@@ -50,7 +50,7 @@ class Voting(Section):
 
     n0: int = Field(100, ge=1)
     seed: int = Field(0, ge=0, lt=1 << 63)
-    chains: int = Field(400, ge=1)
+    chains: int = Field(400, ge=1, le=MOST_ROWS)
     images: dict[str, int]
     references: dict[str, str] = {}
     groups: dict[str, Annotated[list[str], Field(min_length=1)]] = Field(min_length=1)
@@ -218,10 +218,9 @@ class VotePlans:
         groups = {name: self._group(f"votes.groups.{key}", name) for name in groups}
         row = votes.references.get(model, REFERENCE)
         reference = self._sampler(f"votes.references.{model}", row)
-        if not (isinstance(reference, StandardSampler) and reference.independent):
-            raise ValueError(
-                f"votes.references.{model} = {row!r} audits nothing: expected a standard row, whose votes are independent"
-            )
+        if not (isinstance(reference, StandardSampler) and reference.independent) or is_amortized(reference):
+            wanted = "a standard row from the initial start, whose votes are independent"
+            raise ValueError(f"votes.references.{model} = {row!r} audits nothing: expected {wanted}")
         return VotePlan(run.sigma, votes.images[data], groups, reference, votes.n0, votes.seed)
 
     def _group(self, place: str, name: str) -> Group:
