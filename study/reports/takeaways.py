@@ -100,8 +100,8 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
     told = [
         f"{len(lower)} of {plural(len(sources), 'network')} at {levels} {certify} fewer images at r = 0 "
         "by three serialized steps than by their reference, beyond the paired interval"
-        f"{': ' + listed(lower) if lower else ''}; on {images} images {told_least(images)}. The ACR is smaller, each beyond its own "
-        f"interval, at {len(smaller)}.",
+        f"{': ' + listed(lower) if lower else ''}; on {images} images {told_least(images)}. The ACR is smaller, each "
+        f"beyond its own interval, at {len(smaller)}.",
     ]
     told += [f"What three serialized steps cannot reach, and the reference certifies: {listed(beyond)}."] if beyond else []
     told.append(f"The reference's ACR is largest {listed([text for _, text in best.values()])}.")
