@@ -116,6 +116,12 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _disk(monkeypatch):
+    """No test waits for the disk: processes are killed here, never the machine."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
 settings.register_profile("ci", max_examples=80, derandomize=True, deadline=None)
 settings.register_profile("long", max_examples=10_000, deadline=None)
 settings.register_profile("mutants", max_examples=25, derandomize=True, deadline=None, phases=[Phase.generate])

@@ -8,7 +8,7 @@ import srs
 from srs.certificates import bounds
 from srs.certificates.certify import CertifySettings, Confidence, serialized_certificate, standard_certificate
 from srs.votes.noise import NoisyCopies, audit_order
-from srs.votes.samplers import UNDECIDED, SerializedSampler, StandardSampler, Votes
+from srs.votes.samplers import UNDECIDED, ReleasedSampler, SerializedSampler, StandardSampler, Votes
 from study.known_answers import LinearDEQ
 
 SIGMA = 0.5
@@ -274,6 +274,8 @@ def test_predict(linear_deq):
     assert srs.predict(linear_deq, linear_deq.at_true_radius(0.0), audit=200, **serialized) == srs.ABSTAIN
     with pytest.raises(ValueError, match="predict needs a guarantee: estimator = 'released_code'"):
         srs.predict(linear_deq, x, audit=200, estimator="released_code", **serialized)
+    with pytest.raises(ValueError, match="predict needs independent votes, which a sampler of kind 'released' has not"):
+        srs.predict(linear_deq, x, sigma=SIGMA, n=300, alpha=0.001, sampler=ReleasedSampler())
 
 
 def test_predict_is_seldom_wrong(linear_deq):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 OTHER = {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "2"}
-DRAWS = 100
+DRAWS = 60
 ROOT = Path(__file__).parent.parent
 
 
