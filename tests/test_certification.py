@@ -264,6 +264,32 @@ def test_the_first_batch_is_the_first_after_the_warm_up():
     assert config.audited_draws(0, first=25).tolist() == list(range(25, 45))
 
 
+def test_what_is_certified_is_the_image_and_not_the_point_of_the_grid_where_votes_are_cast(linear_deq, monkeypatch):
+    x, settings = linear_deq.at_true_radius(0.8), dict(sigma=SIGMA, n=1_000, alpha=0.01, sampler=SOLVED)
+    monkeypatch.setattr(NoisyCopies, "moved", 0.0)
+    plain = srs.certify(linear_deq, x, **settings)
+    (until,) = srs.certify_until(linear_deq, [x], gain=0.05, **settings)
+    (farther,) = srs.certify_at(linear_deq, [x], 0.7, **settings)
+    (here,) = srs.certify_at(linear_deq, [x], 0.2, **settings)
+    assert plain.prediction == 0 and (here.outcome, farther.outcome) == ("certified", "exhausted")
+    monkeypatch.setattr(NoisyCopies, "moved", 0.5)
+    near = srs.certify(linear_deq, x, **settings)
+    assert (near.prediction, near.radius, near.moved) == (0, plain.radius - 0.5, 0.5)
+    (found,) = srs.certify_until(linear_deq, [x], gain=0.05, **settings)
+    assert (found.prediction, found.radius) == (0, until.radius - 0.5)
+    (found,) = srs.certify_at(linear_deq, [x], 0.2, **settings)
+    assert (found.r, found.outcome, found.drawn) == (0.2, farther.outcome, farther.drawn)
+    for moved in (plain.radius, 5.0):
+        monkeypatch.setattr(NoisyCopies, "moved", moved)
+        far = srs.certify(linear_deq, x, **settings)
+        assert (far.prediction, far.radius, far.moved) == (srs.ABSTAIN, 0.0, moved)
+
+
+def test_an_image_too_large_for_the_noises_grid_is_refused(linear_deq):
+    with pytest.raises(ValueError, match="image has pixels as large as 1e\\+12: expected about"):
+        srs.certify(linear_deq, torch.full((1, 1, 1), 1e12), sigma=SIGMA, sampler=SOLVED)
+
+
 def test_predict(linear_deq):
     x = linear_deq.at_true_radius(0.8)
     assert srs.predict(linear_deq, x, sigma=SIGMA, n=300, alpha=0.001) == 0
