@@ -4,7 +4,7 @@ import torch
 
 from srs.deq.solvers import Solver, solve
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import MARGIN, UNDECIDED, DirectSampler, SerializedSampler, StandardSampler, decide
+from srs.votes.samplers import MARGIN, UNDECIDED, DirectSampler, SerializedSampler, StandardSampler, Votes, decide
 
 FIXED = Solver(method="anderson", steps=10)
 STOPPED = Solver(method="anderson", steps=30, stop="relative", tolerance=1e-3)
@@ -27,6 +27,10 @@ def test_votes_and_undecided_votes():
         ]
     )
     assert decide(logits)[0].tolist() == [1, UNDECIDED, UNDECIDED, UNDECIDED, UNDECIDED, 0]
+
+
+def test_a_vote_that_nobody_has_cast_is_undecided():
+    assert (Votes.blank(3).classes == UNDECIDED).all() and not Votes.blank(3).margins.any()
 
 
 def test_a_narrow_margin_is_settled_by_the_lone_row():
