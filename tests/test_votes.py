@@ -125,7 +125,9 @@ def test_means_are_of_the_images_own_states(trained, digits, start):
                 injection = trained.inject(one(np.arange(3 * turn, 3 * turn + 3)))
                 z0 = trained.initial_state(injection) if z0 is None else z0
                 z = solve(trained.f, z0, injection, sampler.solver if turn else sampler.warmup).z
-                assert votes.classes[3 * turn : 3 * turn + 3].tolist() == decide(trained.head(z))[0].tolist()
+                (classes, margins), own = decide(trained.head(z))[:2], slice(3 * turn, 3 * turn + 3)
+                assert votes.classes[own].tolist() == classes.tolist()
+                assert votes.margins[own] == pytest.approx(margins.numpy(), rel=2e-3)  # which tell where a solve began
                 means.append(z.mean(dim=0))
                 z0 = (means[-1] if start == "batch_mean" else torch.stack(means).mean(dim=0)).expand(3, -1)
     alone = [sampler.sample_many(trained, [one], [np.arange(15)], 1)[0] for one in copies]
