@@ -5,6 +5,7 @@ import torch
 from srs.deq.solvers import Solver, solve
 from srs.votes.noise import NoisyCopies
 from srs.votes.samplers import MARGIN, UNDECIDED, DirectSampler, SerializedSampler, StandardSampler, Votes, decide
+from study.known_answers import LinearDEQ
 
 FIXED = Solver(method="anderson", steps=10)
 STOPPED = Solver(method="anderson", steps=30, stop="relative", tolerance=1e-3)
@@ -45,6 +46,20 @@ def test_a_narrow_margin_is_settled_by_the_lone_row():
     draws = np.arange(60)
     votes = [DirectSampler().sample(Rounding().eval(), copies, draws, size).classes for size in (1, 7, 20, 60)]
     assert UNDECIDED in votes[0] and 0 in votes[0]
+    assert all(np.array_equal(votes[0], other) for other in votes[1:])
+
+
+@pytest.mark.parametrize("sampler", [StandardSampler(solver=Solver(steps=2)), SerializedSampler(chains=20)])
+def test_a_deqs_narrow_margin_is_settled_by_the_lone_row(sampler):
+    class Rounding(LinearDEQ):
+        def head(self, z):
+            shift = 0.0 if len(z) == 1 else 0.3 * MARGIN * (-1) ** len(z)
+            return super().head(z) * MARGIN + torch.tensor([shift, 0.0])
+
+    deq = Rounding().eval()
+    copies, draws = NoisyCopies(deq.at_true_radius(0.5), 0, 0.5, 0), np.arange(60)
+    votes = [sampler.sample(deq, copies, draws, size).classes for size in (1, 7, 20, 60)]
+    assert {UNDECIDED, 0} <= set(votes[0])
     assert all(np.array_equal(votes[0], other) for other in votes[1:])
 
 
