@@ -31,7 +31,7 @@ from study.reports.sections import Report, Requirements
 from study.robustness import Poll, Robustness, judgement
 from study.speed import Speed, timed_rows
 from study.starts import Starts
-from study.votes.plan import Draws, Spelling, VotePlan, VotePlans, Voting, is_amortized, known
+from study.votes.plan import Draws, Spelling, VotePlans, Voting, is_amortized, known
 from study.votes.rows import sampler_of
 from study.votes.table import settings
 
@@ -144,11 +144,11 @@ class Study(Section):
                 place = f"votes.images.{plans.data(key)} = {plan.images}"
                 raise ValueError(f"{place} is out of range: the data set has {data.test} test images")
             for group in plan.groups:
-                self._can_vote(key, plan, group)
+                self._can_vote(plans, key, group)
                 self._certifiable(plan, group)
         self._can_be_attacked(plans)
-        self._is_deq("arithmetic.run", known("arithmetic.run", self.arithmetic.run, self.runs))
-        self._has_images("arithmetic.images", self.arithmetic.images, self.arithmetic.run)
+        _require_deq("arithmetic.run", plans, known("arithmetic.run", self.arithmetic.run, self.runs))
+        self._has_images("arithmetic.images", self.arithmetic.images, plans, self.arithmetic.run)
         for key in self.published if isinstance(self.published, list) else ():
             known("published", key, plans.runs)
         if self.votes.n0 < NAMING_DRAWS:
@@ -178,7 +178,7 @@ class Study(Section):
         speed = self.speed
         for key in self.report.past:
             plan = plans[key]
-            self._has_images("speed.images", speed.images, key)
+            self._has_images("speed.images", speed.images, plans, key)
             whole = [group.kind for group in plan.groups.values() if plan.reference in group.samplers.values()]
             known(f"speed.rows: a list of {key} with {plan.reference_row(plan.group('past'))}", speed.rows, whole)
             timed, _, _ = timed_rows(plan, speed)
@@ -194,7 +194,7 @@ class Study(Section):
         attacks = self.robustness
         for key, row in attacks.runs.items():
             main = plans.plans[known("robustness.runs", key, plans.plans)].groups[plans[key].main]
-            self._is_deq("robustness.runs", key)
+            _require_deq("robustness.runs", plans, key)
             known(f"robustness.runs.{key}", row, main.samplers)
             if attacks.images > main.images:
                 raise ValueError(f"robustness.images = {attacks.images} is out of range: 1 to {main.images}")
@@ -210,24 +210,16 @@ class Study(Section):
                 f"robustness.n = {attacks.n} is too small for certificates.alpha: not even equal votes name a class"
             )
 
-    def _family(self, key: str) -> str:
-        """The family of a run's network. Repeats have their run's."""
-        return PRESETS[self.models[self.plans.runs[key].model].preset]["family"]
-
-    def _is_deq(self, path: str, key: str) -> None:
-        if self._family(key) == "resnet":
-            raise ValueError(f"{path} = {key!r} is a ResNet: a DEQ is wanted")
-
-    def _has_images(self, path: str, images: int, key: str) -> None:
+    def _has_images(self, path: str, images: int, plans: VotePlans, key: str) -> None:
         """Whether the data set of a run has so many test images, where the section ``data`` says how many."""
-        data = self.data[self.models[self.plans.runs[key].model].data]
+        data = self.data[plans.data(key)]
         if data.name in ("digits", "mnist") and images > data.test:
             raise ValueError(f"{path} = {images} is out of range: the data set has {data.test} test images")
 
-    def _can_vote(self, key: str, plan: VotePlan, group: str) -> None:
+    def _can_vote(self, plans: VotePlans, key: str, group: str) -> None:
         """Whether a run's network can cast the votes of a group's rows."""
-        family, chosen = self._family(key), plan.groups[group]
-        audits = {"its audits' reference": plan.reference} if chosen.serialized else {}
+        family, chosen = _family(plans, key), plans[key].groups[group]
+        audits = {"its audits' reference": plans[key].reference} if chosen.serialized else {}
         for row, sampler in (audits | chosen.samplers).items():
             place = f"votes.groups.{key}: {group} has {row if row in audits else f'the row {row!r}'}"
             if isinstance(sampler, DirectSampler) != (family == "resnet"):
@@ -301,6 +293,17 @@ class Study(Section):
             raise ValueError(f"draws.{group}: {told}") from None
         except ValueError as error:
             raise ValueError(f"draws.{group}: {error}") from None
+
+
+def _family(plans: VotePlans, key: str) -> str:
+    """The family of a run's network."""
+    return PRESETS[plans.models[plans.runs[key].model].preset]["family"]
+
+
+def _require_deq(path: str, plans: VotePlans, key: str) -> None:
+    """Raises ValueError, with the ``path``, for a run of another network."""
+    if _family(plans, key) == "resnet":
+        raise ValueError(f"{path} = {key!r} is a ResNet: a DEQ is wanted")
 
 
 def _settles(sampler: Sampler) -> bool:
