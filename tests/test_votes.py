@@ -49,7 +49,9 @@ def test_a_narrow_margin_is_settled_by_the_lone_row():
     assert all(np.array_equal(votes[0], other) for other in votes[1:])
 
 
-@pytest.mark.parametrize("sampler", [StandardSampler(solver=Solver(steps=2)), SerializedSampler(chains=20)])
+@pytest.mark.parametrize(
+    "sampler", [StandardSampler(solver=FIXED), StandardSampler(solver=STOPPED), SerializedSampler(chains=20)]
+)
 def test_a_deqs_narrow_margin_is_settled_by_the_lone_row(sampler):
     class Rounding(LinearDEQ):
         def head(self, z):
