@@ -72,9 +72,14 @@ class Coverage(Section):
                 raise ValueError(f"{name} = {audit} is out of range: at most {name.replace('audit', 'n')} = {n}")
         for alpha in self.alphas:
             try:
-                CertifySettings(n0=self.n0, n=self.n, audit=self.audit, alpha=alpha)
+                CertifySettings(sigma=self.sigma, n0=self.n0, n=self.n, alpha=alpha)
             except ValidationError as error:
                 raise ValueError(f"at alpha = {alpha:g} {'; '.join(faults(error, 'as a whole'))}") from None
+        for name, audit, n in (("audit", self.audit, self.n), ("large_audit", self.large_audit, self.large_n)):
+            try:
+                CertifySettings(n=n, audit=audit, alpha=max(self.alphas)).require_audit()
+            except ValueError as error:
+                raise ValueError(f"{name}, at alpha = {max(self.alphas):g}: {error}") from None
         return self
 
 

@@ -59,7 +59,7 @@ def profile() -> dict:
 
 def read_images(path: Path) -> tuple[Part, list[str]]:
     """The images of a data file and the names of their classes. Raises ValueError for a file that is none."""
-    with np.load(path) as file:
+    with path.open("rb") as stream, np.load(stream) as file:
         if not {"labels", "classes"} < set(file) or not ({"images"} <= set(file) or {"jpeg", "offsets"} <= set(file)):
             raise ValueError(f"{path} has {', '.join(file)}: expected labels, classes, and images or jpeg and offsets")
         if "images" in file:
@@ -195,10 +195,19 @@ def require_possible(given: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value} is out of range: {least} or more")
     if not 0 < given.minutes < 1e6:
         raise ValueError(f"--minutes {given.minutes:g} is out of range: more than 0, less than 1e6")
-    with np.load(given.test) as file:
-        if "labels" in file and given.images > (count := len(file["labels"])):
-            raise ValueError(f"--images {given.images} is out of range: {given.test} has {count}")
     settings_of(given)
+    require_labels(given.train)
+    if given.images > (count := require_labels(given.test)):
+        raise ValueError(f"--images {given.images} is out of range: {given.test} has {count}")
+
+
+def require_labels(path: Path) -> int:
+    """How many labels a data file has. Raises ValueError for a file that is none, and OSError."""
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            return len(file["labels"])
+    except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} is no .npz with labels, classes, and images or jpeg and offsets: {error}") from None
 
 
 def settings_of(given: argparse.Namespace) -> CertifySettings:
@@ -206,7 +215,7 @@ def settings_of(given: argparse.Namespace) -> CertifySettings:
     try:
         return CertifySettings(sigma=SIGMA, n0=min(100, given.n), n=given.n, batch_size=given.batch_size)
     except ValidationError as error:
-        raise ValueError("; ".join(f"--{fault}" for fault in faults(error, "n"))) from None
+        raise ValueError("; ".join(f"--{fault}" for fault in faults(error, "n")).replace("batch_size", "batch-size")) from None
 
 
 def require_same(given: argparse.Namespace) -> None:
@@ -246,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
         go_on(given)
     except TimeIsUp:
         left = f"Not done after {given.minutes:g} minutes: run the same command again."
-    except (OSError, ValueError, TypeError, BadZipFile) as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -2,13 +2,13 @@
 
 import difflib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
 from srs.certificates import bounds
@@ -28,7 +28,7 @@ from study.common.params_file import ParameterError, read, text
 from study.common.runs import Model, Name, Run
 from study.coverage import Coverage
 from study.reports.sections import Report, Requirements
-from study.robustness import Poll, Robustness, judgement
+from study.robustness import Robustness, judgement
 from study.speed import Speed, timed_rows
 from study.starts import Starts
 from study.votes.plan import Draws, Spelling, VotePlans, Voting, is_amortized, known
@@ -38,6 +38,9 @@ from study.votes.table import settings
 #: Sections that the reports read, and on which they depend by a file of their own.
 SHOWN = ("data", "models", "training", "runs", "samplers", "rows", "draws", "votes", "starts", "certificates", "report")
 SHOWN += ("robustness",)
+
+#: How many classes data sets have that are known before they are read.
+_CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10}
 
 #: Folders beside those of the profiles.
 _TAKEN = ("bench", "gpu", "kernels", "notebooks", "scratch", "snapshots", "work")
@@ -203,12 +206,10 @@ class Study(Section):
         except ValidationError as error:
             told = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise ValueError(f"robustness.n = {attacks.n} at certificates.alpha: {told}") from None
-        poll = Poll(attacks.n, self.certificates.alpha, classes=2)
-        poll.add(np.zeros(attacks.n, np.int64))
-        if poll.answer != 0:
-            raise ValueError(
-                f"robustness.n = {attacks.n} is too small for certificates.alpha: not even equal votes name a class"
-            )
+        most = max(_CLASSES.get(self.data[plans.data(key)].name, 2) for key in attacks.runs)
+        if bounds.log_evidence(attacks.n, attacks.n, 0.5) < math.log(most / self.certificates.alpha):  # as a Poll has it
+            told = "is too small for certificates.alpha: not even equal votes name a class"
+            raise ValueError(f"robustness.n = {attacks.n} {told}")
 
     def _has_images(self, path: str, images: int, plans: VotePlans, key: str) -> None:
         """Whether the data set of a run has so many test images, where the section ``data`` says how many."""
@@ -220,7 +221,7 @@ class Study(Section):
         """Whether a run's network can cast the votes of a group's rows."""
         family, chosen = _family(plans, key), plans[key].groups[group]
         audits = {"its audits' reference": plans[key].reference} if chosen.serialized else {}
-        for row, sampler in (audits | chosen.samplers).items():
+        for row, sampler in (chosen.samplers | audits).items():
             place = f"votes.groups.{key}: {group} has {row if row in audits else f'the row {row!r}'}"
             if isinstance(sampler, DirectSampler) != (family == "resnet"):
                 wanted = "direct ones" if family == "resnet" else "standard, serialized or released ones"

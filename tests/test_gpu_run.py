@@ -86,18 +86,34 @@ def test_the_alarm_interrupts_the_work(narrow, files, tmp_path):
 @pytest.mark.parametrize(
     "option, value, told",
     [
-        ("epochs", 0, "1 or more"),
-        ("n", 0, "1 or more"),
-        ("n", 5, "too small"),
-        ("images", 11, "has 10"),
-        ("minutes", 0, "more than 0"),
-        ("minutes", "nan", "more"),
-        ("minutes", 1e15, "less than 1e6"),
+        ("epochs", 0, "epochs 0 is out of range: 1 or more"),
+        ("n", 0, "n 0 is out of range: 1 or more"),
+        ("n", 5, "n: .* 5 is too small"),
+        ("batch-size", 2_000_000, "batch-size: .*less than or equal to 1000000"),
+        ("images", 11, "images 11 is out of range: .*test.npz has 10"),
+        ("minutes", 0, "minutes 0 is out of range: more than 0"),
+        ("minutes", "nan", "minutes nan is out of range: more than 0"),
+        ("minutes", 1e15, "minutes 1e\\+15 is out of range: .*less than 1e6"),
     ],
 )
 def test_options_out_of_range_are_named_and_write_nothing(files, tmp_path, option, value, told):
-    with pytest.raises(SystemExit, match=f"--{option}.*{told}"):
+    with pytest.raises(SystemExit, match=f"^--{told}"):
         gpu_run.main([*files, "--into", str(tmp_path / "gpu"), f"--{option}", str(value)])
+    assert not (tmp_path / "gpu").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", "array"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_files_that_are_none_are_named_before_anything_is_written(files, tmp_path, which, content):
+    bad, given = tmp_path / "bad.npz", list(files)
+    if content == "array":
+        with bad.open("wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        bad.write_bytes(content)
+    given[which] = str(bad)
+    with pytest.raises(SystemExit, match="bad.npz is no .npz with labels"):
+        gpu_run.main([*given, "--into", str(tmp_path / "gpu")])
     assert not (tmp_path / "gpu").exists()
 
 
@@ -110,5 +126,5 @@ def test_its_rows_are_the_papers():
 
 def test_other_files_are_refused(files, tmp_path):
     np.savez(tmp_path / "train.npz", pixels=np.zeros(3))
-    with pytest.raises(SystemExit, match="expected labels, classes"):
+    with pytest.raises(SystemExit, match="is no .npz with labels, classes"):
         gpu_run.main([str(tmp_path / "train.npz"), files[1], "--into", str(tmp_path / "gpu")])

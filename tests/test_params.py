@@ -107,7 +107,7 @@ def test_the_committed_profile_is_the_default():
         ("name: embedded", "name: work", "runs/work is no folder of a profile"),
         ("threads: 1,", "threads: 0,", r"machine.threads: .*greater than or equal to 1 \(got 0\)"),
         ("machine: {", "machine: [", "not valid YAML"),
-        ("    resnet-050: [direct]", "    resnet-050: [pair]", "votes.groups.resnet-050: pair has .*, but the network is a ResNet: direct ones"),
+        ("    resnet-050: [direct]", "    resnet-050: [pair]", "votes.groups.resnet-050: pair has the row 'MDEQ-30A', but the network is a ResNet: direct ones"),
         ("pair: [MDEQ-30A, SRS-MDEQ-1A", "pair: [MDEQ-30A, ResNet, SRS-MDEQ-1A", "votes.groups.small-0.*: pair has the row 'ResNet', but the network is a DEQ: standard"),
         ("pair: [MDEQ-30A, SRS-MDEQ-1A", "pair: [MDEQ-30A, SRS-monDEQ settled, SRS-MDEQ-1A", "small.*: pair has the row 'SRS-monDEQ settled': only a monotone DEQ"),
         ("pair: [MDEQ-30A, SRS-MDEQ-1A", "pair: [MDEQ-30A, monDEQ settled, SRS-MDEQ-1A", "small.*: pair has the row 'monDEQ settled': only a monotone DEQ"),
@@ -122,11 +122,13 @@ def test_the_committed_profile_is_the_default():
         ("alphas: [0.001, 0.05]", "alphas: [2]", "coverage.alphas.0: .*less than 1"),
         ("coverage: {", "coverage: {mismatch: [], ", "coverage.mismatch: .*at least 1 item"),
         ("coverage: {", "coverage: {large_n: 100, ", "coverage: large_audit = 400 is out of range: at most large_n = 100"),
+        ("n0: 50, chains: 50, audit: 200", "n0: 50, chains: 50, audit: 1", "coverage: audit, at alpha = 0.05: audit = 1 .*certify nothing"),
+        ("coverage: {", "coverage: {large_audit: 1, ", "coverage: large_audit, at alpha = 0.05: audit = 1 .*certify nothing"),
         ("n: 1000, n0: 50, chains: 50, audit: 200", "n: 5, n0: 50, chains: 50, audit: 2", "coverage: at alpha = 0.001 .*n = 5 is too small for alpha"),
         ("n: 1000, n0: 50, chains", "n: 1000, n0: 4, chains", "coverage.n0: .*greater than or equal to 5"),
         ("  n0: 100", "  n0: 4", "votes.n0 = 4 is out of range: 5 or more"),
         ("  chains: 50 ", "  chains: 2000000 ", "votes.chains: .*less than or equal to 1000000"),
-        ("references: {", "references: {small: AS-MDEQ-1N, ", "votes.references.small = 'AS-MDEQ-1N' audits nothing: .* from the initial start"),
+        ("references: {", "references: {small: AS-MDEQ-1N, ", "votes.references.small = 'AS-MDEQ-1N' begins at a fitted start.*from the initial start"),
         ("candidates: [AS-MDEQ-1N mean, AS-MDEQ-1N, AS-MDEQ-2A]", "candidates: [AS-MDEQ-1X, AS-MDEQ-1N]", "starts.candidates: the row 'AS-MDEQ-1X' does not"),
         ("candidates: [AS-MDEQ-1N mean, AS-MDEQ-1N, AS-MDEQ-2A]", "candidates: [AS-MDEQ-1N mean, SRS-MDEQ-1A]", "the row 'SRS-MDEQ-1A' is none that could be"),
         ("candidates: [AS-MDEQ-1N mean, AS-MDEQ-1N, AS-MDEQ-2A]", "candidates: [MDEQ-1A]", "starts.candidates = .* has no amortized row, such as"),
@@ -148,7 +150,7 @@ def test_attacks_that_no_vote_could_judge_are_refused(tmp_path):
         params_file.ParameterError, match="robustness.n = 20 at certificates.alpha: n = 19 is too small for alpha"
     ):
         _load(tmp_path, *few)
-    few = few[0], ("alpha: 0.001, audit: 400", "alpha: 0.00001, audit: 400")  # enough to certify, but not to name a class
+    few = few[0], ("alpha: 0.001, audit: 400", "alpha: 0.0001, audit: 400")  # enough to certify, but not to name a class
     with pytest.raises(
         params_file.ParameterError, match="robustness.n = 20 is too small for certificates.alpha: not even equal"
     ):

@@ -56,6 +56,13 @@ def test_which_network_to_pick_follows_from_radii_and_seconds(radius, seconds, p
     assert f"speed-up in seconds {2 / seconds:.1f}×" in told
 
 
+def test_closer_in_words_with_and_without_a_spread():
+    assert takeaways.told_closer(np.zeros(0)).startswith("not to be had")
+    assert takeaways.told_closer(np.zeros(3)).startswith("0.000 (no interval: one image, or no spread), 0.000 in the median")
+    told = takeaways.told_closer(np.array([-0.2, -0.1, 0.1]))
+    assert "serialized is closer on 2 of 3 images, further on 1" in told and told.startswith("-0.067 (-0.")
+
+
 def test_how_many_images_must_be_lost_for_a_loss_to_show():
     assert takeaways.least_lost(5) is None and takeaways.told_least(5) == "no loss could show"
     lost = takeaways.least_lost(25)

@@ -167,14 +167,13 @@ def consistency(results: Results) -> list[str]:
     return [*told, results.weaker(sources)]
 
 
-def told_closer(change: np.ndarray) -> str:
+def told_closer(gaps: np.ndarray) -> str:
     """RRDs of serialized votes less those of standard ones, (images,), in words."""
-    if not len(change):
+    if not len(gaps):
         return "not to be had: no image has a radius by the reference"
     return (
-        f"{signed(change.mean(), 3)} (paired 95 % interval {signed_interval(*mean_interval(change), 3)}), "
-        f"{signed(np.median(change), 3)} in the median; serialized is closer on {(change < 0).sum()} of "
-        f"{plural(len(change), 'image')}, further on {(change > 0).sum()}"
+        f"{change(gaps.mean(), *mean_interval(gaps))}, {signed(np.median(gaps), 3)} in the median; serialized is closer on "
+        f"{(gaps < 0).sum()} of {plural(len(gaps), 'image')}, further on {(gaps > 0).sum()}"
     )
 
 

@@ -218,9 +218,15 @@ class VotePlans:
         groups = {name: self._group(f"votes.groups.{key}", name) for name in groups}
         row = votes.references.get(model, REFERENCE)
         reference = self._sampler(f"votes.references.{model}", row)
-        if not (isinstance(reference, StandardSampler) and reference.independent) or is_amortized(reference):
-            wanted = "a standard row from the initial start, whose votes are independent"
-            raise ValueError(f"votes.references.{model} = {row!r} audits nothing: expected {wanted}")
+        if not (isinstance(reference, StandardSampler) and reference.independent):
+            raise ValueError(
+                f"votes.references.{model} = {row!r} audits nothing: expected a standard row, whose votes are independent"
+            )
+        if is_amortized(reference):
+            raise ValueError(
+                f"votes.references.{model} = {row!r} begins at a fitted start, which is none of the network's own: expected a "
+                "standard row from the initial start"
+            )
         return VotePlan(run.sigma, votes.images[data], groups, reference, votes.n0, votes.seed)
 
     def _group(self, place: str, name: str) -> Group:
