@@ -39,6 +39,9 @@ from study.votes.table import settings
 SHOWN = ("data", "models", "training", "runs", "samplers", "rows", "draws", "votes", "starts", "certificates", "report")
 SHOWN += ("robustness",)
 
+#: Families of networks that are no DEQs.
+_PLAIN = {"resnet"}
+
 #: How many classes data sets have that are known before they are read.
 _CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10}
 
@@ -223,11 +226,9 @@ class Study(Section):
         audits = {"its audits' reference": plans[key].reference} if chosen.serialized else {}
         for row, sampler in (chosen.samplers | audits).items():
             place = f"votes.groups.{key}: {group} has {row if row in audits else f'the row {row!r}'}"
-            if isinstance(sampler, DirectSampler) != (family == "resnet"):
-                wanted = "direct ones" if family == "resnet" else "standard, serialized or released ones"
-                raise ValueError(
-                    f"{place}, but the network is a {'ResNet' if family == 'resnet' else 'DEQ'}: {wanted} are wanted"
-                )
+            if isinstance(sampler, DirectSampler) != (family in _PLAIN):
+                wanted = "direct ones" if family in _PLAIN else "standard, serialized or released ones"
+                raise ValueError(f"{place}, but the network is {'no' if family in _PLAIN else 'a'} DEQ: {wanted} are wanted")
             if family != "mondeq" and _settles(sampler):
                 raise ValueError(f"{place}: only a monotone DEQ bounds its distance from the fixed point, which settles votes")
 
@@ -303,8 +304,8 @@ def _family(plans: VotePlans, key: str) -> str:
 
 def _require_deq(path: str, plans: VotePlans, key: str) -> None:
     """Raises ValueError, with the ``path``, for a run of another network."""
-    if _family(plans, key) == "resnet":
-        raise ValueError(f"{path} = {key!r} is a ResNet: a DEQ is wanted")
+    if _family(plans, key) in _PLAIN:
+        raise ValueError(f"{path} = {key!r} is no DEQ: one is wanted")
 
 
 def _settles(sampler: Sampler) -> bool:
