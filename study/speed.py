@@ -36,8 +36,8 @@ Work = Callable[[], int]  # does something, and returns how many evaluations of 
 
 
 class Timing(Section):
-    """How whole certificates are timed: of ``images`` test images from ``n`` draws, at most ``batch_size`` at once, ``audit``
-    of them audited where they are serialized; ``repeats`` times."""
+    """How whole certificates are timed, at the usual alpha whatever the study's is: of ``images`` test images from ``n`` draws,
+    at most ``batch_size`` at once, ``audit`` of them audited where they are serialized; ``repeats`` times."""
 
     n: int = Field(10_000, ge=11)  # fewer serialized votes certify nothing
     images: Count = 1
