@@ -19,7 +19,7 @@ from srs.data.datasets import DataConfig
 from srs.models import PRESETS, configure
 from srs.starts import StartSettings
 from srs.training.train import Training
-from srs.votes.samplers import DirectSampler, Sampler, StandardSampler
+from srs.votes.samplers import DirectSampler, StandardSampler
 from study import training
 from study.arithmetic import Arithmetic
 from study.common import snapshot
@@ -40,7 +40,7 @@ SHOWN = ("data", "models", "training", "runs", "samplers", "rows", "draws", "vot
 SHOWN += ("robustness",)
 
 #: Families of networks that are no DEQs.
-_PLAIN = {"resnet"}
+PLAIN = {"resnet"}
 
 #: How many classes data sets have that are known before they are read.
 _CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10}
@@ -145,10 +145,7 @@ class Study(Section):
         self._runs_can_be_trained()
         plans = self.plans
         for key, plan in plans.plans.items():
-            data = self.data[plans.data(key)]
-            if data.name in ("digits", "mnist") and plan.images > data.test:
-                place = f"votes.images.{plans.data(key)} = {plan.images}"
-                raise ValueError(f"{place} is out of range: the data set has {data.test} test images")
+            self._has_images(f"votes.images.{plans.data(key)}", plan.images, plans, key)
             for group in plan.groups:
                 self._can_vote(plans, key, group)
                 self._certifiable(plan, group)
@@ -207,8 +204,7 @@ class Study(Section):
         try:
             judgement(attacks, 1.0, self.certificates.alpha)
         except ValidationError as error:
-            told = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(f"robustness.n = {attacks.n} at certificates.alpha: {told}") from None
+            raise ValueError(f"robustness.n = {attacks.n} at certificates.alpha: {_first_of(error)}") from None
         most = max(_CLASSES.get(self.data[plans.data(key)].name, 2) for key in attacks.runs)
         if bounds.log_evidence(attacks.n, attacks.n, 0.5) < math.log(most / self.certificates.alpha):  # as a Poll has it
             told = "is too small for certificates.alpha: not even equal votes name a class"
@@ -222,14 +218,14 @@ class Study(Section):
 
     def _can_vote(self, plans: VotePlans, key: str, group: str) -> None:
         """Whether a run's network can cast the votes of a group's rows."""
-        family, chosen = _family(plans, key), plans[key].groups[group]
+        network, chosen = family(plans, key), plans[key].groups[group]
         audits = {"its audits' reference": plans[key].reference} if chosen.serialized else {}
         for row, sampler in (chosen.samplers | audits).items():
             place = f"votes.groups.{key}: {group} has {row if row in audits else f'the row {row!r}'}"
-            if isinstance(sampler, DirectSampler) != (family in _PLAIN):
-                wanted = "direct ones" if family in _PLAIN else "standard, serialized or released ones"
-                raise ValueError(f"{place}, but the network is {'no' if family in _PLAIN else 'a'} DEQ: {wanted} are wanted")
-            if family != "mondeq" and _settles(sampler):
+            if isinstance(sampler, DirectSampler) != (network in PLAIN):
+                wanted = "direct ones" if network in PLAIN else "standard, serialized or released ones"
+                raise ValueError(f"{place}, but the network is {'no' if network in PLAIN else 'a'} DEQ: {wanted} are wanted")
+            if network not in {*PLAIN, "mondeq"} and sampler.solver.stop == "settled":
                 raise ValueError(f"{place}: only a monotone DEQ bounds its distance from the fixed point, which settles votes")
 
     def _models_can_be_built(self) -> None:
@@ -291,26 +287,25 @@ class Study(Section):
             if chosen.serialized:
                 config.require_audit()
         except ValidationError as error:
-            told = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(f"draws.{group}: {told}") from None
+            raise ValueError(f"draws.{group}: {_first_of(error)}") from None
         except ValueError as error:
             raise ValueError(f"draws.{group}: {error}") from None
 
 
-def _family(plans: VotePlans, key: str) -> str:
+def family(plans: VotePlans, key: str) -> str:
     """The family of a run's network."""
     return PRESETS[plans.models[plans.runs[key].model].preset]["family"]
 
 
 def _require_deq(path: str, plans: VotePlans, key: str) -> None:
     """Raises ValueError, with the ``path``, for a run of another network."""
-    if _family(plans, key) in _PLAIN:
+    if family(plans, key) in PLAIN:
         raise ValueError(f"{path} = {key!r} is no DEQ: one is wanted")
 
 
-def _settles(sampler: Sampler) -> bool:
-    """Whether its votes need a proof of how far the fixed point is."""
-    return "settled" in {getattr(sampler, name).stop for name in ("solver", "warmup") if hasattr(sampler, name)}
+def _first_of(error: ValidationError) -> str:
+    """What is wrong first, without its place."""
+    return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 def load(path: str | Path = "params.yaml") -> Study:

@@ -21,14 +21,13 @@ from srs.common.resume import fingerprint
 from srs.common.settings import faults
 from srs.data.datasets import DataConfig, Dataset
 from srs.deq.solvers import Solver
-from srs.models import PRESETS
 from srs.training.train import Training, train
 from srs.votes.samplers import StandardSampler
 from study.common import code, engine
 from study.common.engine import Machine, Task
 from study.common.layout import Layout
 from study.common.runs import Model
-from study.params import ParameterError, Study, load
+from study.params import PLAIN, ParameterError, Study, family, load
 from study.starts import held_out
 from study.votes.plan import known
 
@@ -41,7 +40,7 @@ def jobs_of(study: Study, run: str, changes: list[dict], seeds: int, settings: M
     """A job for each change (none is one) and seed from 0 on. Raises ValueError for a run or change that cannot be."""
     chosen = study.runs[known("RUN", run, study.runs)]
     first = chosen.base or chosen.pretrained
-    if first is not None or PRESETS[study.models[chosen.model].preset]["family"] == "resnet":
+    if first is not None or family(study.plans, run) in PLAIN:
         raise ValueError(
             f"RUN = {run!r} {'is a ResNet' if first is None else f'goes on from {first}'}: a DEQ trained from scratch is wanted"
         )

@@ -262,15 +262,13 @@ class _Case:
         if r != "reach":
             return r
         within = [q for q in radii if 0 < q <= tables.reachable(rows)[row]]
+        if not within:
+            raise NoLoss(f"no loss could show: no radius of ours is within the reach of {row}")
         shares = {q: certified(rows[rows["method"] == other], q).mean() for q in within}
         told = [q for q, share in shares.items() if share >= FEW]
         if not told:
-            few = (
-                f"{other} certifies fewer than {percent(FEW)} at r = {within[0]:g} and beyond"
-                if within
-                else "no radius of ours is"
-            )
-            raise NoLoss(f"no loss could show: {few}{',' if within else ''} within the reach of {row}")
+            few = f"fewer than {percent(FEW)} at r = {within[0]:g} and beyond"
+            raise NoLoss(f"no loss could show: {other} certifies {few}, within the reach of {row}")
         return max(told)
 
     def data(self) -> str:

@@ -152,8 +152,9 @@ def read_costs(table: pd.DataFrame, reference: str, r: float) -> str:
     row = table.loc[best]
     alike = [name for name in cheap.index if name != best and cheap.loc[name, "accuracy"] == row["accuracy"]]
     images = int(whole["images"])
-    picked = f": the most of {len(cheap)} rows that take at most a tenth of its time, picked on these images"
-    picked = picked if len(cheap) > 1 else ""
+    picked = ""
+    if len(cheap) > 1:
+        picked = f": the most of {len(cheap)} rows that take at most a tenth of its time, picked on these images"
     return (
         f"**On the same {plural(images, 'image')} {best} certifies {percent(row['accuracy'])} at r = {r:g} in "
         f"{row['seconds']:.2f} s an image, {reference} {percent(whole['accuracy'])} in {whole['seconds']:.2f} s**"

@@ -232,8 +232,7 @@ def spread_table(spread: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
     """Texts of :func:`over_trainings`, a line a method."""
     told = {
         (line.method, f"r = {line.r:.3g}"): (
-            f"{fixed(100 * line.mean)} ± {fixed(100 * line.deviation)} "
-            f"[{', '.join(map(fixed, numbers.outward(100 * line.lower, 100 * line.upper)))}]"
+            f"{fixed(100 * line.mean)} ± {with_interval(line.deviation, line.lower, line.upper)}"
         )
         for line in spread.itertuples()
     }

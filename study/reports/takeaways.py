@@ -5,7 +5,7 @@ import pandas as pd
 
 from srs.certificates import bounds
 from study.reports import tables
-from study.reports.numbers import change, fixed, listed, measured, percent, plural, points, signed, signed_interval
+from study.reports.numbers import change, fixed, listed, percent, plural, points, signed, signed_interval
 from study.reports.results import THEOREM, Results, Source, differences, mismatch
 from study.reports.statistics import average_certified_radius, certified, counted_radii, mean_interval, paired_interval
 from study.votes.rows import plain
@@ -93,7 +93,7 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
                 beyond.append(f"{source[0]} at r = {r:g} ({percent(certified(standard, r).mean())})")
         acr, data = average_certified_radius(standard), results.plans.data(source[0])
         if acr > best.get(data, (-1.0,))[0]:
-            best[data] = acr, f"on {data} for {name}, {measured(acr, *mean_interval(counted_radii(standard), least=0.0))}"
+            best[data] = acr, f"on {data} for {name}, {tables.mean(counted_radii(standard))}"
     images = min(results.rows(*source)["index"].nunique() for source in sources)
     levels = plural(len({results.sigma(key) for key, _ in sources}), "noise level")
     certify = "certifies" if len(lower) == 1 else "certify"
