@@ -140,11 +140,13 @@ def test_differences_that_round_to_nothing_have_no_sign():
 
 def test_ours_beside_the_published_where_ours_can_reach(rows):
     found = tables.beside(rows, {"MDEQ-30A": {"accuracy": [1, 75, 99]}, "MDEQ-5A": {"accuracy": [1, 1, 1]}}, [0, 0.25, 1.5])
-    assert found["r"].tolist() == ["0", "0.25"]
-    assert found["published is"].tolist() == ["below our interval", "within our interval"]
-    assert tables.read_beside(found).startswith(
-        "1 of 2 published accuracies lie within our 95 % intervals, but not MDEQ-30A at r = 0 (below)"
+    assert found.dropna()["r"].tolist() == [0, 0.25] and found["row"].unique().tolist() == ["MDEQ-30A"]
+    assert found.dropna()["published is"].tolist() == ["below", "within"]
+    told = tables.read_beside(found, "digits")
+    assert told.startswith(
+        "**1 of 2 published accuracies lie within our 95 % intervals** (digits), but not MDEQ-30A at r = 0 (below); these are "
     )
+    assert told.endswith("average; 1 more lies beyond the radii that our N, K and alpha allow.")
 
 
 def test_published_twin_shows_what_is_not_known():

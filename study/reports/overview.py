@@ -13,7 +13,7 @@ from srs.certificates import bounds
 from study.common.plots import looks
 from study.reports import claims, index, tables
 from study.reports.items import as_table, stands_in
-from study.reports.numbers import fixed, listed, percent, plural
+from study.reports.numbers import listed, percent, plural
 from study.reports.reach import ALPHA, SIGMA, N, reach
 from study.reports.results import Results, Source
 from study.reports.statistics import certified_accuracy, rejected
@@ -32,67 +32,48 @@ def saved(rows: pd.DataFrame, reference: str, row: str) -> str:
     )
 
 
-def curves(results: Results) -> tuple[dict[str, pd.DataFrame], str]:
-    """Certified accuracies of the main run beside which Table 2 is published, in percent: by row a table r, ours, lower,
-    upper, published. On CIFAR-10 where the run or a published report has it; and a text that says on what."""
+def curves(results: Results) -> tuple[pd.DataFrame, str]:
+    """The main run's certified accuracies beside those of the published Table 2 (:func:`study.reports.tables.beside`). On
+    CIFAR-10 where the run or a published report has it; and a text that says on what."""
     key = results.report.small.main
     published, at = results.published["table2"], results.published["cifar10_radii"]
-    if not stands_in(results.dataset(key).name):
-        ours, on = _own(results, key, published, at), "CIFAR-10, this run"
-    elif CIFAR10.is_file():
-        ours, on = _from_report(CIFAR10, published, at)
-    else:
-        ours, on = _own(results, key, published, at), f"{results.plans.data(key)}, which stands in for CIFAR-10"
-    return {row: part.assign(published=published[row]["accuracy"]) for row, part in ours.items()}, on
+    alone = stands_in(results.dataset(key).name)
+    if alone and CIFAR10.is_file():
+        ours, on = _from_report(CIFAR10, list(published), at)
+        return tables.with_published(ours, published, at), on
+    on = f"{results.plans.data(key)}, which stands in for CIFAR-10" if alone else "CIFAR-10, this run"
+    return tables.beside(results.rows(key), published, at), on
 
 
-def _own(results: Results, key: str, published: Mapping, at: list[float]) -> dict[str, pd.DataFrame]:
-    rows, found = results.rows(key), {}
-    reach = tables.reachable(rows)
-    for row in (row for row in published if row in reach.index):
-        accuracy = 100 * certified_accuracy(rows[rows["method"] == row], at)
-        accuracy[accuracy.index > reach[row]] = np.nan
-        found[row] = accuracy.rename(columns={"accuracy": "ours"})[["ours", "lower", "upper"]].rename_axis("r").reset_index()
-    return found
-
-
-def _from_report(path: Path, published: Mapping, at: list[float]) -> tuple[dict[str, pd.DataFrame], str]:
-    """The same, read from the cells of a published Table 2: 62 [47, 75], or a dash beyond reach; and on what it rests."""
+def _from_report(path: Path, published: list[str], at: list[float]) -> tuple[pd.DataFrame, str]:
+    """Ours as ``beside`` has them, read from the cells of a published Table 2: 62 [47, 75], or a dash beyond reach; and on what
+    they rest."""
     page = next(data["text/html"] for data in index.outputs(path) if 'id="table_2"' in data.get("text/html", ""))
     head, *lines = as_table(page)
-    found = {}
+    found = []
     for line in (line for line in lines if line[0] in published):
         cells = dict(zip(head, line))
         known = [[float(x) for x in re.findall(r"\d+", cells.get(f"r = {r:.3g}", ""))] or [np.nan] * 3 for r in at]
-        found[line[0]] = pd.DataFrame(known, columns=["ours", "lower", "upper"]).assign(r=at)
+        found.append(pd.DataFrame(known, columns=["ours", "lower", "upper"]).assign(r=at, row=line[0]))
     amount = re.search(r"\d[\d,]*[\w ]* images, N = [\d,]*\d", page)
-    return found, f"CIFAR-10, the report {path}{f': {amount[0]}' if amount else ''}"
+    return pd.concat(found), f"CIFAR-10, the report {path}{f': {amount[0]}' if amount else ''}"
 
 
-def plot_beside(found: dict[str, pd.DataFrame]) -> Figure:
+def plot_beside(found: pd.DataFrame) -> Figure:
     """Ours (filled, with 95 % intervals) and published (hollow) certified accuracy at the paper's radii."""
     figure, axes = plt.subplots(figsize=(7.5, 4.3), layout="constrained")
-    for number, (row, look) in enumerate(looks(found).items()):
-        part = found[row].dropna(subset="ours")
+    styles = looks(found["row"].unique())
+    for number, (row, look) in enumerate(styles.items()):
+        whole = found[found["row"] == row]
+        part = whole.dropna(subset="ours")
         error = [part["ours"] - part["lower"], part["upper"] - part["ours"]]
-        at = part["r"] + 0.012 * (2 * number - len(found) + 1)  # error bars side by side
+        at = part["r"] + 0.012 * (2 * number - len(styles) + 1)  # error bars side by side
         style = {"color": look.color, "marker": look.marker}
         axes.errorbar(at, part["ours"], error, linestyle=look.line, capsize=2, label=f"{row}, ours", **style)
-        axes.plot(found[row]["r"], found[row]["published"], linestyle="", mfc="none", ms=10, label=f"{row}, published", **style)
+        axes.plot(whole["r"], whole["published"], linestyle="", mfc="none", ms=10, label=f"{row}, published", **style)
     axes.set(xlabel="l2 radius r (pixel units)", ylabel="certified accuracy (%)", ylim=(0, 100))
     axes.legend(fontsize=9)
     return figure
-
-
-def read_beside(found: dict[str, pd.DataFrame], on: str) -> str:
-    both = pd.concat(found).dropna(subset="ours")
-    within = ((both["published"] >= both["lower"]) & (both["published"] <= both["upper"])).sum()
-    beyond = sum(int(part["ours"].isna().sum()) for part in found.values())
-    return (
-        f"**{within} of {len(both)} published accuracies lie within our 95 % intervals** ({on}), which are "
-        f"{fixed((both['upper'] - both['lower']).mean())} points wide on average; {beyond} more lie beyond the radii that our "
-        "N, K and alpha allow."
-    )
 
 
 def read_reach(k: int, claimed: list[float]) -> str:

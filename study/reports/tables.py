@@ -326,28 +326,34 @@ def share(count: int, total: int, digits: int = 0) -> str:
 
 
 def beside(rows: pd.DataFrame, published: dict, at: Sequence[float]) -> pd.DataFrame:
-    """Our certified accuracies beside published ones (percent, at the radii ``at``), where our rows can reach: columns row, r,
-    ours (%), published (%), published is (within, below or above our 95 % interval), width (of that interval)."""
-    reach, lines = reachable(rows), []
+    """Our certified accuracies beside published ones at the radii ``at``, in percent: columns row, r, ours, lower, upper (our
+    95 % interval; NaN beyond our reach), published, and whether that is within, below or above our interval."""
+    reach, found = reachable(rows), []
     for row in (row for row in published if row in reach.index):
-        accuracy = certified_accuracy(rows[rows["method"] == row], at)
-        for r, known in ((r, known) for r, known in zip(at, published[row]["accuracy"]) if r <= reach[row]):
-            share, low, high = accuracy.loc[r, ["accuracy", "lower", "upper"]]
-            where = "below" if known < 100 * low else "above" if known > 100 * high else "within"
-            lines.append(
-                {"row": row, "r": f"{r:g}", "ours (%)": with_interval(share, low, high), "published (%)": f"{known:g}"}
-            )
-            lines[-1] |= {"published is": f"{where} our interval", "width": high - low}
-    return pd.DataFrame(lines)
+        ours = 100 * certified_accuracy(rows[rows["method"] == row], at)[["accuracy", "lower", "upper"]]
+        ours[ours.index > reach[row]] = np.nan
+        found.append(ours.rename(columns={"accuracy": "ours"}).reset_index().assign(row=row))
+    return with_published(pd.concat(found), published, at)
 
 
-def read_beside(found: pd.DataFrame) -> str:
-    """What :func:`beside` says, in a sentence or two."""
-    outside = found[found["published is"] != "within our interval"]
-    told = f"{len(found) - len(outside)} of {len(found)} published accuracies lie within our 95 % intervals"
-    named = ", ".join(f"{line.row} at r = {line.r} ({line[5].split()[0]})" for line in outside.itertuples())
+def with_published(ours: pd.DataFrame, published: dict, at: Sequence[float]) -> pd.DataFrame:
+    """The columns row, r, ours, lower, upper of :func:`beside` with the others."""
+    known = {(row, r): value for row, entry in published.items() for r, value in zip(at, entry["accuracy"])}
+    value = pd.Series([known[key] for key in zip(ours["row"], ours["r"])], index=ours.index)
+    where = np.select([value < ours["lower"], value > ours["upper"]], ["below", "above"], "within")
+    return ours.assign(published=value, **{"published is": where}).reset_index(drop=True)
+
+
+def read_beside(found: pd.DataFrame, on: str) -> str:
+    """What :func:`beside` says in a sentence; ``on`` what ours rests."""
+    ours = found.dropna(subset="ours")
+    outside, beyond = ours[ours["published is"] != "within"], len(found) - len(ours)
+    verb = "lies" if beyond == 1 else "lie"
+    named = ", ".join(f"{line['row']} at r = {line['r']:g} ({line['published is']})" for _, line in outside.iterrows())
     return (
-        f"{told}{f', but not {named}' if named else ''}; these are {fixed(100 * found['width'].mean())} points wide on average."
+        f"**{len(ours) - len(outside)} of {len(ours)} published accuracies lie within our 95 % intervals** ({on})"
+        f"{f', but not {named}' if named else ''}; these are {fixed((ours['upper'] - ours['lower']).mean())} points wide on "
+        f"average{f'; {beyond} more {verb} beyond the radii that our N, K and alpha allow' if beyond else ''}."
     )
 
 
