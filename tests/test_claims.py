@@ -65,7 +65,7 @@ class Made:
 
     def __init__(self, rows, tmp_path):
         self.found = rows
-        group = SimpleNamespace(kind="main", n=1000)
+        group = SimpleNamespace(kind="main", n=1000, samplers=())
         plan = SimpleNamespace(groups={"main": group})
         self.plans = type("Plans", (dict,), {"plans": {"s": plan}})(s=plan)
         self.report = SimpleNamespace(sizes=lambda: {"small": SimpleNamespace(main="s")}, large=None, resnet=None)
@@ -117,6 +117,29 @@ def test_accuracies_are_compared_at_the_radius_that_is_told(tmp_path):
     assert near["claim"] == "MDEQ-SMALL: a claim"
 
 
+def test_a_plain_network_that_is_too_little_trained_judges_nothing(tmp_path):
+    class Beside(Made):
+        def __init__(self, rows, right):
+            super().__init__(rows, tmp_path)
+            self.plans["r"] = self.plans.plans["r"] = self.plans["s"]
+            self.right = right
+            self.report.resnet, self.report.small = "r", None
+
+        def history(self, key):
+            return pd.DataFrame({"validation_accuracy": [self.right[key]]})
+
+        def dataset(self, key):
+            return SimpleNamespace(name="digits", validation=range(100))
+
+    rows = _rows(**{"MDEQ-30A": [0.3] * 150, "ResNet": [0.3] * 100 + [None] * 50})
+    told = {"quantity": "certified accuracy", "against": {"of": "resnet", "row": "ResNet"}, "least": -0.03, "most": 0.03}
+    told |= {"row": {"of": "small", "row": "MDEQ-30A"}}
+    well, badly = (_judged(Beside(rows, {"s": 0.63, "r": right}), **told) for right in (0.6, 0.43))
+    assert well["verdict"] == CONTRADICTED, well["found"]
+    assert "s 63 %, r 60 %" in well["found"]
+    assert badly["verdict"] == claims.UNKNOWN and badly["found"].endswith("as r is trained here, that says little of it")
+
+
 def test_trainings_that_differ_leave_undecided_what_one_of_them_confirms(tmp_path):
     alike, worse = [0.3] * 150, [0.3] * 120 + [None] * 30
     made = {"s": alike, "s-seed1": alike, "s-seed2": worse}
@@ -166,6 +189,25 @@ def test_a_pair_is_looked_for_in_the_runs_other_lists_where_its_main_one_has_not
     assert _judged(Lists(rows, tmp_path), **told | {"against": "MDEQ-9A"})["verdict"] == ABSENT
     apart = _judged(Lists(rows, tmp_path), **told | {"row": "MDEQ-30A stopped"})  # both have a list, but none together
     assert apart["verdict"] == ABSENT and "no list of s has both MDEQ-30A stopped and MDEQ-30A" in apart["found"]
+
+
+def test_a_speed_up_is_judged_where_most_draws_were_cast(tmp_path):
+    """There warm-up and audit weigh as little as in the paper; other claims are judged where all trainings are."""
+
+    class Longer(Made):
+        def combined(self, parts):
+            asked.append({draws for _, draws, _ in parts.values()})
+            return super().combined(parts)
+
+    asked, rows = [], _rows(**{"MDEQ-30A": [0.3] * 10, "SRS-MDEQ-3A": [0.3] * 10})
+    results = Longer(rows, tmp_path)
+    both = ("MDEQ-30A", "SRS-MDEQ-3A")
+    groups = {"main": SimpleNamespace(n=1000, samplers=both), "few": SimpleNamespace(n=5000, samplers=both[:1])}
+    groups |= {"far": SimpleNamespace(n=4000, samplers=both)}
+    results.plans["s"] = SimpleNamespace(groups=groups, group=lambda draws: draws or "main")
+    told = {"row": "SRS-MDEQ-3{solver}", "against": "standard", "least": 0}
+    _judged(results, quantity="speed-up", **told), _judged(results, quantity="certified accuracy", **told)
+    assert asked == [{"far"}, {None}]
 
 
 def test_seconds_are_compared_image_by_image(tmp_path):

@@ -53,6 +53,16 @@ def test_equal_runs_have_equal_cells():
     assert cells.changed_votes(rows, rows, {"one"})[0].empty
 
 
+def test_trainings_are_compared_on_draws_that_all_of_them_have():
+    """Else the first network's would be those of more draws, and networks that are alike would differ."""
+    alike = [_line(run, [0.2, 0.6, 0.7], group="repeats") for run in ("a", "b", "c")]
+    rows = pd.concat([_line("a", [0.3, 0.8, 1.1], n=10_000), *alike])
+    kinds = dict.fromkeys("abc", "a")
+    assert set(cells.training_spread(rows, RADII, kinds).values()) == {0.0}
+    apart = pd.concat([rows[rows["run"] != "c"], _line("c", [0.2, 0.6, 0.7], group="others")])
+    assert cells.training_spread(apart, RADII, kinds) == {}
+
+
 def test_what_no_certificate_can_reach_is_no_cell():
     assert "certified at 1" not in _compare(_line("one", [0.1] * 4, n=100), _line("one", [0.1] * 4, n=100)).index
 

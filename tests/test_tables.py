@@ -256,7 +256,8 @@ def test_rows_over_trainings_are_told_with_the_spread_and_never_narrower_than_th
     )
     text = tables.spread_table(spread.reset_index(), RADII).loc["MDEQ-30A", "r = 0.25"]
     assert text.startswith("38 ± 53 [")
-    assert "**MDEQ-30A** at r = 0.25: 0 % to 75 % from training to training" in tables.read_trainings(spread.reset_index())
+    told = tables.read_trainings(spread.reset_index(), "small")
+    assert "**MDEQ-30A** at r = 0.25: 0 % to 75 % from training to training" in told
 
 
 def test_share_of_nothing_is_a_dash():
@@ -269,3 +270,15 @@ def test_an_interval_in_print_is_never_shorter_than_it_is():
     assert numbers.points(0.0, -0.1301, 0.2) == "0 points (-14 to +20)"
     assert tables.with_interval(0.5, 0.29, 0.29) == "50 [29, 29]"  # 100 * 0.29 is 28.999999999999996 in floating point
     assert numbers.difference(-0.004, -0.009, 0.001, 100) == "0 [-1, +1]"
+
+
+def test_an_interval_in_print_lies_on_the_side_where_it_is():
+    """Rounded outwards to whole points its end would reach 0, or the limit of a claim."""
+    assert numbers.points(0.024, 0.0088, 0.0515) == "+2.4 points (+0.8 to +5.2)"
+    assert numbers.points(-0.012, -0.0279, -0.0003) == "-1.20 points (-2.79 to -0.03)"
+    assert numbers.points(-0.056, -0.0801, -0.0327) == "-6 points (-9 to -3)"
+    assert numbers.points(-0.056, -0.0801, -0.0327, marks=(-0.03, np.inf)) == "-5.6 points (-8.1 to -3.2)"
+    assert numbers.points(-0.02, -0.0298, 0.01, marks=(-0.03, 0.03)) == "-2.00 points (-2.98 to +1.00)"
+    assert numbers.difference(-0.011, -0.0301, -0.0049, 100) == "-1.1 [-3.1, -0.4]"
+    assert numbers.change(-1e-4, -2e-4, -1e-7) == "-0.000100 (-0.000200 to 0.000000)"  # no more than six decimals
+    assert numbers.signed_interval(0.0, 0.0) == "0 to 0"

@@ -105,10 +105,11 @@ def training_spread(rows: pd.DataFrame, radii: Mapping[str, Sequence[float]], ki
     found: dict[tuple, float] = {}
     rows = rows.assign(kind=rows["run"].map(kinds))
     for (kind, design, method), part in rows.groupby(["kind", "design", "method"], sort=False):
-        first = part.groupby("run", sort=False)["group"].transform("first")  # of a run's groups the main one
-        runs = dict(list(part[part["group"] == first].groupby("run", sort=False)))
-        if len(runs) < 2:
+        groups = [one["group"].unique() for _, one in part.groupby("run", sort=False)]
+        shared = [group for group in groups[0] if all(group in others for others in groups)]  # of equally many draws
+        if len(groups) < 2 or not shared:
             continue
+        runs = dict(list(part[part["group"] == shared[0]].groupby("run", sort=False)))
         images = set.intersection(*(set(one["index"]) for one in runs.values()))
         alike = [one[one["index"].isin(images)] for one in runs.values()]
         values = {f"certified at {r:g}": [certified(one, r).mean() for one in alike] for r in radii[next(iter(runs))]}

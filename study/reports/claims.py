@@ -8,7 +8,7 @@ measures and how its interval is made.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ from study.reports.numbers import change, interval, listed, percent, points
 from study.reports.reach import N, reach
 from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, mismatch
 from study.reports.statistics import certified, joint_ratio, mean_interval, paired_interval, ratio_interval
-from study.reports.takeaways import FEW
+from study.reports.takeaways import FEW, says_little
 from study.votes.plan import known
 from study.votes.rows import plain
 
@@ -108,7 +108,7 @@ def judge(claim: Claim, results: Results) -> Iterator[dict]:
         except Absent as absent:
             found, data = Finding(str(absent), ABSENT, trainings=0), ""
         except NoLoss as none:
-            found, data = Finding(str(none), UNDECIDED), case.data()
+            found, data = Finding(str(none), UNDECIDED, trainings=case.trainings), case.data()
         yield {
             "claim": claim.claim.format(model=SIZE_NAMES.get(model, "")),
             "whose": claim.whose,
@@ -191,7 +191,7 @@ class _Case:
 
     def __init__(self, claim: Claim, results: Results, model: str | None):
         self.claim, self.results, self.model = claim, results, model
-        self.sizes, self.keys = results.report.sizes(), []
+        self.sizes, self.keys, self.trainings = results.report.sizes(), [], 1
         self.key = self.run(model) if model else None
 
     def rows(self, key: str, draws: str | None, design: str = "") -> pd.DataFrame:
@@ -235,9 +235,9 @@ class _Case:
                 raise Absent(f"no row {row} of {key}")
         return key, draws, row
 
-    def pair(self) -> tuple[str, str, list[pd.DataFrame]]:
+    def pair(self, most_draws: bool = False) -> tuple[str, str, list[pd.DataFrame]]:
         """The two rows' names and their certificates: a table for each training that has both in one list, in the first that
-        all trainings have; or one, of the run itself."""
+        all trainings have; or one, of the run itself. ``most_draws``: in the run's list of most draws, where one has more."""
         one, other = self.place(self.claim.row), self.place(self.claim.against)
         if isinstance(self.claim.row, str) and isinstance(self.claim.against, str) and one[1] != other[1]:
             shared = self.results.shared([one[0]], (one[2], other[2]))
@@ -251,7 +251,15 @@ class _Case:
             shared = self.results.shared(trainings, (one[2], other[2]), one[1])
             if shared is not None:
                 places = [{row: (key, shared, row) for row in names} for key in trainings]
+        if most_draws:
+            key, draws, _ = places[0][names[0]]
+            groups = self.results.plans[key].groups
+            having = [name for name, group in groups.items() if {*names} <= {*group.samplers}]
+            longest = max(having, key=lambda name: groups[name].n, default=None)
+            if longest and groups[longest].n > groups[self.results.plans[key].group(draws)].n:
+                places = [{row: (key, longest, row) for row in names}]
         self.results.note([where[:2] for place in places for where in place.values()])
+        self.trainings = len(places)
         return *names, [self.results.combined(place) for place in places]
 
     def radius(self, rows: pd.DataFrame, row: str, other: str) -> float:
@@ -280,8 +288,8 @@ class _Case:
 def _speed_up(case: _Case) -> Finding:
     """The ratio of the summed seconds of ``against`` and ``row``, its interval over the images; over trainings and images where
     there are several (:func:`study.reports.statistics.joint_ratio`). With fewer draws than the paper's it is a lower bound, for
-    warm-up and audit do not grow with them, and contradicts nothing."""
-    row, other, trainings = case.pair()
+    warm-up and audit do not grow with them, and contradicts nothing: so it is taken where there are most."""
+    row, other, trainings = case.pair(most_draws=True)
     rows = pd.concat(trainings, keys=range(len(trainings)), names=["training", None])
     spent = rows.pivot_table(index="training", columns=["method", "index"], values=["seconds", "evaluations"])
     slow, fast = spent["seconds", other], spent["seconds", row]
@@ -309,15 +317,26 @@ def _certified_accuracy(case: _Case) -> Finding:
     (:func:`study.reports.tables.joint_difference`)."""
     row, other, trainings = case.pair()
     r = case.radius(trainings[0], row, other)
-    return _difference(case, row, other, trainings, r, _said_beside(case, trainings[0], row))
+    found = _difference(case, row, other, trainings, r, _said_beside(case, trainings[0], row))
+    plain = case.results.report.resnet
+    if plain in case.keys and _too_little_trained(case, plain):
+        return replace(found, told=f"{found.told}: as {plain} is trained here, that says little of it", verdict=UNKNOWN)
+    return found
+
+
+def _too_little_trained(case: _Case, plain: str) -> bool:
+    """Whether a plain network is worse than the claim's other networks on held-out noisy images."""
+    held_out = len(case.results.dataset(plain).validation)
+    right = {key: round(held_out * case.results.history(key)["validation_accuracy"].iloc[-1]) for key in case.keys}
+    return says_little(right[plain], max(right.values()), held_out)
 
 
 def _difference(case: _Case, row: str, other: str, trainings: list[pd.DataFrame], r: float, more: str = "") -> Finding:
     found = tables.joint_difference(trainings, row, other, r)
-    told = f"r = {r:g}: {row} against {other}: {points(*found)}{more}"
+    limits, images = case.claim.limits(), trainings[0]["index"].nunique()
+    told = f"r = {r:g}: {row} against {other}: {points(*found, marks=limits)}{more}"
     where = " of the first training" if len(trainings) > 1 else ""
     told += f"; not judged: the ACR{where}, {change(*tables.acr_difference(trainings[0], row, other))}"
-    limits, images = case.claim.limits(), trainings[0]["index"].nunique()
     return Finding(told, verdict([found[1:]], *limits), images, least_images(*limits), len(trainings))
 
 
@@ -345,12 +364,14 @@ def _all_pairs(case: _Case) -> Finding:
         raise Absent(f"no two serialized rows of {key} by one solver, in that list")
     rows, level = case.rows(key, draws), LEVEL / len(pairs)
     found = {pair: tables.paired_difference(rows, *pair, alpha=level) for pair in pairs}
-    a, b = max(found, key=lambda pair: abs(found[pair][0]))
-    told = f"r = 0: largest difference of {len(pairs)} pairs, {a} against {b}: {points(*found[a, b])}, simultaneous intervals"
+    limits = case.claim.limits()
+    against = [pair for pair in pairs if verdict([found[pair][1:]], *limits) == CONTRADICTED]
+    a, b = max(against or pairs, key=lambda pair: abs(found[pair][0]))
+    told = f"r = 0: largest difference of {len(pairs)} pairs{' that lies outside' if against else ''}, {a} against {b}: "
+    told += f"{points(*found[a, b], marks=limits)}, simultaneous intervals"
     radii = {pair: tables.acr_difference(rows, *pair, alpha=level) for pair in pairs}
     c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
     told += f"; not judged: the ACR, most by {change(*radii[c, d])}, {c} against {d}"
-    limits = case.claim.limits()
     judged = verdict([f[1:] for f in found.values()], *limits)
     return Finding(told, judged, rows["index"].nunique(), least_images(*limits, level))
 
@@ -397,6 +418,8 @@ def _radius_difference(case: _Case) -> Finding:
         f"{smaller} of {differing} images that differ ({interval(*(100 * share for share in signs), unit=' %')})"
     )
     both = {verdict([(low, high)], *case.claim.limits()), verdict([signs], least=0.5)}
+    if both == {CONFIRMED, CONTRADICTED}:
+        return Finding(f"{told}: the mean says one thing and most images another", UNKNOWN, len(closer))
     return Finding(told, both.pop() if len(both) == 1 else UNDECIDED, len(closer))
 
 
@@ -412,8 +435,9 @@ def _change_of_loss(case: _Case) -> Finding:
         names.append(f"{key}'s {row}")
     change = (losses[0] - losses[1]).dropna()
     interval, limits = change_interval(change), case.claim.limits()
-    told = f"r = 0: against its reference {names[0]} certifies {points(change.mean(), *interval)} more than {names[1]} does"
-    told += " (two paired intervals, of changes by one and by two, that hold together)"
+    told = f"r = 0: what {names[0]} certifies less what its reference does, minus the same of {names[1]}: "
+    told += f"{points(change.mean(), *interval, marks=limits)} (two paired intervals, of changes by one and by two, that hold "
+    told += "together)"
     needed = _fewest(lambda images: change_interval(np.zeros(images)), limits)
     return Finding(told, verdict([interval], *limits), len(change), needed)
 

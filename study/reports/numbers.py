@@ -1,6 +1,7 @@
 """Numbers in print: one way to write each kind, on every page."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -38,6 +39,17 @@ def outward(low: float, high: float, digits: int = 0) -> tuple[float, float]:
     return math.floor(round(low * scale, 6)) / scale, math.ceil(round(high * scale, 6)) / scale
 
 
+def decimals(low: float, high: float, digits: int = 0, marks: Iterable[float] = (0.0,)) -> int:
+    """To how many decimals, ``digits`` at least, an interval is to be shown, so that its :func:`outward` ends do not reach one
+    of ``marks`` that it does not hold; at most three more."""
+    beside = [mark for mark in marks if not low <= mark <= high]
+    for more in range(digits, digits + 3):
+        least, most = outward(low, high, more)
+        if not any(least <= mark <= most for mark in beside):
+            return more
+    return digits + 3
+
+
 def interval(low: float, high: float, digits: int = 0, unit: str = "") -> str:
     """The :func:`outward` ends of an interval, each with its unit."""
     return " to ".join(f"{fixed(end, digits)}{unit}" for end in outward(low, high, digits))
@@ -51,25 +63,33 @@ def signed(value: float, digits: int = 0) -> str:
 
 def signed_interval(low: float, high: float, digits: int = 0) -> str:
     """The interval of a difference; said to be none where it is NaN."""
+    return _signed_ends(low, high, digits if np.isnan(low) else decimals(low, high, digits))
+
+
+def _signed_ends(low: float, high: float, digits: int) -> str:
     if np.isnan(low):
         return "no interval: one image, or no spread"
     low, high = outward(low, high, digits)
     return f"{signed(low, digits)} to {signed(high, digits)}"
 
 
-def change(value: float, low: float, high: float, digits: int = 3) -> str:
-    """A difference and its interval, in a sentence."""
-    return f"{signed(value, digits)} ({signed_interval(low, high, digits)})"
+def change(value: float, low: float, high: float, digits: int = 3, unit: str = "", marks: Iterable[float] = (0.0,)) -> str:
+    """A difference and its interval, in a sentence; ``marks``: on which side of these it lies shows (:func:`decimals`)."""
+    if not np.isnan(low):
+        digits = decimals(low, high, digits, marks)
+    return f"{signed(value, digits)}{unit} ({_signed_ends(low, high, digits)})"
 
 
-def points(difference: float, low: float, high: float) -> str:
-    """A difference of shares in percentage points, with its interval."""
-    return f"{signed(100 * difference)} points ({signed_interval(100 * low, 100 * high)})"
+def points(difference: float, low: float, high: float, marks: Iterable[float] = (0.0,)) -> str:
+    """A difference of shares in percentage points, with its interval: a :func:`change`."""
+    return change(100 * difference, 100 * low, 100 * high, 0, " points", [100 * mark for mark in marks if np.isfinite(mark)])
 
 
 def difference(value: float, low: float, high: float, scale: float = 1, digits: int = 0) -> str:
     """A difference and its interval, for a table's cell."""
-    low, high = outward(scale * low, scale * high, digits)
+    low, high = scale * low, scale * high
+    digits = decimals(low, high, digits)
+    low, high = outward(low, high, digits)
     return f"{signed(scale * value, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
 
 

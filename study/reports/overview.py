@@ -140,7 +140,7 @@ def read_costs(table: pd.DataFrame, reference: str, r: float) -> str:
         f"**On the same {plural(images, 'image')} {best} certifies {percent(row['accuracy'])} at r = {r:g} in "
         f"{row['seconds']:.2f} s an image, {reference} {percent(whole['accuracy'])} in {whole['seconds']:.2f} s**"
         f"{f' ({listed(alike)} as much, in at most a tenth of its time, too)' if alike else ''}"
-        f"{picked}; on so few {told_least(images)}."
+        f"{picked}; {told_least(images)}."
     )
 
 

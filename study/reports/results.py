@@ -155,11 +155,15 @@ class Results(Profile):
         audit = f", K = {rows['k'].max():,}" if audited and rows["k"].max() else ""
         return f"{rows['index'].nunique()} images, N = {rows['n'].iloc[0]:,}{audit}"
 
-    def weaker(self, sources: Sequence[Source], papers: str = PAPERS) -> str:
-        """A sentence that says on how much less than the paper (``papers``) something rests, and on which data."""
+    def weaker(self, sources: Sequence[Source] = (), papers: str = PAPERS, what: str = "All of this") -> str:
+        """A sentence that says on how much less than the paper (``papers``) something rests, and on which data; ``sources``:
+        what the page has shown so far, unless told; "" where that is nothing."""
+        sources = sources or list(dict.fromkeys((key, kind) for key, kind, _ in self._shown))
+        if not sources:
+            return ""
         images, draws = zip(*((rows["index"].nunique(), rows["n"].iloc[0]) for rows in (self.rows(*s) for s in sources)))
         about = self.about_data([key for key, _ in sources])
-        told = f"All of this rests on {_span(images)} images and N = {_span(draws)}; {papers}."
+        told = f"{what} rests on {_span(images)} images and N = {_span(draws)}; {papers}."
         return f"{told} {about}".strip()
 
     def rests_on(self, seconds: bool = True) -> None:
@@ -243,9 +247,27 @@ class Results(Profile):
         if item:
             self.twin(item, [row for row in table.index if in_paper(samplers[row])], self.radii(key))
         display(Markdown(tables.read_comparison(table, rows, reference, samplers, entries)))
-        if kind is None and len(self.trainings(key)) > 1:
+        if kind is None:
             self.over_trainings(key)
+            self.with_more_draws(key)
         return table
+
+    def with_more_draws(self, key: str) -> None:
+        """Show the main rows on more draws than the main ones, which reach larger radii, where they were cast."""
+        plan = self.plans[key]
+        main = plan.groups[plan.main]
+        more = [
+            name
+            for name, group in plan.groups.items()
+            if group.n > main.n and self.reference(key) in group.samplers and {*group.samplers} <= {*main.samplers}
+        ]
+        for draws in more:
+            rows, reference = self.rows(key, draws), self.reference(key)
+            text = "<b>On more draws, ours.</b> Certified accuracy in percent at l2 radius r. "
+            table = tables.summary(rows, self.radii(key), reference)
+            display(tables.certified_table(table, text + self.basis([(key, draws)])))
+            display(tables.cost_table(rows, reference, "<b>Cost per image on more draws, ours.</b>"))
+            display(Markdown(tables.read_comparison(table, rows, reference, self.samplers(key, draws))))
 
     def level_table(self, size: str, key: str) -> str:
         """The paper's table of a ``size`` at a run's noise level, "" where it has none (or not apart from its main one)."""
@@ -276,7 +298,7 @@ class Results(Profile):
     def over_trainings(self, key: str) -> None:
         """Show how far a run's repeats under other seeds agree with it: its rows on the draws that all of them share."""
         keys = self.trainings(key)
-        draws = self.shared(keys)
+        draws = self.shared(keys) if len(keys) > 1 else None
         if draws is None:
             return
         trained, radii = [self.rows(one, draws) for one in keys], self.radii(key)
@@ -286,10 +308,11 @@ class Results(Profile):
             f"{len(keys)} trainings, which differ in their seed alone, ± one standard deviation of a training, and the 95 % "
             "interval of the mean over trainings and images (the hull of Clopper and Pearson's and of Student's t over both). "
         )
-        display(tables.styled(tables.spread_table(spread, radii), text + self.basis([(key, draws)])))
+        basis = self.basis([(one, draws) for one in keys])
+        display(tables.styled(tables.spread_table(spread, radii), text + basis))
         shown = "Certified accuracy against radius, a line for each training"
-        show_figure(figures.plot_trainings(trained), f"{shown}; thick: {key}. {self.basis([(key, draws)])}")
-        display(Markdown(tables.read_trainings(spread)))
+        show_figure(figures.plot_trainings(trained), f"{shown}; thick: {key}. {basis}")
+        display(Markdown(tables.read_trainings(spread, key)))
 
     def twin(self, item: str, rows: Sequence[str], radii: Sequence[float]) -> None:
         """Show the published values of a table of certified accuracies, as far as they are known to us."""

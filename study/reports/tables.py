@@ -157,7 +157,7 @@ def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFr
     if (rows["k"] > 0).any():
         told += ", which makes the audits of serialized rows, too"
     never_stops = reference == plain(reference) and stopped(reference) not in spent.index
-    told += "; no solver that stops was run here." if never_stops else "."
+    told += "; no solver that stops is in this list." if never_stops else "."
     return styled(shown if more is None else shown.join(more), told)
 
 
@@ -240,12 +240,12 @@ def spread_table(spread: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
     return table.reindex(index=spread["method"].unique(), columns=[f"r = {r:.3g}" for r in radii], fill_value=BEYOND)
 
 
-def read_trainings(spread: pd.DataFrame) -> str:
-    """The three rows on which trainings differ most, in sentences (Markdown)."""
+def read_trainings(spread: pd.DataFrame, first: str) -> str:
+    """The three rows on which trainings differ most, in sentences (Markdown); ``first``: the name of the first."""
     widest = spread.loc[spread.groupby("method", sort=False)["deviation"].idxmax()]
     lines = [
         f"- **{line.method}** at r = {line.r:g}: {percent(line.least)} to {percent(line.most)} from training to training "
-        f"(standard deviation {fixed(100 * line.deviation)} points); {percent(line.first)} by the one that this page is about."
+        f"(standard deviation {fixed(100 * line.deviation)} points); {percent(line.first)} by {first}."
         for line in widest[widest["deviation"] > 0].nlargest(3, "deviation").itertuples()
     ]
     told = f"Where trainings differ most, on the same {plural(int(spread['images'].max()), 'image')}:\n"

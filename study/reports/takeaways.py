@@ -271,6 +271,12 @@ def which_to_pick(rows: pd.DataFrame, deq: str, network: str) -> str:
     )
 
 
+def says_little(network: int, deq: int, images: int) -> bool:
+    """Whether a plain network is too little trained here to speak for its kind: on how many of as many held-out noisy
+    ``images`` it is right, and a DEQ."""
+    return bounds.clopper_pearson_interval(network, images, 0.05)[1] < deq / images
+
+
 def baselines(rows: pd.DataFrame, right: dict[str, int], images: int) -> list[str]:
     """Of Table 4: against plain networks, and whether they are trained well enough to say something; ``right``: on how many of
     as many held-out noisy ``images`` each is."""
@@ -279,7 +285,7 @@ def baselines(rows: pd.DataFrame, right: dict[str, int], images: int) -> list[st
         difference = tables.against(tables.paired_difference(rows, "SRS-MDEQ-3A", network), network)
         told.append(f"SRS-MDEQ-3A at r = 0: {difference}. {which_to_pick(rows, 'SRS-MDEQ-3A', network)}")
         share, deq = right[network], right["MDEQ-30A"]
-        if bounds.clopper_pearson_interval(share, images, 0.05)[1] < deq / images:
+        if says_little(share, deq, images):
             told.append(
                 f"That says little of {network}: as it is trained here it is right on {tables.share(share, images)} percent of "
                 f"{images} held-out noisy images, the DEQ on {tables.share(deq, images)}."
