@@ -5,6 +5,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -215,6 +216,13 @@ def test_reports_run_by_hand_where_they_lie(place, trained_state):
     assert ended.returncode == 0, ended.stderr[-2000:]
 
 
+class Absent:
+    """Images whose files are elsewhere."""
+
+    def images(self, indices):
+        raise FileNotFoundError("no such picture")
+
+
 def test_published_votes_give_the_published_certificates_and_tables(place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(place)
     for name in ("srs", "study", "notebooks", "dvc.yaml", "data/claims.yaml"):
@@ -227,6 +235,7 @@ def test_published_votes_give_the_published_certificates_and_tables(place, tmp_p
     for name in ("models", "starts"):
         shutil.copytree(f"runs/smoke/{name}", snapshot / name)
     recompute.pack(profile, Path("reports/smoke/votes"))
+    clean = RawVotes(reports.Results("smoke")).clean("small-050", "sequential", "AS-MDEQ-1N")
     recompute.report(profile)
     tables = printed.read([Path("runs/smoke/reports/10_table2.ipynb")])
     rows = cells.rounded(cells.read(Path("runs/smoke")))[cells.KEPT]
@@ -255,6 +264,13 @@ def test_published_votes_give_the_published_certificates_and_tables(place, tmp_p
     cast = RawVotes(reports.Results("smoke"))
     shown, other = (cast.cast("small-050", kind, "SRS-MDEQ-3A")[0] for kind in ("consistency", None))
     assert np.isfinite(shown.residuals).all() and np.isnan(other.margins).all()
+
+    results = reports.Results("smoke")
+    assert results.at_hand("small-050")
+    results.dataset("small-050")
+    monkeypatch.setitem(results._datasets, "digits", SimpleNamespace(test=Absent()))  # as those of a folder are
+    assert not results.at_hand("small-050")
+    assert RawVotes(results).clean("small-050", "sequential", "AS-MDEQ-1N") == clean and len(clean) == 2
 
 
 def test_a_file_of_votes_that_is_too_large_is_not_published(results, monkeypatch, tmp_path):

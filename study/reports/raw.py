@@ -1,15 +1,20 @@
 """Single votes, for the pages that look at them."""
 
+import json
 from functools import cache
 
 import numpy as np
 import pandas as pd
 
+from srs import models
 from srs.certificates.certify import Confidence
-from srs.votes.samplers import Votes
+from srs.votes.samplers import CleanVote, Votes
+from study.common import params_file
 from study.reports.results import Results
 from study.votes.store import VoteStore, open_store
 from study.votes.table import certificate_table
+
+CLEAN = "clean.json"  # of a profile whose votes were published: those on images without noise
 
 
 class RawVotes:
@@ -29,6 +34,17 @@ class RawVotes:
         group = plan.group(kind)
         drawn = np.arange(plan.n0 + (plan.groups[group].n if n is None else n))
         return [self[key].of(plan.sampler(group, row), int(p), drawn) for p in plan.members(group)]
+
+    def clean(self, key: str, kind: str, row: str) -> list[CleanVote]:
+        """The votes of one row on the images of its group themselves, without noise: as they were published, where they were
+        (the images need not be at hand), or cast now."""
+        published = self.results.layout.runs / CLEAN
+        if published.is_file():
+            return [CleanVote(*one) for one in json.loads(params_file.text(published))[key][kind][row]]
+        plan, layout = self.results.plans[key], self.results.layout
+        model, test = models.load(layout.model(key), fitted=layout.starts(key)), self.results.dataset(key).test
+        images = test.images(self[key].index[plan.members(plan.group(kind))])
+        return [plan.sampler(plan.group(kind), row).clean(model, image) for image in images]
 
     def rows(self, key: str, kind: str, **choices) -> pd.DataFrame:
         """Certificates as :meth:`study.reports.results.Results.rows` has them, by other ``choices`` of the confidence."""

@@ -10,10 +10,12 @@ hand, too.
 import argparse
 import contextlib
 import io
+import json
 import shutil
 import sys
 import zipfile
 from collections.abc import Iterable
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +26,13 @@ from study.common import params_file
 from study.common.snapshot import SNAPSHOTS
 from study.reports import cells, comparison, index, items, printed
 from study.reports.profile import Profile
+from study.reports.raw import CLEAN, RawVotes
+from study.reports.results import Results
 from study.votes.store import open_store
 from study.votes.table import all_certificates, write_certificates
 
 LARGEST = 25_000_000  # bytes of one file
-_RESULTS = ("attacks", "coverage", "arithmetic", "speed")  # which no votes give again
+_RESULTS = ("attacks", "coverage", "arithmetic", "speed", "timings/models", "timings/starts")  # which no votes give again
 _LINKED = (
     "srs",
     "study",
@@ -45,7 +49,8 @@ _JUDGED = ["prediction", "radius", "votes", "evaluations", "seconds"]
 
 def pack(profile: Profile, target: Path) -> list[Path]:
     """The votes of a profile in ``target``, a file a run, and beside them what its reports read besides votes and networks: an
-    index of the images (labels, no pixels of a folder's), attacks, coverage, arithmetic, speed.
+    index of the images (labels, no pixels of a folder's), votes on images without noise, what trainings took, attacks,
+    coverage, arithmetic, speed.
 
     Margins are left out unless a census reads them, residuals unless a list `consistency` shows them. Raises ValueError for a
     file over 25 MB.
@@ -66,9 +71,20 @@ def pack(profile: Profile, target: Path) -> list[Path]:
         written.append(_archive(target / f"{key}.zip", files))
     rest = [layout.runs / "shown.json", *layout.data.glob("*.npz")]
     rest += [path for name in _RESULTS for path in (layout.runs / name).rglob("*") if path.is_file()]
-    written.append(_archive(target / "results.zip", {path: path.read_bytes() for path in rest}))
+    clean = {layout.runs / CLEAN: json.dumps(_clean(layout.name)).encode()}
+    written.append(_archive(target / "results.zip", clean | {path: path.read_bytes() for path in rest}))
     require_small(written, LARGEST)
     return written
+
+
+def _clean(name: str) -> dict:
+    """By run, list of rows and row, the votes on images without noise that pages look at."""
+    raw = RawVotes(results := Results(name))
+    found = {}
+    for key in results.report.past:
+        rows = results.samplers(key, "sequential")
+        found[key] = {"sequential": {row: [astuple(vote) for vote in raw.clean(key, "sequential", row)] for row in rows}}
+    return found
 
 
 def require_small(paths: Iterable[Path], largest: int) -> None:

@@ -132,6 +132,14 @@ class Results(Profile):
             self._datasets[name] = Dataset.load(self.layout.dataset(name))
         return self._datasets[name]
 
+    def at_hand(self, key: str) -> bool:
+        """Whether the images that a run voted on are here: where published votes were unpacked, those of a folder are not."""
+        try:
+            self.dataset(key).test.images(np.array([0]))
+        except FileNotFoundError:
+            return False
+        return True
+
     def slot(self, size: str) -> str:
         """What the runs of a size are: the paper's model, or what stands in its place."""
         source = self.data[self.plans.data(self.report.sizes()[size].main)]["name"]
