@@ -1,5 +1,6 @@
 """Votes of a profile: cast in tasks, stored, read again, certified; and refused where they are others."""
 
+import copy
 import dataclasses
 import shutil
 
@@ -14,7 +15,7 @@ from srs.models import write_checkpoint
 from srs.votes.noise import NoisyCopies
 from srs.votes.samplers import UNDECIDED, SerializedSampler, StandardSampler
 from study import kernels, scaling
-from study.common.engine import Machine, compute
+from study.common.engine import Machine, compute, write_arrays
 from study.common.layout import Layout
 from study.votes.cast import vote_jobs
 from study.votes.plan import VotePlans
@@ -111,6 +112,22 @@ def test_certificates_are_those_of_certify(whole, layout, trained, digits):
     serialized = rows[(rows["method"] == "SRS-2A") & (rows["group"] == "main")]
     assert (serialized["mismatched"] >= serialized["n2"] - serialized["n1"]).all()
     assert rows.loc[rows["group"] == "long", "mismatched"].isna().all()
+
+
+def test_seconds_are_those_of_the_usual_pace(whole, digits, tmp_path):
+    """Where one block was interrupted (a laptop that slept), its seconds do not count."""
+    store = copy.copy(whole)
+    store.folder, store.timings, store.blocks = tmp_path / "votes", tmp_path / "timings", [[0], [1], [2], [3]]
+    store.name = lambda sampler, block: str(block)
+    for block, seconds in enumerate((0.2, 900.0, 0.1)):  # the fourth is still to be cast
+        write_arrays(store.folder / f"{block}.npz", {"evaluations": np.full(10, 5)})
+        write_arrays(store.timings / f"{block}.npz", {"seconds": np.full(10, seconds), "values": np.array("{}")})
+    assert store._pace(None) == pytest.approx(0.04)
+    store.timings = tmp_path / "none"
+    assert np.isnan(store._pace(None))
+    rows = certificate_table(whole, digits.test.labels, CONFIDENCE, ["main"]).set_index("method")
+    spent, pace = rows.loc["STD-5A"].iloc[0], whole.pace(whole.plan.reference)
+    assert spent["seconds"] == pytest.approx(pace * spent["evaluations"]) and pace > 0
 
 
 def test_another_estimator_or_audit_needs_no_new_votes(whole, layout, digits):

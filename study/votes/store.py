@@ -7,7 +7,7 @@ Seconds, which differ from run to run, lie apart.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ class VoteStore:
         self.blocks = plan.blocks()
         self._cast_with = {f"sha256 of {name}": sha256(path) for name, path in files.items()}
         self._block_of = {int(p): number for number, block in enumerate(self.blocks) for p in block}
-        self._read = lru_cache(_FILES_HELD)(self._read_file)
+        self._read, self._paced = lru_cache(_FILES_HELD)(self._read_file), cache(self._pace)
 
     def name(self, sampler: Sampler, block: int) -> str:
         """The name of a file, without its suffix."""
@@ -56,6 +56,20 @@ class VoteStore:
         if not len(cast) or (places >= len(cast)).any() or (cast[places] != draws).any():
             raise ValueError(f"image {self.index[position]}: some of these draws are none of those of {sampler!r}")
         return self._read(sampler, self._block_of[position])[position].take(places)
+
+    def pace(self, sampler: Sampler) -> float:
+        """Seconds that an evaluation of f takes a sampler: the median over its files, so that an interruption, or other work
+        beside, does not count; NaN where no seconds are told."""
+        return self._paced(sampler.canonical())
+
+    def _pace(self, sampler: Sampler) -> float:
+        paces = []
+        for name in (self.name(sampler, block) for block in range(len(self.blocks))):
+            seconds = read_record(self.timings / f"{name}.npz").get("seconds")
+            if seconds is not None and len(seconds):
+                with np.load(self.folder / f"{name}.npz") as cast:
+                    paces.append(seconds.sum() / cast["evaluations"].sum())
+        return float(np.median(paces)) if paces else np.nan
 
     def complete(self, sampler: Sampler, position: int, draws: np.ndarray) -> bool:
         """Whether the sampler votes on all of ``draws``."""

@@ -91,7 +91,7 @@ def certificate_table(
     ``labels`` are those of the whole test part. Beside the fields of :class:`srs.Certificate`: group, method, index, label;
     ``mismatched``: of the ``n_a`` counted votes those that the reference does not confirm (NaN where it has not voted on all
     draws); ``votes``: a hash of their classes; and what the method alone would have cost, audit included: ``evaluations`` and
-    ``seconds``.
+    ``seconds``, these at the row's usual pace (:meth:`study.votes.store.VoteStore.pace`).
 
     Raises ValueError where the audit needs votes that the reference has not cast.
     """
@@ -113,7 +113,8 @@ def _certificate(store: VoteStore, position: int, sampler: Sampler, config: Cert
     votes = store.of(sampler, position, every)
     if not sampler.audited:
         found = standard_certificate(votes, config, sampler)
-        return _columns(found) | {"mismatched": np.nan, "votes": _hash(votes), "seconds": float(votes.seconds.sum())}
+        seconds = float(votes.evaluations.sum() * store.pace(sampler))
+        return _columns(found) | {"mismatched": np.nan, "votes": _hash(votes), "seconds": seconds}
 
     def look_up(draws: np.ndarray) -> Votes:
         return store.of(reference, position, draws)
@@ -124,7 +125,7 @@ def _certificate(store: VoteStore, position: int, sampler: Sampler, config: Cert
     if store.complete(reference, position, every):
         top, _, counted = tally(votes, config)
         mismatched = int(((counted == top) & (look_up(every).classes[config.n0 :] != top)).sum())
-    seconds = float(votes.seconds.sum() + truth.seconds.sum())
+    seconds = float(votes.evaluations.sum() * store.pace(sampler) + truth.evaluations.sum() * store.pace(reference))
     return _columns(certificate) | {"mismatched": mismatched, "votes": _hash(votes), "seconds": seconds}
 
 
