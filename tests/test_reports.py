@@ -110,6 +110,14 @@ def test_the_published_twin_has_the_papers_rows_alone(results, monkeypatch):
     assert asked == ["MDEQ-1A", "MDEQ-5A", "MDEQ-30A", "SRS-MDEQ-1N", "SRS-MDEQ-1A", "SRS-MDEQ-3A"]
 
 
+def test_published_rows_that_the_main_list_lacks_are_taken_from_another(results, monkeypatch):
+    known = {"table2": {row: {"accuracy": [10, 0]} for row in ("MDEQ-30A", "MDEQ-30N")}, "cifar10_radii": [0, 0.25]}
+    monkeypatch.setattr(type(results), "published", known)
+    found, sources = results.beside("small-050")
+    assert found["row"].tolist() == ["MDEQ-30A", "MDEQ-30A", "MDEQ-30N", "MDEQ-30N"]
+    assert sources == [("small-050", None), ("small-050", "solvers")]
+
+
 @pytest.fixture
 def boxes(results, monkeypatch):
     """What is shown as HTML."""

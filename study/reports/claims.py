@@ -334,10 +334,16 @@ def _too_little_trained(case: _Case, plain: str) -> bool:
 def _difference(case: _Case, row: str, other: str, trainings: list[pd.DataFrame], r: float, more: str = "") -> Finding:
     found = tables.joint_difference(trainings, row, other, r)
     limits, images = case.claim.limits(), trainings[0]["index"].nunique()
-    told = f"r = {r:g}: {row} against {other}: {points(*found, marks=limits)}{more}"
+    told = f"r = {r:g}: {row} against {other}: {points(*found, marks=limits)}, {_amount(trainings[0])}{more}"
     where = " of the first training" if len(trainings) > 1 else ""
     told += f"; not judged: the ACR{where}, {change(*tables.acr_difference(trainings[0], row, other))}"
     return Finding(told, verdict([found[1:]], *limits), images, least_images(*limits), len(trainings))
+
+
+def _amount(rows: pd.DataFrame) -> str:
+    """On how many draws some certificates rest."""
+    draws = " and ".join(f"{n:,}" for n in sorted(rows["n"].unique()))
+    return f"N = {draws}" + (f", K = {k:,}" if (k := rows["k"].max()) else "")
 
 
 def _said_beside(case: _Case, rows: pd.DataFrame, row: str) -> str:

@@ -42,7 +42,7 @@ def curves(results: Results) -> tuple[pd.DataFrame, str]:
         ours, on = _from_report(CIFAR10, list(published), at)
         return tables.with_published(ours, published, at), on
     on = f"{results.plans.data(key)}, which stands in for CIFAR-10" if alone else "CIFAR-10, this run"
-    return tables.beside(results.rows(key), published, at), on
+    return results.beside(key)[0], on
 
 
 def _from_report(path: Path, published: list[str], at: list[float]) -> tuple[pd.DataFrame, str]:

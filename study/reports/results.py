@@ -275,7 +275,22 @@ class Results(Profile):
             table = tables.summary(rows, self.radii(key), reference)
             display(tables.certified_table(table, text + self.basis([(key, draws)])))
             display(tables.cost_table(rows, reference, "<b>Cost per image on more draws, ours.</b>"))
-            display(Markdown(tables.read_comparison(table, rows, reference, self.samplers(key, draws))))
+            told = [tables.read_comparison(table, rows, reference, self.samplers(key, draws))]
+            for row in (row for row in table.index if row != reference):
+                told.append(
+                    tables.read_differences(row, reference, tables.differences_at(rows, row, reference, self.radii(key)))
+                )
+            display(Markdown("\n".join(told)))
+
+    def beside(self, key: str) -> tuple[pd.DataFrame, list[Source]]:
+        """A run's certified accuracies beside those of the published Table 2 (:func:`study.reports.tables.beside`): of its main
+        rows, and what these lack of another list that it has; and of which lists."""
+        published, rows, sources = self.published["table2"], self.rows(key), [(key, None)]
+        for row in (row for row in published if row not in set(rows["method"])):
+            if (draws := self.shared([key], [row])) is not None:
+                other = self.rows(key, draws)
+                rows, sources = pd.concat([rows, other[other["method"] == row]]), [*sources, (key, draws)]
+        return tables.beside(rows, published, self.published["cifar10_radii"]), sources
 
     def level_table(self, size: str, key: str) -> str:
         """The paper's table of a ``size`` at a run's noise level, "" where it has none (or not apart from its main one)."""
