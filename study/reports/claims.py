@@ -27,7 +27,7 @@ from study.reports import tables
 from study.reports.items import stands_in
 from study.reports.numbers import change, interval, listed, percent, points
 from study.reports.reach import N, reach
-from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, mismatch
+from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, draws_told, mismatch
 from study.reports.statistics import certified, joint_ratio, mean_interval, paired_interval, ratio_interval
 from study.reports.takeaways import FEW, says_little
 from study.votes.plan import known
@@ -327,31 +327,30 @@ def _certified_accuracy(case: _Case) -> Finding:
 def _too_little_trained(case: _Case, plain: str) -> bool:
     """Whether a plain network is worse than the claim's other networks on held-out noisy images."""
     held_out = len(case.results.dataset(plain).validation)
-    right = {key: round(held_out * case.results.history(key)["validation_accuracy"].iloc[-1]) for key in case.keys}
+    right = {key: round(held_out * share) for key, share in _held_out(case).items()}
     return says_little(right[plain], max(right.values()), held_out)
+
+
+def _held_out(case: _Case) -> dict[str, float]:
+    """The accuracy of a claim's networks on held-out noisy images."""
+    return {key: case.results.history(key)["validation_accuracy"].iloc[-1] for key in dict.fromkeys(case.keys)}
 
 
 def _difference(case: _Case, row: str, other: str, trainings: list[pd.DataFrame], r: float, more: str = "") -> Finding:
     found = tables.joint_difference(trainings, row, other, r)
     limits, images = case.claim.limits(), trainings[0]["index"].nunique()
-    told = f"r = {r:g}: {row} against {other}: {points(*found, marks=limits)}, {_amount(trainings[0])}{more}"
+    told = f"r = {r:g}: {row} against {other}: {points(*found, marks=limits)}, {draws_told(trainings[0])}{more}"
     where = " of the first training" if len(trainings) > 1 else ""
     told += f"; not judged: the ACR{where}, {change(*tables.acr_difference(trainings[0], row, other))}"
     return Finding(told, verdict([found[1:]], *limits), images, least_images(*limits), len(trainings))
-
-
-def _amount(rows: pd.DataFrame) -> str:
-    """On how many draws some certificates rest."""
-    draws = " and ".join(f"{n:,}" for n in sorted(rows["n"].unique()))
-    return f"N = {draws}" + (f", K = {k:,}" if (k := rows["k"].max()) else "")
 
 
 def _said_beside(case: _Case, rows: pd.DataFrame, row: str) -> str:
     if case.claim.r == "reach":
         return f"; radii above {bounds.shown(tables.reachable(rows)[row])} are out of its audit's reach"
     if case.results.report.resnet in case.keys:  # how well a baseline is trained decides what a difference says
-        last = {key: case.results.history(key)["validation_accuracy"].iloc[-1] for key in dict.fromkeys(case.keys)}
-        return f"; right on held-out noisy images: {', '.join(f'{key} {percent(share)}' for key, share in last.items())}"
+        last = ", ".join(f"{key} {percent(share)}" for key, share in _held_out(case).items())
+        return f"; right on held-out noisy images: {last}"
     if case.claim.r != "sigma":
         return ""
     training = Training(**case.results.schedule(case.keys[0]))

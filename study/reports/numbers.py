@@ -82,7 +82,7 @@ def change(value: float, low: float, high: float, digits: int = 3, unit: str = "
 
 def points(difference: float, low: float, high: float, marks: Iterable[float] = (0.0,)) -> str:
     """A difference of shares in percentage points, with its interval: a :func:`change`."""
-    return change(100 * difference, 100 * low, 100 * high, 0, " points", [100 * mark for mark in marks if np.isfinite(mark)])
+    return change(100 * difference, 100 * low, 100 * high, 0, " points", [100 * mark for mark in marks])
 
 
 def difference(value: float, low: float, high: float, scale: float = 1, digits: int = 0) -> str:

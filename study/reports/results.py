@@ -160,8 +160,7 @@ class Results(Profile):
 
     def _amount(self, key: str, kind: str | None, design: str, audited: bool = True) -> str:
         rows = self.rows(key, kind, design)
-        audit = f", K = {rows['k'].max():,}" if audited and rows["k"].max() else ""
-        return f"{rows['index'].nunique()} images, N = {rows['n'].iloc[0]:,}{audit}"
+        return f"{rows['index'].nunique()} images, {draws_told(rows, audited)}"
 
     def weaker(self, sources: Sequence[Source] = (), papers: str = PAPERS, what: str = "All of this") -> str:
         """A sentence that says on how much less than the paper (``papers``) something rests, and on which data; ``sources``:
@@ -243,43 +242,40 @@ class Results(Profile):
 
         ``estimators``: serialized rows by the paper's own estimators stand below.
         """
-        rows, reference = self.rows(key, kind), self.reference(key, kind)
-        every = self.with_estimators(key, kind) if estimators else rows
-        shown = tables.summary(every, self.radii(key), reference)
-        table = shown.loc[rows["method"].unique()]
-        title = self._certified(item, what, [(key, kind)])
-        display(tables.certified_table(shown, title, folded=[row for row in shown.index if row not in table.index]))
-        theirs = f" {released(reference)}: {RELEASED}" if released(reference) in table.index else ""
-        display(tables.cost_table(rows, reference, f"<b>Cost per image, ours.</b>{theirs}"))
+        table = self._with_cost(self._certified(item, what, [(key, kind)]), key, kind, estimators)
         entries, samplers = self.published.get(item.replace("_", ""), {}), self.samplers(key, kind)
         if item:
             self.twin(item, [row for row in table.index if in_paper(samplers[row])], self.radii(key))
-        display(Markdown(tables.read_comparison(table, rows, reference, samplers, entries)))
+        display(Markdown(tables.read_comparison(table, self.rows(key, kind), self.reference(key, kind), samplers, entries)))
         if kind is None:
             self.over_trainings(key)
             self.with_more_draws(key)
         return table
 
+    def _with_cost(self, title: str, key: str, kind: str | None, estimators: bool = False) -> pd.DataFrame:
+        """Show what a list of rows certifies, and what it costs; that table, without the rows of other ``estimators``."""
+        rows, reference = self.rows(key, kind), self.reference(key, kind)
+        every = self.with_estimators(key, kind) if estimators else rows
+        shown = tables.summary(every, self.radii(key), reference)
+        table = shown.loc[rows["method"].unique()]
+        display(tables.certified_table(shown, title, folded=[row for row in shown.index if row not in table.index]))
+        theirs = f" {released(reference)}: {RELEASED}" if released(reference) in table.index else ""
+        display(tables.cost_table(rows, reference, f"<b>Cost per image, ours.</b>{theirs}"))
+        return table
+
     def with_more_draws(self, key: str) -> None:
         """Show the main rows on more draws than the main ones, which reach larger radii, where they were cast."""
-        plan = self.plans[key]
+        plan, reference = self.plans[key], self.reference(key)
         main = plan.groups[plan.main]
-        more = [
-            name
-            for name, group in plan.groups.items()
-            if group.n > main.n and self.reference(key) in group.samplers and {*group.samplers} <= {*main.samplers}
-        ]
-        for draws in more:
-            rows, reference = self.rows(key, draws), self.reference(key)
-            text = "<b>On more draws, ours.</b> Certified accuracy in percent at l2 radius r. "
-            table = tables.summary(rows, self.radii(key), reference)
-            display(tables.certified_table(table, text + self.basis([(key, draws)])))
-            display(tables.cost_table(rows, reference, "<b>Cost per image on more draws, ours.</b>"))
+        for draws, group in plan.groups.items():
+            if group.n <= main.n or reference not in group.samplers or not {*group.samplers} <= {*main.samplers}:
+                continue
+            rows, text = self.rows(key, draws), "<b>On more draws, ours.</b> Certified accuracy in percent at l2 radius r. "
+            table = self._with_cost(text + self.basis([(key, draws)]), key, draws)
             told = [tables.read_comparison(table, rows, reference, self.samplers(key, draws))]
             for row in (row for row in table.index if row != reference):
-                told.append(
-                    tables.read_differences(row, reference, tables.differences_at(rows, row, reference, self.radii(key)))
-                )
+                differ = tables.differences_at(rows, row, reference, self.radii(key))
+                told.append(tables.read_differences(row, reference, differ))
             display(Markdown("\n".join(told)))
 
     def beside(self, key: str) -> tuple[pd.DataFrame, list[Source]]:
@@ -420,6 +416,12 @@ def _show_caption(caption: str, height: float, numbers: str = "") -> None:
     caption = caption.replace("<span id=", f'<span style="scroll-margin-top: {height + 40:.0f}px" id=', 1)
     shown = {"text/html": f'<p class="caption" style="font-size: 9pt; max-width: 60em">{caption}</p>'}
     display(shown | ({"text/csv": numbers} if numbers else {}), raw=True)
+
+
+def draws_told(rows: pd.DataFrame, audited: bool = True) -> str:
+    """On how many draws certificates rest; ``audited``: K is told, where there is one."""
+    draws = " and ".join(f"{n:,}" for n in sorted(rows["n"].unique()))
+    return f"N = {draws}" + (f", K = {rows['k'].max():,}" if audited and rows["k"].max() else "")
 
 
 def in_short(runs: Mapping[str, float]) -> str:

@@ -325,10 +325,10 @@ def share(count: int, total: int, digits: int = 0) -> str:
     return with_interval(count / total, *bounds.clopper_pearson_interval(count, total, 0.05), digits) if total else BEYOND
 
 
-def accuracy_line(rows: pd.DataFrame, radii: Sequence[float], limit: float) -> dict[str, str]:
-    """Certified accuracy of one row at each radius up to ``limit``, in percent with its interval, for a line of a table."""
-    counts = {r: int(certified(rows, r).sum()) for r in radii}
-    return {f"r = {r:.3g}": share(count, len(rows)) if r <= limit else BEYOND for r, count in counts.items()}
+def accuracy_line(rows: pd.DataFrame, at: Mapping[str, float], limit: float = math.inf) -> dict[str, str]:
+    """Certified accuracy of one row at each radius, ``at`` by its title, up to ``limit``, in percent with its interval, for a
+    line of a table."""
+    return {title: share(int(certified(rows, r).sum()), len(rows)) if r <= limit else BEYOND for title, r in at.items()}
 
 
 def beside(rows: pd.DataFrame, published: dict, at: Sequence[float]) -> pd.DataFrame:
