@@ -150,12 +150,13 @@ def test_what_models_have_in_common_is_said_once(results, boxes):
     results.plans.plans[twin] = results.plans["small-050"]
     for (_, group, design), rows in list(results._certificates.items()):
         results._certificates[twin, group, design] = rows
-    results.machines[twin] = results.machines["small-050"]
+    results.machines[twin] = [*results.machines["small-050"], "an abacus"]
     text = results.basis([("small-050", None), (twin, None), ("small-050", "steps")])
     assert "small-050 (sigma = 0.5), small-025 (sigma = 0.25): 2 images, N = 200" in text
     assert reports.in_short(dict(zip("abcde", (0.5, 0.25, 1.0, 0.5, 0.5)))) == "5 networks, sigma = 0.25 to 1"
     results.rests_on()
     assert "small-025 (network as small-050, sigma = 0.25)" in boxes[0] and "small-050, small-025: 2 images" in boxes[0]
+    assert "Seconds measured on 2 cores of X, torch 9.9.<" in boxes[0] and "Votes were cast on an abacus, too." in boxes[0]
 
 
 def test_where_data_stand_in_models_are_slots(results):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -117,17 +118,30 @@ def test_certificates_are_those_of_certify(whole, layout, trained, digits):
 def test_seconds_are_those_of_the_usual_pace(whole, digits, tmp_path):
     """Where one block was interrupted (a laptop that slept), its seconds do not count."""
     store = copy.copy(whole)
+    store.__dict__.pop("machines", None)
     store.folder, store.timings, store.blocks = tmp_path / "votes", tmp_path / "timings", [[0], [1], [2], [3]]
     store.name = lambda sampler, block: str(block)
     for block, seconds in enumerate((0.2, 900.0, 0.1)):  # the fourth is still to be cast
         write_arrays(store.folder / f"{block}.npz", {"evaluations": np.full(10, 5)})
         write_arrays(store.timings / f"{block}.npz", {"seconds": np.full(10, seconds), "values": np.array("{}")})
     assert store._pace(None) == pytest.approx(0.04)
+    _cast_elsewhere(store, 3, {"seconds": np.full(10, 1e-6)})
+    assert store._pace(None) == pytest.approx(0.04), "another machine's seconds are mixed in"
+    _cast_elsewhere(store, 0, {})  # which tells no seconds
+    del store.machines
+    assert store.machines == ["a machine that is not known", "an abacus, bead kernels, torch 9.9"]
+    assert store._pace(None) == pytest.approx((180 + 0.02) / 2)
     store.timings = tmp_path / "none"
     assert np.isnan(store._pace(None))
     rows = certificate_table(whole, digits.test.labels, CONFIDENCE, ["main"]).set_index("method")
     spent, pace = rows.loc["STD-5A"].iloc[0], whole.pace(whole.plan.reference)
     assert spent["seconds"] == pytest.approx(pace * spent["evaluations"]) and pace > 0
+
+
+def _cast_elsewhere(store, block, seconds):
+    machine = {"hardware": "an abacus", "kernels": "bead", "torch": "9.9"}
+    write_arrays(store.folder / f"{block}.npz", {"evaluations": np.full(10, 5)})
+    write_arrays(store.timings / f"{block}.npz", {**seconds, "values": np.array(json.dumps({"machine": machine}))})
 
 
 def test_another_estimator_or_audit_needs_no_new_votes(whole, layout, digits):

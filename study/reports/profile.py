@@ -34,7 +34,7 @@ class Profile:
 
     @cached_property
     def machines(self) -> dict[str, list[str]]:
-        """The machines that cast each run's votes."""
+        """The machines that cast each run's votes, first the one whose seconds are told."""
         path = self.layout.runs / "timings" / "certificates" / "machines.json"
         return json.loads(params_file.text(path))
 

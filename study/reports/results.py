@@ -186,8 +186,10 @@ class Results(Profile):
             amounts.setdefault("; ".join([common, *audits]), {})[key] = None
         lines = [f"Networks: {'; '.join(self.networks(keys))}."] if keys else []
         lines += [f"{', '.join(runs)}: {common}." for common, runs in amounts.items()]
-        machines = dict.fromkeys(machine for key in keys if seconds for machine in self.machines[key])
-        lines += [f"Seconds measured on {listed(list(machines))}."] if machines else []
+        timed = dict.fromkeys(machine for key in keys if seconds for machine in self.machines[key][:1])
+        lines += [f"Seconds measured on {listed(list(timed))}."] if timed else []
+        others = dict.fromkeys(machine for key in keys for machine in self.machines[key][1:] if machine not in timed)
+        lines += [f"Votes were cast on {listed(list(others))}, too."] if others else []
         lines += [f"Images are evenly spaced among the test images. {self.about_data(keys)}"] if keys else []
         told = "".join(f"<li>{line}</li>" for line in [*lines, WORDS])
         style = "border: 1px solid #999; border-radius: 4px; padding: 0.6em 1em; font-size: 9pt; max-width: 75em"

@@ -6,8 +6,9 @@ Seconds, which differ from run to run, lie apart.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -58,17 +59,25 @@ class VoteStore:
         return self._read(sampler, self._block_of[position])[position].take(places)
 
     def pace(self, sampler: Sampler) -> float:
-        """Seconds that an evaluation of f takes a sampler: the median over its files, so that an interruption, or other work
-        beside, does not count; NaN where no seconds are told."""
+        """Seconds that an evaluation of f takes a sampler on the first of the :attr:`machines`: the median over its files, so
+        that an interruption, or other work beside, does not count; NaN where no seconds are told."""
         return self._paced(sampler.canonical())
+
+    @cached_property
+    def machines(self) -> list[str]:
+        """What the votes were cast on; first that which told the seconds of most files, with which no other's are mixed."""
+        timed: Counter[str] = Counter()
+        for record in map(read_record, sorted(self.timings.glob("*.npz"))):
+            timed[_machine(record)] += "seconds" in record
+        return [machine for machine, _ in timed.most_common()]
 
     def _pace(self, sampler: Sampler) -> float:
         paces = []
         for name in (self.name(sampler, block) for block in range(len(self.blocks))):
-            seconds = read_record(self.timings / f"{name}.npz").get("seconds")
-            if seconds is not None and len(seconds):
+            record = read_record(self.timings / f"{name}.npz")
+            if len(record.get("seconds", ())) and _machine(record) == self.machines[0]:
                 with np.load(self.folder / f"{name}.npz") as cast:
-                    paces.append(seconds.sum() / cast["evaluations"].sum())
+                    paces.append(record["seconds"].sum() / cast["evaluations"].sum())
         return float(np.median(paces)) if paces else np.nan
 
     def complete(self, sampler: Sampler, position: int, draws: np.ndarray) -> bool:
@@ -97,6 +106,12 @@ class VoteStore:
             own = slice(end - len(self.draws[sampler][position]), end)
             found[int(position)] = Votes(**{kind: values[own] for kind, values in arrays.items()})
         return found
+
+
+def _machine(record: dict) -> str:
+    """What a file of votes was cast on, in words."""
+    told = record.get("machine")
+    return "a machine that is not known" if told is None else "{hardware}, {kernels} kernels, torch {torch}".format(**told)
 
 
 def open_store(plans: VotePlans, layout: Layout, key: str, within: Path | None = None) -> VoteStore:

@@ -18,7 +18,6 @@ from srs.certificates.certify import (
 )
 from srs.data.datasets import Dataset
 from srs.votes.samplers import Sampler, Votes
-from study.common.engine import read_record
 from study.common.layout import Layout
 from study.votes.plan import VotePlan, VotePlans
 from study.votes.store import VoteStore, open_store
@@ -64,18 +63,8 @@ def write_certificates(table: pd.DataFrame, plans: VotePlans, layout: Layout) ->
         folder.mkdir(parents=True, exist_ok=True)
     table.drop(columns="seconds").to_csv(out / "certificates.csv", index=False)
     table[["seconds"]].to_csv(timings / "seconds.csv", index=False)
-    (timings / "machines.json").write_text(json.dumps(machines(plans, layout)), encoding="utf-8")
-
-
-def machines(plans: VotePlans, layout: Layout) -> dict[str, list[str]]:
-    """What the votes of each run were cast on."""
-    found = {}
-    for key in plans.plans:
-        records = map(read_record, sorted((layout.runs / "timings" / "votes" / key).glob("*.npz")))
-        described = (record["machine"] for record in records)
-        told = ("{hardware}, {kernels} kernels, torch {torch}".format(**machine) for machine in described)
-        found[key] = list(dict.fromkeys(told))
-    return found
+    machines = {key: open_store(plans, layout, key).machines for key in plans.plans}
+    (timings / "machines.json").write_text(json.dumps(machines), encoding="utf-8")
 
 
 def certificate_table(
