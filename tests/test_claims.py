@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from study.reports import claims
-from study.reports.claims import ABSENT, CONFIRMED, CONTRADICTED, UNDECIDED
+from study.reports.claims import ABSENT, CONFIRMED, CONTRADICTED, UNDECIDED, UNKNOWN
 from study.reports.statistics import paired_interval
 
 
@@ -218,6 +218,13 @@ def test_seconds_are_compared_image_by_image(tmp_path):
     assert [_judged(whole, **told, least=least)["verdict"] for least in (2, 3.9, 5)] == [CONFIRMED, UNDECIDED, CONTRADICTED]
     few = Made(rows, tmp_path)  # of fewer draws than the paper's: warm-up and audit weigh more, so that it is a lower bound
     assert [_judged(few, **told, least=least)["verdict"] for least in (2, 3.9, 5)] == [CONFIRMED, UNDECIDED, UNDECIDED]
+
+
+def test_no_seconds_judge_no_speed_up(tmp_path):
+    rows = _rows(**{"MDEQ-30A": [0.3] * 10, "SRS-MDEQ-3A": [0.3] * 10}).assign(n=10_000)
+    rows["seconds"] = [np.nan] * 10 + [1.0] * 10
+    found = _judged(Made(rows, tmp_path), quantity="speed-up", row="SRS-MDEQ-3{solver}", least=2)
+    assert found["verdict"] == UNKNOWN and "not known in time, 1.0 times in evaluations" in found["found"]
 
 
 def test_one_image_judges_no_speed_up(tmp_path):

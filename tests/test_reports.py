@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -116,6 +117,10 @@ def test_published_rows_that_the_main_list_lacks_are_taken_from_another(results,
     found, sources = results.beside("small-050")
     assert found["row"].tolist() == ["MDEQ-30A", "MDEQ-30A", "MDEQ-30N", "MDEQ-30N"]
     assert sources == [("small-050", None), ("small-050", "solvers")]
+    groups = results.plans["small-050"].groups
+    monkeypatch.setitem(groups, "more", dataclasses.replace(groups["solvers"], n=groups["solvers"].n + 1))
+    results._certificates["small-050", "more", ""] = results._certificates["small-050", "solvers", ""]
+    assert results.beside("small-050")[1][1] == ("small-050", "more"), "another has more draws"
 
 
 @pytest.fixture

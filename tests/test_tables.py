@@ -86,6 +86,19 @@ def test_a_ratio_has_an_interval_over_images_unless_all_have_one(rows):
     assert difference[0] == pytest.approx((1.2 - 2.0) / 4) and difference[1] < difference[0] < difference[2]
 
 
+def test_seconds_that_no_machine_told_are_not_known(rows):
+    rows.loc[rows["method"] == "SRS-MDEQ-3A", "seconds"] = np.nan
+    assert re.findall(r">([^<]*)</td>", tables.cost_table(rows, "MDEQ-30A", "").to_html())[4:] == [
+        "6,000",
+        tables.NOT_KNOWN,
+        "5.0×",
+        tables.NOT_KNOWN,
+    ]
+    table = tables.summary(rows, RADII, "MDEQ-30A")
+    told = tables.read_comparison(table, rows, "MDEQ-30A", {"SRS-MDEQ-3A": SerializedSampler()})
+    assert "for 20 % of MDEQ-30A's evaluations of f. " in told and "nan" not in told
+
+
 def test_cells_beyond_reach_are_no_zeros(table):
     limits = [bounds.largest_radius(1_000, 0.001, 0.5), bounds.largest_radius(1_000, 0.001, 0.5, audit=200)]
     assert table["", "largest r"].tolist() == limits

@@ -291,7 +291,7 @@ def _speed_up(case: _Case) -> Finding:
     warm-up and audit do not grow with them, and contradicts nothing: so it is taken where there are most."""
     row, other, trainings = case.pair(most_draws=True)
     rows = pd.concat(trainings, keys=range(len(trainings)), names=["training", None])
-    spent = rows.pivot_table(index="training", columns=["method", "index"], values=["seconds", "evaluations"])
+    spent = rows.pivot_table(index="training", columns=["method", "index"], values=["seconds", "evaluations"], dropna=False)
     slow, fast = spent["seconds", other], spent["seconds", row]
     if len(trainings) == 1:
         ratio, low, high = ratio_interval(slow.iloc[0], fast.iloc[0])
@@ -305,6 +305,8 @@ def _speed_up(case: _Case) -> Finding:
     told += f"{in_evaluations:.1f} times in evaluations of f, warm-up and audit included"
     if all(published):
         told += f"; published, at N = {N:,}: {published[0] / published[1]:.1f} times"
+    if math.isnan(ratio):  # cast on a machine that told no seconds
+        return Finding(told, UNKNOWN, rows["index"].nunique(), trainings=len(trainings))
     if rows["n"].iloc[0] < N and not math.isnan(low):
         told += f"; at the paper's N = {N:,} the same audit and warm-up would weigh less"
         high = math.inf

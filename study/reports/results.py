@@ -282,10 +282,12 @@ class Results(Profile):
 
     def beside(self, key: str) -> tuple[pd.DataFrame, list[Source]]:
         """A run's certified accuracies beside those of the published Table 2 (:func:`study.reports.tables.beside`): of its main
-        rows, and what these lack of another list that it has; and of which lists."""
+        rows, and what these lack of another list that it has, the one with most draws; and of which lists."""
         published, rows, sources = self.published["table2"], self.rows(key), [(key, None)]
         for row in (row for row in published if row not in set(rows["method"])):
-            if (draws := self.shared([key], [row])) is not None:
+            having = {name: group.n for name, group in self.plans[key].groups.items() if row in group.samplers}
+            if having:
+                draws = max(having, key=having.get)
                 other = self.rows(key, draws)
                 rows, sources = pd.concat([rows, other[other["method"] == row]]), [*sources, (key, draws)]
         return tables.beside(rows, published, self.published["cifar10_radii"]), sources

@@ -146,7 +146,7 @@ def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFr
     shown = pd.DataFrame(
         {
             "evaluations of f": spent["evaluations"].map("{:,.0f}".format),
-            "seconds": spent["seconds"].map("{:.2f}".format),
+            "seconds": [NOT_KNOWN if np.isnan(value) else f"{value:.2f}" for value in spent["seconds"]],
         }
     )
     for other in baselines(reference, spent.index):
@@ -187,6 +187,8 @@ def saved_beside_all(rows: pd.DataFrame, row: str, reference: str, unit: str = "
 
 def times(ratio: float, low: float, high: float) -> str:
     """A ratio and its interval, for a table's cell; without where the interval is the ratio in print, or NaN."""
+    if np.isnan(ratio):
+        return NOT_KNOWN
     told = f"{ratio:.1f}×"
     if np.isnan(low):
         return told
@@ -465,11 +467,12 @@ def against(difference: tuple[float, float, float], reference: str) -> str:
 def _read_row(table: pd.DataFrame, rows: pd.DataFrame, method: str, reference: str) -> str:
     fast = table["speed-up"].loc[method]
     sound = "" if table.loc[method, ("", "guarantee")] else f" ({NO_GUARANTEE})"
+    in_time = "" if np.isnan(fast["seconds"]) else f" and {percent(1 / fast['seconds'])} of its time"
     return (
         f"**{method}**{sound} certifies {percent(table.loc[method, ('r = 0', 'accuracy')])} at r = 0 "
         f"({against(paired_difference(rows, method, reference), reference)}), with an ACR of "
         f"{table.loc[method, ('ACR', 'ours')]:.3f}, for {percent(1 / fast['evaluations'])} of {reference}'s "
-        f"evaluations of f and {percent(1 / fast['seconds'])} of its time."
+        f"evaluations of f{in_time}."
     )
 
 

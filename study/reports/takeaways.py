@@ -29,6 +29,9 @@ def compared(results: Results, source: Source, row: str, where: str = "") -> str
     first, *others = evaluations
     fast = [f"{first} takes {evaluations[first]} as many evaluations of f and {seconds[first]} as many seconds"]
     fast += [f"{other} {evaluations[other]} and {seconds[other]}" for other in others]
+    if tables.NOT_KNOWN in seconds.values():  # cast on a machine that told none
+        fast = [f"{first} takes {evaluations[first]} as many evaluations of f"]
+        fast += [f"{other} {evaluations[other]}" for other in others]
     return (
         f"{where}{row} certifies {percent(shares[row])} of the images at r = 0 ({difference}), with an ACR of {acr[row]:.3f} "
         f"for {acr[reference]:.3f} ({told_acr(rows, row, reference)}). {'; '.join(fast)}.{told_truncated(rows, row, reference)}"
