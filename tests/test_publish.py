@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from study.common.layout import Layout
-from study.reports import index, items, publish, recompute
+from study.reports import index, items, overview, publish, recompute
 
 
 def test_publish_copies_reports_and_their_figures(tmp_path):
@@ -57,3 +57,16 @@ def test_the_published_snapshot_shows_every_item():
     assert all((root / "reports" / "embedded" / path).is_file() for path in re.findall(r"\]\(([^)]+)\)", page))
     sizes = {path: path.stat().st_size for path in (root / "reports").rglob("*") if path.is_file()}
     assert all(size <= (recompute if path.parent.name == "votes" else publish).LARGEST for path, size in sizes.items())
+
+
+def test_the_landing_page_reads_the_published_cifar10_report(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    published = yaml.safe_load(Path("data/published.yaml").read_text())
+    found, on = overview._from_report(overview.CIFAR10, published["cifar10_radii"])
+    assert set(found["row"]) == {"MDEQ-30A", "SRS-MDEQ-3A"} and "images, N = " in on
+    known = found.dropna().set_index(["row", "r"])
+    assert len(known) >= 9 and (known["lower"] <= known["ours"]).all() and (known["ours"] <= known["upper"]).all()
+    page = next(data["text/html"] for data in index.outputs(overview.CIFAR10) if 'id="table_2"' in data.get("text/html", ""))
+    head, *lines = items.as_table(page)
+    (row,) = (line for line in lines if line[0] == "SRS-MDEQ-3A")
+    assert f"{known.loc[('SRS-MDEQ-3A', 0), 'ours']:g} [" in row[head.index("r = 0")]

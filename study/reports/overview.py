@@ -19,7 +19,7 @@ from study.reports.results import Results, Source
 from study.reports.statistics import certified_accuracy, rejected
 from study.reports.takeaways import told_least
 
-CIFAR10 = Path("reports/cifar10/10_table2.ipynb")  # Table 2 on CIFAR-10 itself, as published with the project
+CIFAR10 = Path("reports/cifar10/24_cifar10.ipynb")  # CIFAR-10 itself, as published with the project
 
 
 def saved(rows: pd.DataFrame, reference: str, row: str) -> str:
@@ -39,24 +39,23 @@ def curves(results: Results) -> tuple[pd.DataFrame, str]:
     published, at = results.published["table2"], results.published["cifar10_radii"]
     alone = stands_in(results.dataset(key).name)
     if alone and CIFAR10.is_file():
-        ours, on = _from_report(CIFAR10, list(published), at)
+        ours, on = _from_report(CIFAR10, at)
         return tables.with_published(ours, published, at), on
     on = f"{results.plans.data(key)}, which stands in for CIFAR-10" if alone else "CIFAR-10, this run"
     return results.beside(key)[0], on
 
 
-def _from_report(path: Path, published: list[str], at: list[float]) -> tuple[pd.DataFrame, str]:
-    """Ours as ``beside`` has them, read from the cells of a published Table 2: 62 [47, 75], or a dash beyond reach; and on what
-    they rest."""
-    page = next(data["text/html"] for data in index.outputs(path) if 'id="table_2"' in data.get("text/html", ""))
-    head, *lines = as_table(page)
+def _from_report(path: Path, at: list[float]) -> tuple[pd.DataFrame, str]:
+    """Ours as ``beside`` has them, read from the cells of a report's table of these: 62 [47, 75], none beyond reach; and on
+    what they rest."""
+    page = next(data["text/html"] for data in index.outputs(path) if "<b>Ours and published" in data.get("text/html", ""))
+    cells = {(row, r): ours for row, r, ours, *_ in as_table(page)[2:]}
     found = []
-    for line in (line for line in lines if line[0] in published):
-        cells = dict(zip(head, line))
-        known = [[float(x) for x in re.findall(r"\d+", cells.get(f"r = {r:.3g}", ""))] or [np.nan] * 3 for r in at]
-        found.append(pd.DataFrame(known, columns=["ours", "lower", "upper"]).assign(r=at, row=line[0]))
-    amount = re.search(r"\d[\d,]*[\w ]* images, N = [\d,]*\d", page)
-    return pd.concat(found), f"CIFAR-10, the report {path}{f': {amount[0]}' if amount else ''}"
+    for row in dict.fromkeys(row for row, _ in cells):
+        known = [[float(x) for x in re.findall(r"[\d.]+", cells.get((row, f"{r:g}"), ""))] or [np.nan] * 3 for r in at]
+        found.append(pd.DataFrame(known, columns=["ours", "lower", "upper"]).assign(r=at, row=row))
+    amounts = dict.fromkeys(re.findall(r"\d[\d,]*[\w ]* images, N = [\d,]*\d", page))
+    return pd.concat(found), f"CIFAR-10, the report {path}{f': {listed(list(amounts))}' if amounts else ''}"
 
 
 def plot_beside(found: pd.DataFrame) -> Figure:
