@@ -275,6 +275,10 @@ def test_published_votes_give_the_published_certificates_and_tables(place, tmp_p
     for column, other in (("radius", 9.0), ("votes", "v0"), ("seconds", 9.0), ("prediction", 7)):
         assert len(recompute.differing(rows.assign(**{column: [other, *rows[column][1:]]}), ours)) == 1
     assert len(recompute.differing(rows, ours.iloc[1:])) == 1
+    untimed = rows.assign(seconds=np.nan)
+    assert recompute.differing(untimed, ours.assign(seconds=np.nan)).empty and len(recompute.differing(untimed, ours)) == len(
+        ours
+    )
     cast = RawVotes(reports.Results("smoke"))
     shown, other = (cast.cast("small-050", kind, "SRS-MDEQ-3A")[0] for kind in ("consistency", None))
     assert np.isfinite(shown.residuals).all() and np.isnan(other.margins).all()

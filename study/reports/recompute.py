@@ -157,7 +157,8 @@ def differing(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     key = [*cells.LINE, "index"]
     both = published.merge(cells.rounded(ours), on=key, how="left", suffixes=("", " here"))
     pairs = [(both[column], both[f"{column} here"]) for column in _JUDGED]
-    return both[np.logical_or.reduce([(one != other).to_numpy() for one, other in pairs])][[*key, *_JUDGED]]
+    wrong = [(one != other) & (one.notna() | other.notna()) for one, other in pairs]  # NaN: seconds that nobody told
+    return both[np.logical_or.reduce(wrong)][[*key, *_JUDGED]]
 
 
 def main() -> None:
