@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from srs.deq.solvers import Solver
+from srs.votes.samplers import SerializedSampler
 from study.reports import claims
 from study.reports.claims import ABSENT, CONFIRMED, CONTRADICTED, UNDECIDED, UNKNOWN
 from study.reports.statistics import paired_interval
@@ -182,7 +184,7 @@ def test_a_pair_is_looked_for_in_the_runs_other_lists_where_its_main_one_has_not
             return super().combined(parts)
 
     asked, rows = [], _rows(**{"MDEQ-30A": [0.3] * 10, "SRS-MDEQ-3A": [0.3] * 10})
-    rows["seconds"] = [4.0] * 10 + [1.0] * 10
+    rows["evaluations"] = [4] * 10 + [1] * 10
     told = {"quantity": "speed-up", "row": "SRS-MDEQ-3{solver}", "against": "standard", "least": 2}
     found = _judged(Lists(rows, tmp_path), **told)
     assert found["verdict"] == CONFIRMED and asked == [{"baselines"}]
@@ -210,9 +212,9 @@ def test_a_speed_up_is_judged_where_most_draws_were_cast(tmp_path):
     assert asked == [{"far"}, {None}]
 
 
-def test_seconds_are_compared_image_by_image(tmp_path):
+def test_evaluations_are_compared_image_by_image(tmp_path):
     rows = _rows(**{"MDEQ-30A": [0.3] * 10, "SRS-MDEQ-3A": [0.3] * 10})
-    rows["seconds"] = [4.0 + i / 100 for i in range(10)] + [1.0 + i / 100 for i in range(10)]
+    rows["evaluations"] = [400 + i for i in range(10)] + [100 + i for i in range(10)]
     told = {"quantity": "speed-up", "row": "SRS-MDEQ-3{solver}"}
     whole = Made(rows.assign(n=10_000), tmp_path)
     assert [_judged(whole, **told, least=least)["verdict"] for least in (2, 3.9, 5)] == [CONFIRMED, UNDECIDED, CONTRADICTED]
@@ -220,11 +222,43 @@ def test_seconds_are_compared_image_by_image(tmp_path):
     assert [_judged(few, **told, least=least)["verdict"] for least in (2, 3.9, 5)] == [CONFIRMED, UNDECIDED, UNDECIDED]
 
 
-def test_no_seconds_judge_no_speed_up(tmp_path):
+def test_seconds_of_timed_certificates_must_say_what_evaluations_say(tmp_path):
+    """On a GPU a chain's steps wait for one another: fewer evaluations need not be faster."""
     rows = _rows(**{"MDEQ-30A": [0.3] * 10, "SRS-MDEQ-3A": [0.3] * 10}).assign(n=10_000)
-    rows["seconds"] = [np.nan] * 10 + [1.0] * 10
-    found = _judged(Made(rows, tmp_path), quantity="speed-up", row="SRS-MDEQ-3{solver}", least=2)
-    assert found["verdict"] == UNKNOWN and "not known in time, 1.0 times in evaluations" in found["found"]
+    rows["evaluations"] = [4] * 10 + [1] * 10
+    told = {"quantity": "speed-up", "row": "SRS-MDEQ-3{solver}", "least": 2}
+    known, folder = {"repeat": 0, "n": 10_000, "hardware": "an abacus", "torch": "9.9"}, tmp_path / "speed" / "s"
+    folder.mkdir(parents=True)
+
+    def found(seconds, **more):
+        lines = [{"method": "MDEQ-30A", "index": i, "seconds": value} for i, value in enumerate(seconds)]
+        lines += [{"method": "SRS-MDEQ-3A", "index": i, "seconds": 1.0} for i in range(len(seconds))]
+        pd.DataFrame(lines).assign(**known | more).to_csv(folder / "00-00.csv")
+        return _judged(Made(rows, tmp_path), **told)
+
+    same, other = found([4.0, 4.1]), found([1.5, 1.5, 1.6])
+    assert same["verdict"] == CONFIRMED and "4.0× the evaluations of f of SRS-MDEQ-3A" in same["found"]
+    assert "whole certificates at N = 10,000 of 2 images, in turns on an abacus" in same["found"]
+    assert other["verdict"] == UNKNOWN and other["found"].endswith("evaluations say one thing and seconds another")
+    assert found([1.5, 2.0, 2.6])["verdict"] == UNDECIDED
+    assert found([1.5, 1.5, 1.6], n=2_000)["verdict"] == UNDECIDED, "more draws are faster"
+    assert found([1.5])["verdict"] == CONFIRMED, "one image tells nothing"
+
+
+def test_it_is_said_where_a_warm_up_alone_chooses_the_class(tmp_path):
+    class Warm(Made):
+        def samplers(self, key, draws=None):
+            warm = {1: Solver(steps=1), 5: Solver(steps=5)}
+            return {f"{n} steps": SerializedSampler(chains=self.chains, warmup=warmup) for n, warmup in warm.items()}
+
+    rows = _rows(**{"1 steps": [0.3] * 10, "5 steps": [0.3] * 10}).assign(n0=100)
+    told = {"quantity": "all pairs of serialized rows", "draws": "warmup_steps", "least": -0.03, "most": 0.03}
+    results = Warm(rows, tmp_path)
+    results.plans["s"].groups["warmup_steps"] = SimpleNamespace(kind="warmup_steps", n=1000, samplers=())
+    for results.chains, said in ((100, True), (50, False)):
+        found = _judged(results, **told)["found"]
+        assert '"1 steps" against "5 steps"' in found
+        assert ("all n0 = 100 draws that choose a class being of the warm-up" in found) == said
 
 
 def test_one_image_judges_no_speed_up(tmp_path):

@@ -45,10 +45,10 @@ def test_draws_of_the_test_are_counted_with_those_that_select():
 
 
 def test_a_reference_that_is_stopped_is_told_once():
-    speed = pd.DataFrame({"method": ["AS-MDEQ-1N"], "speed over MDEQ-30A": [16.8], "speed over MDEQ-30A stopped": [6.8]})
+    speed = pd.DataFrame({"method": ["AS-MDEQ-1N"], "speed over MDEQ-30A": ["16.8×"], "speed over MDEQ-30A stopped": ["6.8×"]})
     speed["certificates"] = 3
     told = past.read_speed(speed, "AS-MDEQ-1N")
-    both = "16.8 times as fast as MDEQ-30A and 6.8 times as fast as MDEQ-30A stopped"
+    both = "16.8× as fast as MDEQ-30A and 6.8× as fast as MDEQ-30A stopped"
     assert told == f"**AS-MDEQ-1N** is {both}, by 3 certificates of each."
     told = past.read_speed(speed.drop(columns="speed over MDEQ-30A"), "AS-MDEQ-1N")
-    assert told == "**AS-MDEQ-1N** is 6.8 times as fast as MDEQ-30A stopped, by 3 certificates of each."
+    assert told == "**AS-MDEQ-1N** is 6.8× as fast as MDEQ-30A stopped, by 3 certificates of each."

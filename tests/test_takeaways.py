@@ -24,13 +24,13 @@ def test_little_follows_from_an_undertrained_baseline(right, follows):
 def test_a_serialized_row_is_held_against_five_steps_from_scratch_too():
     rows = pd.concat(
         [
-            _rows("MDEQ-30A", [0.5] * 20, seconds=4.0),
-            _rows("MDEQ-5A", [0.5] * 20, seconds=1.0),
-            _rows("SRS-MDEQ-3A", [0.4] * 20, k=200, seconds=2.0),
+            _rows("MDEQ-30A", [0.5] * 20, evaluations=4_000),
+            _rows("MDEQ-5A", [0.5] * 20, evaluations=1_000),
+            _rows("SRS-MDEQ-3A", [0.4] * 20, k=200, evaluations=2_000),
         ]
     )
     told = takeaways.told_truncated(rows, "SRS-MDEQ-3A", "MDEQ-30A")
-    assert "its ACR differs from SRS-MDEQ-3A's by +0.100" in told and told.endswith("it takes 0.5× as many seconds.")
+    assert "its ACR differs from SRS-MDEQ-3A's by +0.100" in told and told.endswith("it takes 0.5× as many evaluations of f.")
     assert takeaways.told_truncated(rows, "MDEQ-5A", "MDEQ-30A") == ""
     assert takeaways.told_truncated(rows[rows["method"] != "MDEQ-5A"], "SRS-MDEQ-3A", "MDEQ-30A") == ""
 

@@ -7,7 +7,7 @@ measures and how its interval is made.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -21,15 +21,17 @@ from pydantic import Field, field_validator
 from srs.certificates import bounds
 from srs.common.settings import Section
 from srs.training.train import Training
+from srs.votes.samplers import Sampler
 from study.common import params_file
 from study.known_answers import known_answers
 from study.reports import tables
 from study.reports.items import stands_in
-from study.reports.numbers import change, interval, listed, percent, points
+from study.reports.numbers import change, decimals, interval, listed, percent, plural, points
 from study.reports.reach import N, reach
 from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, draws_told, mismatch
 from study.reports.statistics import certified, joint_ratio, mean_interval, paired_interval, ratio_interval
 from study.reports.takeaways import FEW, says_little
+from study.speed import timed as timed_runs
 from study.votes.plan import known
 from study.votes.rows import plain
 
@@ -286,32 +288,52 @@ class _Case:
 
 
 def _speed_up(case: _Case) -> Finding:
-    """The ratio of the summed seconds of ``against`` and ``row``, its interval over the images; over trainings and images where
-    there are several (:func:`study.reports.statistics.joint_ratio`). With fewer draws than the paper's it is a lower bound, for
-    warm-up and audit do not grow with them, and contradicts nothing: so it is taken where there are most."""
+    """The ratio of the summed evaluations of f of ``against`` and ``row``, its interval over the images; over trainings and
+    images where there are several (:func:`study.reports.statistics.joint_ratio`). With fewer draws than the paper's it is a
+    lower bound, for warm-up and audit do not grow with them, and contradicts nothing: so it is taken where there are most.
+    Where the stage `speed` has timed certificates of both, on two images or more, their seconds must say the same."""
     row, other, trainings = case.pair(most_draws=True)
     rows = pd.concat(trainings, keys=range(len(trainings)), names=["training", None])
-    spent = rows.pivot_table(index="training", columns=["method", "index"], values=["seconds", "evaluations"], dropna=False)
-    slow, fast = spent["seconds", other], spent["seconds", row]
+    spent = rows.pivot_table(index="training", columns=["method", "index"], values="evaluations")
+    slow, fast = spent[other], spent[row]
     if len(trainings) == 1:
         ratio, low, high = ratio_interval(slow.iloc[0], fast.iloc[0])
     else:
         ratio, low, high = joint_ratio(slow.to_numpy(), fast.to_numpy())
-    in_evaluations = spent["evaluations", other].sum(axis=None) / spent["evaluations", row].sum(axis=None)
     table = {"large": "table1", "small": "table2", "imagenet": "table3"}[case.model]
     published = [case.results.published[table].get(name, {}).get("seconds") for name in (other, row)]
     k = rows.loc[rows["method"] == row, "k"].max()
-    told = f"{row} at N = {rows['n'].iloc[0]:,} and K = {k:,}: {tables.times(ratio, low, high)} in time, "
-    told += f"{in_evaluations:.1f} times in evaluations of f, warm-up and audit included"
-    if all(published):
-        told += f"; published, at N = {N:,}: {published[0] / published[1]:.1f} times"
-    if math.isnan(ratio):  # cast on a machine that told no seconds
-        return Finding(told, UNKNOWN, rows["index"].nunique(), trainings=len(trainings))
+    told = f"{other} takes {tables.times(ratio, low, high)} the evaluations of f of {row}, warm-up and audit included, at "
+    told += f"N = {rows['n'].iloc[0]:,} and K = {k:,}"
     if rows["n"].iloc[0] < N and not math.isnan(low):
-        told += f"; at the paper's N = {N:,} the same audit and warm-up would weigh less"
+        told += f" (at the paper's N = {N:,} the same audit and warm-up would weigh less)"
         high = math.inf
-    judged = verdict([(low, high)], *case.claim.limits())
-    return Finding(told, judged, rows["index"].nunique(), trainings=len(trainings))
+    judged, images = verdict([(low, high)], *case.claim.limits()), rows["index"].nunique()
+    timed = _timed(case, row, other)
+    if timed is not None:
+        told += f"; {timed[0]}"
+    if all(published):
+        told += f"; published, in seconds at N = {N:,}: {published[0] / published[1]:.1f} times"
+    both = {judged, judged if timed is None else timed[1]}
+    if both == {CONFIRMED, CONTRADICTED}:
+        return Finding(f"{told}: evaluations say one thing and seconds another", UNKNOWN, images, trainings=len(trainings))
+    return Finding(told, judged if len(both) == 1 else UNDECIDED, images, trainings=len(trainings))
+
+
+def _timed(case: _Case, row: str, other: str) -> tuple[str, str] | None:
+    """What whole certificates of the claim's run took in turns, and what that says of the claim; None where two images or more
+    of both rows were not timed."""
+    if not (case.results.layout.runs / "speed" / case.key).is_dir():
+        return None
+    runs = timed_runs(case.results.layout, case.key)
+    spent = runs.groupby(["method", "index"])["seconds"].sum().unstack()
+    if not {row, other} <= set(spent.index) or len(spent.columns) < 2:
+        return None
+    ratio, low, high = ratio_interval(spent.loc[other], spent.loc[row])
+    n, images = runs["n"].max(), plural(len(spent.columns), "image")
+    told = f"{tables.times(ratio, low, high)} its seconds for whole certificates at N = {n:,} of {images}, in turns on "
+    told += f"{runs['hardware'].iloc[0]}"
+    return told, verdict([(low, math.inf if n < N else high)], *case.claim.limits())
 
 
 def _certified_accuracy(case: _Case) -> Finding:
@@ -341,7 +363,7 @@ def _held_out(case: _Case) -> dict[str, float]:
 def _difference(case: _Case, row: str, other: str, trainings: list[pd.DataFrame], r: float, more: str = "") -> Finding:
     found = tables.joint_difference(trainings, row, other, r)
     limits, images = case.claim.limits(), trainings[0]["index"].nunique()
-    told = f"r = {r:g}: {row} against {other}: {points(*found, marks=limits)}, {draws_told(trainings[0])}{more}"
+    told = f"r = {r:g}: {row} against {other}: {points(*found, marks=(0, *limits))}, {draws_told(trainings[0])}{more}"
     where = " of the first training" if len(trainings) > 1 else ""
     told += f"; not judged: the ACR{where}, {change(*tables.acr_difference(trainings[0], row, other))}"
     return Finding(told, verdict([found[1:]], *limits), images, least_images(*limits), len(trainings))
@@ -374,13 +396,23 @@ def _all_pairs(case: _Case) -> Finding:
     limits = case.claim.limits()
     against = [pair for pair in pairs if verdict([found[pair][1:]], *limits) == CONTRADICTED]
     a, b = max(against or pairs, key=lambda pair: abs(found[pair][0]))
-    told = f"r = 0: largest difference of {len(pairs)} pairs{' that lies outside' if against else ''}, {a} against {b}: "
-    told += f"{points(*found[a, b], marks=limits)}, simultaneous intervals"
+    alike = "" if len({s.solver for s in samplers.values()}) == 1 else " by one solver"
+    which = f"those outside among {len(pairs)} pairs{alike}" if against else f"{len(pairs)} pairs{alike}"
+    told = f'r = 0: the largest difference of {which}, "{a}" against "{b}": {points(*found[a, b], marks=(0, *limits))}, '
+    told += f"intervals that hold together{_told_selection(rows, samplers)}"
     radii = {pair: tables.acr_difference(rows, *pair, alpha=level) for pair in pairs}
     c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
-    told += f"; not judged: the ACR, most by {change(*radii[c, d])}, {c} against {d}"
+    told += f'; not judged: the ACR, most by {change(*radii[c, d])}, "{c}" against "{d}"'
     judged = verdict([f[1:] for f in found.values()], *limits)
     return Finding(told, judged, rows["index"].nunique(), least_images(*limits, level))
+
+
+def _told_selection(rows: pd.DataFrame, samplers: Mapping[str, Sampler]) -> str:
+    """Where all draws that choose the class are of every row's warm-up: that a poor one chooses poorly; with a comma before."""
+    n0 = int(rows["n0"].iloc[0])
+    if all(sampler.warm_draws >= n0 for sampler in samplers.values()):
+        return f", all n0 = {n0} draws that choose a class being of the warm-up"
+    return ""
 
 
 def _samples(case: _Case) -> Finding:
@@ -420,9 +452,10 @@ def _radius_difference(case: _Case) -> Finding:
     low, high = mean_interval(closer, LEVEL)
     smaller, differing = int((closer < 0).sum()), int((closer != 0).sum())
     signs = bounds.clopper_pearson_interval(smaller, differing, LEVEL) if differing else (0.0, 1.0)
+    shares = [100 * share for share in signs]
     told = (
         f"mean RRD of {row} and {other} differs by {change(closer.mean(), low, high)}; smaller for "
-        f"{smaller} of {differing} images that differ ({interval(*(100 * share for share in signs), unit=' %')})"
+        f"{smaller} of {differing} images that differ ({interval(*shares, decimals(*shares, marks=[50]), ' %')})"
     )
     both = {verdict([(low, high)], *case.claim.limits()), verdict([signs], least=0.5)}
     if both == {CONFIRMED, CONTRADICTED}:
@@ -481,7 +514,7 @@ def _false_certificates(case: _Case) -> Finding:
     worst, level = part.loc[part["rate"].idxmax()], LEVEL / len(part)
     low, high = bounds.clopper_pearson_interval(int(worst["false"]), int(worst["runs"]), level)
     told = (
-        f"worst case '{worst['case']}' ({known_answers(1, 1)[worst['case']].title}): {worst['false']} of "
+        f"worst case '{worst['case']}' ({known_answers(1, 1)[worst['case']].title}): {worst['false']:,} of "
         f"{worst['runs']:,} false at alpha = {worst['alpha']:g} ({interval(low, high, 4)}, all {len(part)} cases together)"
     )
     return Finding(told, verdict([(low, high)], most=worst["alpha"]), int(worst["runs"]), trainings=0)

@@ -77,7 +77,13 @@ def change(value: float, low: float, high: float, digits: int = 3, unit: str = "
     """A difference and its interval, in a sentence; ``marks``: on which side of these it lies shows (:func:`decimals`)."""
     if not np.isnan(low):
         digits = decimals(low, high, digits, marks)
-    return f"{signed(value, digits)}{unit} ({_signed_ends(low, high, digits)})"
+    return f"{counted(value, digits, unit)} ({_signed_ends(low, high, digits)})"
+
+
+def counted(value: float, digits: int, unit: str) -> str:
+    """A difference with its unit, which is one where it is 1 in print."""
+    shown = signed(value, digits)
+    return shown + (unit.removesuffix("s") if shown in ("+1", "-1") else unit)
 
 
 def points(difference: float, low: float, high: float, marks: Iterable[float] = (0.0,)) -> str:

@@ -16,7 +16,7 @@ from srs.votes.samplers import UNDECIDED, CleanVote, Votes
 from study.reports import tables
 from study.reports.numbers import change, difference, listed, outward, percent, plural, points, signed
 from study.reports.results import Results
-from study.reports.statistics import average_certified_radius, certified
+from study.reports.statistics import average_certified_radius, certified, ratio_interval
 from study.reports.takeaways import FEW, told_acr, told_least, truncated
 from study.speed import methods_table, timed
 from study.starts import Starts, held_out
@@ -32,10 +32,15 @@ def choice(results: Results, key: str) -> str:
 
 
 def speeds(results: Results, key: str) -> pd.DataFrame:
-    """Seconds of whole certificates, a line a method, with the draws "n" of how many "certificates" of how many "images", and
-    the "hardware" and "torch" that were timed."""
+    """Seconds of whole certificates, a line a method, with the draws "n" of how many "certificates" of how many "images", the
+    "hardware" and "torch" that were timed, and, in words, how many times as fast as each baseline: of sums, with its 95 %
+    interval over the images."""
     runs = timed(results.layout, key)
     table = methods_table(runs, results.reference(key, "past"))
+    spent = runs.groupby(["method", "index"])["seconds"].sum().unstack("method")
+    for column in [column for column in table if column.startswith(_OVER)]:
+        theirs = spent[column.removeprefix(_OVER)]
+        table[column] = [tables.times(*ratio_interval(theirs, spent[row])) for row in table["method"]]
     known = {name: "; ".join(map(str, runs[name].unique())) for name in ("hardware", "torch")}
     known |= {"n": runs["n"].max(), "certificates": len(runs) // len(table), "images": runs["index"].nunique()}
     return table.assign(**known)
@@ -47,14 +52,14 @@ def timed_baselines(speed: pd.DataFrame) -> list[str]:
 
 
 def baselines(reference: str) -> list[str]:
-    """What votes' seconds are held against: the reference, and the same solver stopped at its tolerance, if another."""
+    """What votes' costs are held against: the reference, and the same solver stopped at its tolerance, if another."""
     return tables.baselines(reference, [stopped(reference)])
 
 
 def read_speed(speed: pd.DataFrame, row: str) -> str:
     """How much faster a row is than what it is compared with."""
     fast = speed.set_index("method").loc[row]
-    told = [f"{fast[_OVER + name]:.1f} times as fast as {name}" for name in timed_baselines(speed)]
+    told = [f"{fast[_OVER + name]} as fast as {name}" for name in timed_baselines(speed)]
     return f"**{row}** is {listed(told)}, by {plural(int(fast['certificates']), 'certificate')} of each."
 
 
@@ -99,7 +104,8 @@ def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference
     if all(short in set(part["method"]) for part in rows.values()):
         gains = [f"{told_acr(rows[title], row, short)} at {title}" for title, row in chosen.items()]
         more += f" Against {short}, from scratch and without an audit, too, its ACR differs by {'; '.join(gains)}."
-    return f"At r = 0 against {reference}, and in seconds against {listed(baselines(reference))}: {'; '.join(told)}.{more}"
+    what = f"evaluations of f, times those of {listed(baselines(reference))}"
+    return f"At r = 0 against {reference}, and {what}: {'; '.join(told)}.{more}"
 
 
 def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str]) -> str:

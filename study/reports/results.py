@@ -47,8 +47,9 @@ WORDS = (
     f"radius, is over all images, 0 for wrong or abstained ones; as released: wrong predictions' radii counted, too. {BEYOND}: "
     "beyond the largest radius that N, K, alpha and its split between audit and votes allow, whatever these; or nothing. "
     "Costs are what a method alone would need, warm-up, audit and rows that are solved again alone included, but not the "
-    "fitting of a start, once a network; seconds leave out the making of noise and are taken while other workers are at work, "
-    "so that those of equal work differ, which evaluations of f do not."
+    "fitting of a start, once a network; seconds of votes are evaluations of f at a row's usual pace, without the making of "
+    "noise, while other workers are at work: those of equal work differ, and say less than evaluations. Whole certificates "
+    "are timed in the report *past the paper*."
 )
 
 #: What the released baseline is, beside which its speed-ups are to be read.
@@ -187,7 +188,7 @@ class Results(Profile):
         lines = [f"Networks: {'; '.join(self.networks(keys))}."] if keys else []
         lines += [f"{', '.join(runs)}: {common}." for common, runs in amounts.items()]
         timed = dict.fromkeys(machine for key in keys if seconds for machine in self.machines[key][:1])
-        lines += [f"Seconds measured on {listed(list(timed))}."] if timed else []
+        lines += [f"Seconds of votes measured on {listed(list(timed))}."] if timed else []
         others = dict.fromkeys(machine for key in keys for machine in self.machines[key][1:] if machine not in timed)
         lines += [f"Votes were cast on {listed(list(others))}, too."] if others else []
         lines += [f"Images are evenly spaced among the test images. {self.about_data(keys)}"] if keys else []
@@ -280,17 +281,11 @@ class Results(Profile):
                 told.append(tables.read_differences(row, reference, differ))
             display(Markdown("\n".join(told)))
 
-    def beside(self, key: str) -> tuple[pd.DataFrame, list[Source]]:
-        """A run's certified accuracies beside those of the published Table 2 (:func:`study.reports.tables.beside`): of its main
-        rows, and what these lack of another list that it has, the one with most draws; and of which lists."""
-        published, rows, sources = self.published["table2"], self.rows(key), [(key, None)]
-        for row in (row for row in published if row not in set(rows["method"])):
-            having = {name: group.n for name, group in self.plans[key].groups.items() if row in group.samplers}
-            if having:
-                draws = max(having, key=having.get)
-                other = self.rows(key, draws)
-                rows, sources = pd.concat([rows, other[other["method"] == row]]), [*sources, (key, draws)]
-        return tables.beside(rows, published, self.published["cifar10_radii"]), sources
+    def beside(self, key: str) -> tuple[pd.DataFrame, str]:
+        """The certified accuracies of a run's main rows beside those of the published Table 2
+        (:func:`study.reports.tables.beside`); and what ours rest on, in words."""
+        found = tables.beside(self.rows(key), self.published["table2"], self.published["cifar10_radii"])
+        return found, self._amount(key, None, "")
 
     def level_table(self, size: str, key: str) -> str:
         """The paper's table of a ``size`` at a run's noise level, "" where it has none (or not apart from its main one)."""

@@ -140,8 +140,8 @@ def certified_table(table: pd.DataFrame, caption: str, folded: Sequence[str] = (
 
 def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFrame | None = None) -> Table:
     """Evaluations of f and seconds an image, and the speed-ups in both: against ``reference``, and against the same solver
-    stopped and as released where there are such rows; with 95 % intervals over the images. ``more``: columns that
-    follow, texts by method."""
+    stopped and as released where there are such rows; of evaluations with 95 % intervals over the images. ``more``: columns
+    that follow, texts by method."""
     spent = rows.groupby("method", sort=False)[["evaluations", "seconds"]].mean()
     shown = pd.DataFrame(
         {
@@ -168,21 +168,23 @@ def baselines(reference: str, among: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([reference, *others]))
 
 
-def speed_up(rows: pd.DataFrame, row: str, other: str, unit: str = "seconds") -> tuple[float, float, float]:
+def speed_up(rows: pd.DataFrame, row: str, other: str, unit: str) -> tuple[float, float, float]:
     """How many times as many ``unit`` (seconds or evaluations) ``other`` takes on the same images, with its 95 % interval
     over these."""
     spent = rows.pivot(index="index", columns="method", values=unit)
     return ratio_interval(spent[other], spent[row])
 
 
-def saved(rows: pd.DataFrame, row: str, other: str, unit: str = "seconds") -> str:
-    """A :func:`speed_up`, for a cell or a sentence."""
-    return times(*speed_up(rows, row, other, unit))
+def saved(rows: pd.DataFrame, row: str, other: str, unit: str = "evaluations") -> str:
+    """A :func:`speed_up`, for a cell or a sentence. In seconds without an interval: they are evaluations at a row's usual pace,
+    whose own error one over images would hide."""
+    ratio, low, high = speed_up(rows, row, other, unit)
+    return times(ratio, *((np.nan, np.nan) if unit == "seconds" else (low, high)))
 
 
-def saved_beside_all(rows: pd.DataFrame, row: str, reference: str, unit: str = "seconds") -> dict[str, str]:
-    """How many times as many ``unit`` as ``row`` each of its :func:`baselines` takes."""
-    return {other: saved(rows, row, other, unit) for other in baselines(reference, rows["method"].unique())}
+def saved_beside_all(rows: pd.DataFrame, row: str, reference: str) -> dict[str, str]:
+    """How many times as many evaluations of f as ``row`` each of its :func:`baselines` takes."""
+    return {other: saved(rows, row, other) for other in baselines(reference, rows["method"].unique())}
 
 
 def times(ratio: float, low: float, high: float) -> str:
@@ -335,9 +337,12 @@ def accuracy_line(rows: pd.DataFrame, at: Mapping[str, float], limit: float = ma
 
 def beside(rows: pd.DataFrame, published: dict, at: Sequence[float]) -> pd.DataFrame:
     """Our certified accuracies beside published ones at the radii ``at``, in percent: columns row, r, ours, lower, upper (our
-    95 % interval; NaN beyond our reach), published, and whether that is within, below or above our interval."""
+    95 % interval; NaN beyond our reach), published, and whether that is within, below or above our interval. A published row
+    that ours lack stands beside the same stopped, where they have that."""
     reach, found = reachable(rows), []
-    for row in (row for row in published if row in reach.index):
+    for row in (row if row in reach.index else stopped(row) for row in published):
+        if row not in reach.index:
+            continue
         ours = 100 * certified_accuracy(rows[rows["method"] == row], at)[["accuracy", "lower", "upper"]]
         ours[ours.index > reach[row]] = np.nan
         found.append(ours.rename(columns={"accuracy": "ours"}).reset_index().assign(row=row))
@@ -347,7 +352,7 @@ def beside(rows: pd.DataFrame, published: dict, at: Sequence[float]) -> pd.DataF
 def with_published(ours: pd.DataFrame, published: dict, at: Sequence[float]) -> pd.DataFrame:
     """The columns row, r, ours, lower, upper of :func:`beside` with the others."""
     known = {(row, r): value for row, entry in published.items() for r, value in zip(at, entry["accuracy"])}
-    value = pd.Series([known[key] for key in zip(ours["row"], ours["r"])], index=ours.index)
+    value = pd.Series([known[plain(row), r] for row, r in zip(ours["row"], ours["r"])], index=ours.index)
     where = np.select([value < ours["lower"], value > ours["upper"]], ["below", "above"], "within")
     return ours.assign(published=value, **{"published is": where}).reset_index(drop=True)
 
@@ -361,7 +366,7 @@ def read_beside(found: pd.DataFrame, on: str) -> str:
     return (
         f"**{len(ours) - len(outside)} of {len(ours)} published accuracies lie within our 95 % intervals** ({on})"
         f"{f', but not {named}' if named else ''}; these are {fixed((ours['upper'] - ours['lower']).mean())} points wide on "
-        f"average{f'; {beyond} more {verb} beyond the radii that our N, K and alpha allow' if beyond else ''}."
+        f"average{f'; {beyond} more {verb} beyond the radii that this N, K and alpha allow' if beyond else ''}."
     )
 
 
@@ -445,23 +450,21 @@ def read_comparison(
                 f"that start.{' Why the published rows of this pair differ is not explained.' if differ else ''}"
             )
     if (theirs := released(reference)) in table.index:
-        told = [
-            f"{method} {saved(rows, method, theirs, 'evaluations')} and {saved(rows, method, theirs)}"
-            for method in rows.loc[rows["estimator"] != "", "method"].unique()
-        ]
+        told = [f"{method} {saved(rows, method, theirs)}" for method in rows.loc[rows["estimator"] != "", "method"].unique()]
         if told:
             lines.append(
-                f"**{theirs}**, the baseline of the released code, takes so many times the evaluations of f and the seconds of "
-                f"serialized rows: {'; '.join(told)}, audits by {reference} included."
+                f"**{theirs}**, the baseline of the released code, takes so many times the evaluations of f of serialized "
+                f"rows: {'; '.join(told)}, audits by {reference} included."
             )
     return "\n".join(f"- {line}" for line in lines)
 
 
 def against(difference: tuple[float, float, float], reference: str) -> str:
     """A :func:`paired_difference` in words."""
-    value, low, high = difference
-    interval = numbers.signed_interval(100 * low, 100 * high)
-    return f"{numbers.signed(100 * value)} points against {reference}, paired 95 % interval {interval}"
+    value, low, high = (100 * number for number in difference)
+    digits = 0 if np.isnan(low) else numbers.decimals(low, high)
+    told = numbers.counted(value, digits, " points")
+    return f"{told} against {reference}, paired 95 % interval {numbers.signed_interval(low, high, digits)}"
 
 
 def _read_row(table: pd.DataFrame, rows: pd.DataFrame, method: str, reference: str) -> str:

@@ -19,19 +19,14 @@ def fast_row(reference: str) -> str:
 
 
 def compared(results: Results, source: Source, row: str, where: str = "") -> str:
-    """A row against the reference of its list, in two sentences: accuracy and ACR; and how many times its evaluations and
-    seconds every baseline takes."""
+    """A row against the reference of its list, in two sentences: accuracy and ACR; and how many times its evaluations every
+    baseline takes."""
     rows, reference = results.rows(*source), results.reference(*source)
     table = tables.summary(rows, [0.0], reference)
     shares, acr = table["r = 0", "accuracy"], table["ACR", "ours"]
     difference = tables.against(tables.paired_difference(rows, row, reference), reference)
-    evaluations, seconds = (tables.saved_beside_all(rows, row, reference, unit) for unit in ("evaluations", "seconds"))
-    first, *others = evaluations
-    fast = [f"{first} takes {evaluations[first]} as many evaluations of f and {seconds[first]} as many seconds"]
-    fast += [f"{other} {evaluations[other]} and {seconds[other]}" for other in others]
-    if tables.NOT_KNOWN in seconds.values():  # cast on a machine that told none
-        fast = [f"{first} takes {evaluations[first]} as many evaluations of f"]
-        fast += [f"{other} {evaluations[other]}" for other in others]
+    first, *others = (f"{other} takes {times}" for other, times in tables.saved_beside_all(rows, row, reference).items())
+    fast = [f"{first} as many evaluations of f", *others]
     return (
         f"{where}{row} certifies {percent(shares[row])} of the images at r = 0 ({difference}), with an ACR of {acr[row]:.3f} "
         f"for {acr[reference]:.3f} ({told_acr(rows, row, reference)}). {'; '.join(fast)}.{told_truncated(rows, row, reference)}"
@@ -50,7 +45,7 @@ def told_truncated(rows: pd.DataFrame, row: str, reference: str) -> str:
         return ""
     return (
         f" {short}, five steps from scratch, certifies its own votes without an audit: its ACR differs from {row}'s by "
-        f"{told_acr(rows, short, row)}, and it takes {tables.saved(rows, row, short)} as many seconds."
+        f"{told_acr(rows, short, row)}, and it takes {tables.saved(rows, row, short)} as many evaluations of f."
     )
 
 
@@ -260,17 +255,18 @@ def _other_starts(rows: pd.DataFrame) -> str:
 
 
 def which_to_pick(rows: pd.DataFrame, deq: str, network: str) -> str:
-    """Which of a ``deq``'s row and a plain ``network`` a user should pick, by ACR and by seconds; ``rows`` has both."""
+    """Which of a ``deq``'s row and a plain ``network`` a user should pick, by ACR and by seconds (beyond a quarter: paces are
+    no closer); ``rows`` has both."""
     gain, low, high = tables.acr_difference(rows, network, deq)
     better = network if low > 0 else deq if high < 0 else ""
-    time, fewer, more = tables.speed_up(rows, network, deq)
-    faster = network if fewer > 1 else deq if more < 1 else ""
+    time, *_ = tables.speed_up(rows, network, deq, "seconds")
+    faster = network if time > 1.25 else deq if time < 0.8 else ""
     picked = f"pick {better or faster}" if better or faster else "either will do"
     if better and faster and better != faster:
         picked = f"{better} certifies more, {faster} is faster: what counts for the user decides"
     return (
         f"{network} against {deq}: ACR {signed(gain, 3)}, {signed_interval(low, high, 3)}; "
-        f"speed-up in seconds {tables.times(time, fewer, more)}. So, for certificates alone: {picked}."
+        f"speed-up in seconds {tables.saved(rows, network, deq, 'seconds')}. So, for certificates alone: {picked}."
     )
 
 
