@@ -24,7 +24,7 @@ CIFAR10 = Path("reports/cifar10/24_cifar10.ipynb")  # CIFAR-10 itself, as publis
 
 def saved(rows: pd.DataFrame, reference: str, row: str) -> str:
     """What serialization saves, in evaluations of f, beside every baseline."""
-    spent, ratios = rows.groupby("method")["evaluations"].mean(), tables.saved_beside_all(rows, row, reference, "evaluations")
+    spent, ratios = rows.groupby("method")["evaluations"].mean(), tables.saved_beside_all(rows, row, reference)
     told = [f"{other} {spent[other]:,.0f} ({ratio})" for other, ratio in ratios.items()]
     return (
         f"**At N = {rows['n'].iloc[0]:,} {row} needs {spent[row]:,.0f} evaluations of f an image, warm-up and audit included: "

@@ -268,7 +268,7 @@ def read_true_bounds(slot: str, table: pd.DataFrame, rows: pd.DataFrame, row: st
     }
     acr = table["ACR", "ours"]
     told = listed([f"{acr[name]:.3f} by {by}" for by, name in named.items()])
-    saved = [f"{other} takes {ratio}" for other, ratio in tables.saved_beside_all(rows, row, reference, "evaluations").items()]
+    saved = [f"{other} takes {ratio}" for other, ratio in tables.saved_beside_all(rows, row, reference).items()]
     return (
         f"- {slot}, {row}: ACR {told}; {reference} itself has {acr[reference]:.3f}. For its evaluations of f, audit included, "
         f"{listed(saved)} as many.{told_truncated(rows, row, reference)}"

@@ -362,7 +362,8 @@ def read_beside(found: pd.DataFrame, on: str) -> str:
     ours = found.dropna(subset="ours")
     outside, beyond = ours[ours["published is"] != "within"], len(found) - len(ours)
     verb = "lies" if beyond == 1 else "lie"
-    named = ", ".join(f"{line['row']} at r = {line['r']:g} ({line['published is']})" for _, line in outside.iterrows())
+    sides = outside.groupby(["row", "published is"], sort=False)["r"]
+    named = ", ".join(f"{row} at r = {numbers.listed([f'{r:g}' for r in at])} ({side})" for (row, side), at in sides)
     return (
         f"**{len(ours) - len(outside)} of {len(ours)} published accuracies lie within our 95 % intervals** ({on})"
         f"{f', but not {named}' if named else ''}; these are {fixed((ours['upper'] - ours['lower']).mean())} points wide on "
