@@ -158,7 +158,7 @@ def test_ours_beside_the_published_where_ours_can_reach(rows):
     assert found.dropna()["published is"].tolist() == ["below", "within"]
     told = tables.read_beside(found, "digits")
     assert told.startswith(
-        "**1 of 2 published accuracies lie within our 95 % intervals** (digits), but not MDEQ-30A at r = 0 (below); these are "
+        "**1 of 2 published accuracies lies within our 95 % intervals** (digits), but not MDEQ-30A at r = 0 (below); these are "
     )
     assert told.endswith("average; 1 more lies beyond the radii that this N, K and alpha allow.")
 

@@ -104,8 +104,8 @@ def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference
     if all(short in set(part["method"]) for part in rows.values()):
         gains = [f"{told_acr(rows[title], row, short)} at {title}" for title, row in chosen.items()]
         more += f" Against {short}, from scratch and without an audit, too, its ACR differs by {'; '.join(gains)}."
-    what = f"evaluations of f, times those of {listed(baselines(reference))}"
-    return f"At r = 0 against {reference}, and {what}: {'; '.join(told)}.{more}"
+    costs = f"how many times its evaluations of f {listed([f'{name} takes' for name in baselines(reference)])}"
+    return f"At r = 0 against {reference}, and {costs}: {'; '.join(told)}.{more}"
 
 
 def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str]) -> str:

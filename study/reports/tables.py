@@ -364,8 +364,9 @@ def read_beside(found: pd.DataFrame, on: str) -> str:
     verb = "lies" if beyond == 1 else "lie"
     sides = outside.groupby(["row", "published is"], sort=False)["r"]
     named = ", ".join(f"{row} at r = {numbers.listed([f'{r:g}' for r in at])} ({side})" for (row, side), at in sides)
+    inside = len(ours) - len(outside)
     return (
-        f"**{len(ours) - len(outside)} of {len(ours)} published accuracies lie within our 95 % intervals** ({on})"
+        f"**{inside} of {len(ours)} published accuracies {'lies' if inside == 1 else 'lie'} within our 95 % intervals** ({on})"
         f"{f', but not {named}' if named else ''}; these are {fixed((ours['upper'] - ours['lower']).mean())} points wide on "
         f"average{f'; {beyond} more {verb} beyond the radii that this N, K and alpha allow' if beyond else ''}."
     )
