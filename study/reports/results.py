@@ -419,7 +419,7 @@ def _show_caption(caption: str, height: float, numbers: str = "") -> None:
 
 def draws_told(rows: pd.DataFrame, audited: bool = True) -> str:
     """On how many draws certificates rest; ``audited``: K is told, where there is one."""
-    draws = " and ".join(f"{n:,}" for n in sorted(rows["n"].unique()))
+    draws = listed([f"{n:,}" for n in sorted(rows["n"].unique())])
     return f"N = {draws}" + (f", K = {rows['k'].max():,}" if audited and rows["k"].max() else "")
 
 
