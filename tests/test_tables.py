@@ -178,7 +178,7 @@ def test_sentences_follow_the_numbers(rows, table):
     assert "**SRS-MDEQ-3A** certifies 100 % at r = 0 (+25 points against MDEQ-30A, paired 95 % interval -" in text
     assert "20 % of MDEQ-30A's evaluations of f and 25 % of its time" in text
     assert "did not confirm 50.0 % of its audited votes" in text
-    assert "20 % of its draws, those that choose the class included, are of the warm-up" in text
+    assert "20 % of its draws, all that choose the class among them, are of the warm-up" in text
     worse = rows.copy()
     worse.loc[worse["method"] == "SRS-MDEQ-3A", "prediction"] = 4
     other = tables.summary(worse, RADII, "MDEQ-30A")

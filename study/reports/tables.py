@@ -485,11 +485,12 @@ def _read_audit(table: pd.DataFrame, part: pd.DataFrame, reference: str, sampler
     method = part["method"].iloc[0]
     audited = int(part["n2"].sum())
     wrong = f"{percent(1 - part['n1'].sum() / audited, 1)} of its audited votes for the selected class" if audited else ""
-    total = int((part["n0"] + part["n"]).iloc[0])
+    n0, total = (int(count) for count in (part["n0"].iloc[0], (part["n0"] + part["n"]).iloc[0]))
+    chosen = ", all that choose the class among them," if sampler.warm_draws >= n0 else ""
     audit = (part["n2"] + part["census"]).mean() / total * table.loc[reference, ("per image", "evaluations")]
     return (
         f" The audit is {percent(audit / table.loc[method, ('per image', 'evaluations')])} of its evaluations, and "
-        f"{percent(sampler.warm_share(total))} of its draws, those that choose the class included, are of the warm-up. "
+        f"{percent(sampler.warm_share(total))} of its draws{chosen} are of the warm-up. "
         f"{f'{reference} did not confirm {wrong}' if audited else 'None of its votes was audited'}. Its certificates "
         f"cannot pass r = {bounds.shown(table.loc[method, ('', 'largest r')])}, whatever the votes; those from independent "
         f"votes end at r = {bounds.shown(table.loc[reference, ('', 'largest r')])}."
