@@ -157,6 +157,13 @@ def verdict(intervals: Iterable[Interval], least: float = -math.inf, most: float
     return CONFIRMED if all(low >= least and high <= most for low, high in intervals) else UNDECIDED
 
 
+def _agreed(one: str, other: str) -> str:
+    """The verdict of two looks at a claim: that of both, none where one contradicts the other."""
+    if {one, other} == {CONFIRMED, CONTRADICTED}:
+        return UNKNOWN
+    return one if one == other else UNDECIDED
+
+
 def never(events: int, images: int, most: float) -> Finding:
     """A claim that something never happens, from the images where it might have: contradicted by one, confirmed where a
     rate above ``most`` is ruled out."""
@@ -311,13 +318,11 @@ def _speed_up(case: _Case) -> Finding:
     judged, images = verdict([(low, high)], *case.claim.limits()), rows["index"].nunique()
     timed = _timed(case, row, other)
     if timed is not None:
-        told += f"; {timed[0]}"
+        told, judged = f"{told}; {timed[0]}", _agreed(judged, timed[1])
     if all(published):
         told += f"; published, in seconds at N = {N:,}: {published[0] / published[1]:.1f} times"
-    both = {judged, judged if timed is None else timed[1]}
-    if both == {CONFIRMED, CONTRADICTED}:
-        return Finding(f"{told}: evaluations say one thing and seconds another", UNKNOWN, images, trainings=len(trainings))
-    return Finding(told, judged if len(both) == 1 else UNDECIDED, images, trainings=len(trainings))
+    told += ": evaluations say one thing and seconds another" if judged == UNKNOWN else ""
+    return Finding(told, judged, images, trainings=len(trainings))
 
 
 def _timed(case: _Case, row: str, other: str) -> tuple[str, str] | None:
@@ -326,11 +331,10 @@ def _timed(case: _Case, row: str, other: str) -> tuple[str, str] | None:
     if not (case.results.layout.runs / "speed" / case.key).is_dir():
         return None
     runs = timed_runs(case.results.layout, case.key)
-    spent = runs.groupby(["method", "index"])["seconds"].sum().unstack()
-    if not {row, other} <= set(spent.index) or len(spent.columns) < 2:
+    if not {row, other} <= set(runs["method"]) or runs["index"].nunique() < 2:
         return None
-    ratio, low, high = ratio_interval(spent.loc[other], spent.loc[row])
-    n, images = runs["n"].max(), plural(len(spent.columns), "image")
+    ratio, low, high = tables.timed_speed_up(runs, row, other)
+    n, images = runs["n"].max(), plural(runs["index"].nunique(), "image")
     told = f"{tables.times(ratio, low, high)} its seconds for whole certificates at N = {n:,} of {images}, in turns on "
     told += f"{runs['hardware'].iloc[0]}"
     return told, verdict([(low, math.inf if n < N else high)], *case.claim.limits())
@@ -457,10 +461,9 @@ def _radius_difference(case: _Case) -> Finding:
         f"mean RRD of {row} and {other} differs by {change(closer.mean(), low, high)}; smaller for "
         f"{smaller} of {differing} images that differ ({interval(*shares, decimals(*shares, marks=[50]), ' %')})"
     )
-    both = {verdict([(low, high)], *case.claim.limits()), verdict([signs], least=0.5)}
-    if both == {CONFIRMED, CONTRADICTED}:
-        return Finding(f"{told}: the mean says one thing and most images another", UNKNOWN, len(closer))
-    return Finding(told, both.pop() if len(both) == 1 else UNDECIDED, len(closer))
+    judged = _agreed(verdict([(low, high)], *case.claim.limits()), verdict([signs], least=0.5))
+    told += ": the mean says one thing and most images another" if judged == UNKNOWN else ""
+    return Finding(told, judged, len(closer))
 
 
 def _change_of_loss(case: _Case) -> Finding:

@@ -115,13 +115,14 @@ def costs(results: Results, sources: Mapping[Source, str], r: float) -> pd.DataF
     parts = [results.rows(*source, "exact") for source in sources]
     shared = set.intersection(*(set(rows["index"]) for rows in parts))
     reference = results.reference(*next(iter(sources)))
-    standard, lines = parts[0][parts[0]["method"] == reference].assign(method=""), {}
+    common, lines = parts[0][parts[0]["index"].isin(shared)], {}
+    standard = common[common["method"] == reference].assign(method="")
     for rows, name in zip(parts, sources.values()):
         limits = tables.reachable(rows)
         for row, part in rows[rows["index"].isin(shared)].groupby("method", sort=False):
             if limits[row] >= r:
-                both = pd.concat([part, standard[standard["index"].isin(shared)]])
-                gain = dict(zip(("gain", "least", "most"), tables.paired_difference(both, row, "", r)))
+                gained = tables.paired_difference(pd.concat([part, standard]), row, "", r)
+                gain = dict(zip(("gain", "least", "most"), gained))
                 found = certified_accuracy(part, [r]).iloc[0].to_dict() | gain
                 lines.setdefault(name or row, found | part[["evaluations", "seconds"]].mean().to_dict())
     return pd.DataFrame.from_dict(lines, orient="index")

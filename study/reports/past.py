@@ -16,7 +16,7 @@ from srs.votes.samplers import UNDECIDED, CleanVote, Votes
 from study.reports import tables
 from study.reports.numbers import change, difference, listed, outward, percent, plural, points, signed
 from study.reports.results import Results
-from study.reports.statistics import average_certified_radius, certified, ratio_interval
+from study.reports.statistics import average_certified_radius, certified
 from study.reports.takeaways import FEW, told_acr, told_least, truncated
 from study.speed import methods_table, timed
 from study.starts import Starts, held_out
@@ -37,10 +37,8 @@ def speeds(results: Results, key: str) -> pd.DataFrame:
     interval over the images."""
     runs = timed(results.layout, key)
     table = methods_table(runs, results.reference(key, "past"))
-    spent = runs.groupby(["method", "index"])["seconds"].sum().unstack("method")
-    for column in [column for column in table if column.startswith(_OVER)]:
-        theirs = spent[column.removeprefix(_OVER)]
-        table[column] = [tables.times(*ratio_interval(theirs, spent[row])) for row in table["method"]]
+    for name in timed_baselines(table):
+        table[_OVER + name] = [tables.times(*tables.timed_speed_up(runs, row, name)) for row in table["method"]]
     known = {name: "; ".join(map(str, runs[name].unique())) for name in ("hardware", "torch")}
     known |= {"n": runs["n"].max(), "certificates": len(runs) // len(table), "images": runs["index"].nunique()}
     return table.assign(**known)

@@ -175,6 +175,11 @@ def speed_up(rows: pd.DataFrame, row: str, other: str, unit: str) -> tuple[float
     return ratio_interval(spent[other], spent[row])
 
 
+def timed_speed_up(runs: pd.DataFrame, row: str, other: str) -> tuple[float, float, float]:
+    """A :func:`speed_up` in the seconds of timed certificates (:func:`study.speed.timed`), repeats of an image together."""
+    return speed_up(runs.groupby(["method", "index"], as_index=False)["seconds"].sum(), row, other, "seconds")
+
+
 def saved(rows: pd.DataFrame, row: str, other: str, unit: str = "evaluations") -> str:
     """A :func:`speed_up`, for a cell or a sentence. In seconds without an interval: they are evaluations at a row's usual pace,
     whose own error one over images would hide."""
