@@ -183,11 +183,13 @@ def test_a_pair_is_looked_for_in_the_runs_other_lists_where_its_main_one_has_not
             asked.append({draws for _, draws, _ in parts.values()})
             return super().combined(parts)
 
-    asked, rows = [], _rows(**{"MDEQ-30A": [0.3] * 10, "SRS-MDEQ-3A": [0.3] * 10})
-    rows["evaluations"] = [4] * 10 + [1] * 10
+    alike, asked = [0.3] * 10, []
+    rows = _rows(**{"MDEQ-30A": alike, "MDEQ-30A stopped": alike, "SRS-MDEQ-3A": alike})
+    rows["evaluations"] = [40] * 10 + [15] * 10 + [10] * 10
     told = {"quantity": "speed-up", "row": "SRS-MDEQ-3{solver}", "against": "standard", "least": 2}
     found = _judged(Lists(rows, tmp_path), **told)
     assert found["verdict"] == CONFIRMED and asked == [{"baselines"}]
+    assert found["found"].endswith("not judged: beside MDEQ-30A stopped 1.50×, in the main list")
     assert _judged(Lists(rows, tmp_path), **told | {"against": "MDEQ-9A"})["verdict"] == ABSENT
     apart = _judged(Lists(rows, tmp_path), **told | {"row": "MDEQ-30A stopped"})  # both have a list, but none together
     assert apart["verdict"] == ABSENT and "no list of s has both MDEQ-30A stopped and MDEQ-30A" in apart["found"]

@@ -184,6 +184,8 @@ def test_coverage_has_a_panel_a_case():
     assert [axes.get_title() for axes in figure.axes] == ["x", "y", "z"]
     words = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert words == ["standard", "exact bound, random audit", "released code, audit of the first batch"]
+    told = results.described(figure)
+    assert "Panels: x; y; z. Lines: standard; exact bound, random audit; released code" in told
     plt.close("all")
 
 

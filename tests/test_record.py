@@ -51,7 +51,7 @@ def test_speed_at_equal_acr_has_an_interval(frontier):
     frontier._default = _found(np.linspace(0.1, 0.3, 10)[::-1], 250).assign(k=20)  # now images differ
     ratio, low, high = frontier.speed_at_equal_acr()
     assert ratio == pytest.approx(2.0) and low < 1.9 and high > 2.1
-    assert "2.00 times as fast (95 % bootstrap interval over 10 images" in frontier.told()
+    assert "2.00 times as fast (95 % bootstrap interval over these images" in frontier.told()
     assert frontier.told().endswith("). MDEQ-30A never stops.")
     frontier._fewer = frontier._fewer[:1]  # half of its ACR
     assert frontier.told().endswith("of its ACR. No fewer draws give MDEQ-30A as much. MDEQ-30A never stops.")

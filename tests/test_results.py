@@ -8,6 +8,7 @@ from scipy import stats
 
 from srs.common.resume import Journal, fingerprint, remove_older
 from study.reports import statistics as results
+from study.reports.results import other_class
 from study.reports.statistics import average_certified_radius, certified_accuracy
 
 ROWS = pd.DataFrame({"prediction": [1, 1, -1, 2, 0], "label": [1, 1, 1, 1, 0], "radius": [0.25, 0.2499999999, 0.0, 0.9, 0.0]})
@@ -120,3 +121,10 @@ def test_joint_intervals_cover_the_truth_over_trainings_and_images(trainings, im
     assert of_trainings < of_images or alone / runs > 0.95  # one training's images would have told a smaller uncertainty
     with pytest.raises(ValueError, match="one training"):
         results.joint_interval(values[:1])
+
+
+def test_radii_of_other_classes_are_counted():
+    same = {"index": range(4), "radius": [0.4, 0.3, 0.2, 0.0]}
+    reference = pd.DataFrame(same | {"method": "MDEQ-30A", "prediction": [1, 2, 3, -1]})
+    other = pd.DataFrame(same | {"method": "MDEQ-1A", "prediction": [1, 5, 3, 4]})
+    assert other_class(pd.concat([reference, other]), "MDEQ-1A", "MDEQ-30A") == (1, 3)

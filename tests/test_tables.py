@@ -71,7 +71,7 @@ def test_where_the_reference_stopped_is_a_row_speed_ups_over_it_are_shown(rows, 
     assert tables.baselines("MDEQ-30A", wider["method"].unique()) == ["MDEQ-30A", "MDEQ-30A stopped"]
     assert tables.speed_up(wider, "SRS-MDEQ-3A", "MDEQ-30A stopped", "seconds") == pytest.approx((1.6, 1.6, 1.6))
     shown = tables.cost_table(wider, "MDEQ-30A", "").to_html()
-    assert "seconds, against MDEQ-30A stopped" in shown and "1.6×" in shown
+    assert "seconds, against MDEQ-30A stopped" in shown and "1.60×" in shown
     assert "stopped" not in tables.cost_table(rows, "MDEQ-30A", "").to_html()
 
 
@@ -83,6 +83,8 @@ def test_a_ratio_has_an_interval_over_images_unless_all_have_one(rows):
     assert ratio == 5.0 and (low, high) == pytest.approx((5 - 2 * half, 5 + 2 * half))
     assert tables.times(ratio, low, high) == tables.saved(rows, "SRS-MDEQ-3A", "MDEQ-30A") == "5.0× [0.8, 9.2]"  # outward
     assert tables.saved(rows, "SRS-MDEQ-3A", "MDEQ-30A", "seconds") == "5.0×", "an interval that no timing has"
+    assert tables.times(1.153, 1.067, 1.239) == "1.15× [1.06, 1.24]", "that 1 lies outside shows"
+    assert tables.times(2.6, 1.02, 4.0) == "2.60× [1.02, 4.00]" and tables.times(30.004, 29.99, 30.01) == "30.0×"
     difference = tables.acr_difference(rows, "SRS-MDEQ-3A", "MDEQ-30A")
     assert difference[0] == pytest.approx((1.2 - 2.0) / 4) and difference[1] < difference[0] < difference[2]
 
@@ -272,6 +274,10 @@ def test_rows_over_trainings_are_told_with_the_spread_and_never_narrower_than_th
     assert text.startswith("38 ± 53 [")
     told = tables.read_trainings(spread.reset_index(), "small")
     assert "**MDEQ-30A** at r = 0.25: 0 % to 75 % from training to training" in told
+    twins = pd.concat(
+        [spread.reset_index(), spread.reset_index().replace({"method": {"MDEQ-30A": "MDEQ-30A stopped"}})], ignore_index=True
+    )
+    assert "- **MDEQ-30A** and **MDEQ-30A stopped** at r = 0.25: 0 % to 75 %" in tables.read_trainings(twins, "small")
 
 
 def test_share_of_nothing_is_a_dash():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_tables import _rows
 
-from study.reports import past, tables, takeaways
+from study.reports import overview, past, tables, takeaways
 from study.reports.attacked import Attacked
 from study.reports.statistics import paired_interval
 
@@ -30,7 +30,7 @@ def test_a_serialized_row_is_held_against_five_steps_from_scratch_too():
         ]
     )
     told = takeaways.told_truncated(rows, "SRS-MDEQ-3A", "MDEQ-30A")
-    assert "its ACR differs from SRS-MDEQ-3A's by +0.100" in told and told.endswith("it takes 0.5× as many evaluations of f.")
+    assert "its ACR differs from SRS-MDEQ-3A's by +0.100" in told and told.endswith("it takes 0.50× as many evaluations of f.")
     assert takeaways.told_truncated(rows, "MDEQ-5A", "MDEQ-30A") == ""
     assert takeaways.told_truncated(rows[rows["method"] != "MDEQ-5A"], "SRS-MDEQ-3A", "MDEQ-30A") == ""
 
@@ -39,7 +39,7 @@ def test_a_serialized_row_is_held_against_five_steps_from_scratch_too():
     "radius, seconds, picked",
     [
         (0.7, 1.0, "pick ResNet-20."),
-        (0.5, 1.0, "pick ResNet-20."),
+        (0.5, 1.0, "pick ResNet-20, which is faster; neither is shown to certify more."),
         (0.5, 2.0, "either will do."),
         (0.3, 4.0, "pick AS-MDEQ-1N."),
         (0.3, 1.0, "AS-MDEQ-1N certifies more, ResNet-20 is faster: what counts for the user decides."),
@@ -53,7 +53,7 @@ def test_which_network_to_pick_follows_from_radii_and_seconds(radius, seconds, p
         pd.concat([plain, _rows("AS-MDEQ-1N", [0.5 + e for e in noise[::-1]])]), "AS-MDEQ-1N", "ResNet-20"
     )
     assert told.endswith(f"So, for certificates alone: {picked}")
-    assert f"speed-up in seconds {2 / seconds:.1f}×" in told
+    assert f"speed-up in seconds {2 / seconds:.{1 + (seconds > 1)}f}×" in told
 
 
 def test_closer_in_words_with_and_without_a_spread():
@@ -68,6 +68,26 @@ def test_how_many_images_must_be_lost_for_a_loss_to_show():
     lost = takeaways.least_lost(25)
     assert paired_interval(0, lost, 25)[1] < 0 <= paired_interval(0, lost - 1, 25)[1]
     assert takeaways.told_least(25) == f"a loss shows from {lost} images lost on, where none is gained"
+    few, enough = (_rows("MDEQ-30A", [0.5] * n + [0.0] * (25 - n), wrong=25 - n) for n in (lost - 1, lost))
+    assert takeaways.shows_no_loss(few) and not takeaways.shows_no_loss(enough)
+    assert takeaways.shows_no_loss(_rows("MDEQ-30A", [0.5] * 5)), "of five images not even all could be lost"
+
+
+def test_a_difference_of_average_radius_in_words():
+    rows = pd.concat(
+        [_rows("MDEQ-30A", [0.3, 0.6, 0.4]), _rows("MDEQ-30N", [0.3, 0.6, 0.4]), _rows("MDEQ-1A", [0.1, 0.5, 0.1])]
+    )
+    assert takeaways.told_acr(rows, "MDEQ-30N", "MDEQ-30A") == "0.000 (alike on every image)"
+    assert takeaways.told_acr(rows, "MDEQ-1A", "MDEQ-30A").startswith("-0.200 (-0.4")
+
+
+def test_the_largest_radius_is_told_beside_the_next():
+    noise = [0.01 * (i % 3) for i in range(10)]
+    radii = {"low": [0.2 + e for e in noise], "high": [0.6 + e for e in noise[::-1]]}
+    standards = {name: _rows("MDEQ-30A", values) for name, values in radii.items()}
+    told = takeaways._largest(standards)
+    assert told.startswith("for high, 0.6") and ", +0.400 (" in told and told.endswith("against the next, low")
+    assert "next" not in takeaways._largest({"low": standards["low"]})
 
 
 def test_no_loss_beyond_the_interval_is_not_said_to_be_equality():
@@ -121,3 +141,16 @@ def test_attacks_are_counted_among_images_that_were_right(attacked):
 
 def test_what_is_beyond_the_audits_reach_is_no_zero(attacked):
     assert attacked.certified()["r = 1.5"] == "–" and attacked.certified()["r = 0.5"].startswith("50 [")
+
+
+def test_of_rows_that_certify_as_much_the_cheapest_is_named():
+    known = {"gain": 0.0, "least": -0.1, "most": 0.1, "images": 20}
+    spent = {"MDEQ-30A": (0.5, 1.0), "MDEQ-5A": (0.5, 0.2), "AS-MDEQ-1N": (0.5, 0.05), "MDEQ-1A": (0.1, 0.04)}
+    table = pd.DataFrame({row: {"accuracy": a, "seconds": s} | known for row, (a, s) in spent.items()}).T
+    told = overview.read_costs(table, "MDEQ-30A", 0.25)
+    assert told.startswith("**On the same 20 images AS-MDEQ-1N certifies 50 % at r = 0.25 in 0.05 s")
+    assert told.endswith(
+        "the most of 3 rows that take at most a fifth of its time, picked on these images (MDEQ-5A as much, in more time than AS-MDEQ-1N)."
+    )
+    told = overview.read_costs(table.loc[["MDEQ-30A", "MDEQ-5A"]].assign(seconds=[1.0, 0.5]), "MDEQ-30A", 0.25)
+    assert "MDEQ-5A certifies" in told and told.endswith(": the cheapest, for none takes a fifth of its time.")

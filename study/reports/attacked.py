@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from study.reports import tables
-from study.reports.numbers import BEYOND, plural
+from study.reports.numbers import BEYOND, listed, plural
 from study.reports.results import Results
 from study.reports.statistics import certified
 from study.robustness import Robustness
@@ -94,7 +94,10 @@ class Attacked:
         found = {attack: self.outcome(attack, r) for attack in self.config.attacks}
         attack = min(found, key=lambda attack: (len(found[attack].left), -len(found[attack].fooled)))
         correct, left, abstaining, fooled = found[attack]
+        counts = {name: tuple(map(len, one)) for name, one in found.items()}
+        alike = [name for name in counts if name != attack and counts[name] == counts[attack]]
         return (
             f"At r = {r:g}, of {plural(len(correct), 'image')} that PREDICT classifies correctly when clean ({self.images} "
-            f"were attacked), {attack} leaves {len(left)} so, makes {len(abstaining)} abstain and fools {len(fooled)}."
+            f"were attacked), the attack that leaves least, {attack}{f' (alike: {listed(alike)})' if alike else ''}, leaves "
+            f"{len(left)} so, makes {len(abstaining)} abstain and fools {len(fooled)}."
         )

@@ -322,7 +322,17 @@ def _speed_up(case: _Case) -> Finding:
     if all(published):
         told += f"; published, in seconds at N = {N:,}: {published[0] / published[1]:.1f} times"
     told += ": evaluations say one thing and seconds another" if judged == UNKNOWN else ""
-    return Finding(told, judged, images, trainings=len(trainings))
+    return Finding(told + _beside_stopping(case, row), judged, images, trainings=len(trainings))
+
+
+def _beside_stopping(case: _Case, row: str) -> str:
+    """What is left of a speed-up beside the baselines that stop, in the run's main list; with a semicolon before."""
+    reference = case.results.reference(case.key)
+    if row not in case.results.samplers(case.key):
+        return ""
+    ratios = tables.saved_beside_all(case.rows(case.key, None), row, reference)
+    told = [f"{other} {ratio}" for other, ratio in ratios.items() if other != plain(reference)]
+    return f"; not judged: beside {listed(told)}, in the main list" if told else ""
 
 
 def _timed(case: _Case, row: str, other: str) -> tuple[str, str] | None:
@@ -403,6 +413,8 @@ def _all_pairs(case: _Case) -> Finding:
     alike = "" if len({s.solver for s in samplers.values()}) == 1 else " by one solver"
     which = f"those outside among {len(pairs)} pairs{alike}" if against else f"{len(pairs)} pairs{alike}"
     told = f'r = 0: the largest difference of {which}, "{a}" against "{b}": {points(*found[a, b], marks=(0, *limits))}, '
+    if not found[a, b][0]:
+        told = f"r = 0: none of {which} differs on balance: {points(*found[a, b], marks=(0, *limits))}, "
     told += f"intervals that hold together{_told_selection(rows, samplers)}"
     radii = {pair: tables.acr_difference(rows, *pair, alpha=level) for pair in pairs}
     c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
@@ -479,8 +491,10 @@ def _change_of_loss(case: _Case) -> Finding:
     change = (losses[0] - losses[1]).dropna()
     interval, limits = change_interval(change), case.claim.limits()
     told = f"r = 0: what {names[0]} certifies less what its reference does, minus the same of {names[1]}: "
-    told += f"{points(change.mean(), *interval, marks=limits)} (two paired intervals, of changes by one and by two, that hold "
-    told += "together)"
+    told += (
+        f"{points(change.mean(), *interval, marks=limits)} (the sum of two paired intervals at 97.5 % each: of changes by at "
+    )
+    told += "least one, and by two)"
     needed = _fewest(lambda images: change_interval(np.zeros(images)), limits)
     return Finding(told, verdict([interval], *limits), len(change), needed)
 
@@ -516,8 +530,10 @@ def _false_certificates(case: _Case) -> Finding:
     part = coverage[(coverage["alpha"] == coverage["alpha"].max()) & (coverage["design"] == case.claim.row)]
     worst, level = part.loc[part["rate"].idxmax()], LEVEL / len(part)
     low, high = bounds.clopper_pearson_interval(int(worst["false"]), int(worst["runs"]), level)
+    alike = [case for case in part.loc[part["rate"] == worst["rate"], "case"] if case != worst["case"]]
+    others = f"; as many in {listed(alike)}" if alike else ""
     told = (
-        f"worst case '{worst['case']}' ({known_answers(1, 1)[worst['case']].title}): {worst['false']:,} of "
+        f"worst case '{worst['case']}' ({known_answers(1, 1)[worst['case']].title}{others}): {worst['false']:,} of "
         f"{worst['runs']:,} false at alpha = {worst['alpha']:g} ({interval(low, high, 4)}, all {len(part)} cases together)"
     )
     return Finding(told, verdict([(low, high)], most=worst["alpha"]), int(worst["runs"]), trainings=0)

@@ -16,8 +16,8 @@ from srs.votes.samplers import UNDECIDED, CleanVote, Votes
 from study.reports import tables
 from study.reports.numbers import change, difference, listed, outward, percent, plural, points, signed
 from study.reports.results import Results
-from study.reports.statistics import average_certified_radius, certified
-from study.reports.takeaways import FEW, told_acr, told_least, truncated
+from study.reports.statistics import average_certified_radius
+from study.reports.takeaways import shows_no_loss, told_acr, told_least, told_share, truncated
 from study.speed import methods_table, timed
 from study.starts import Starts, held_out
 from study.votes.rows import stopped
@@ -95,15 +95,17 @@ def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference
         part = rows[title]
         fast = [tables.saved(part, row, name) for name in baselines(reference)]
         told.append(f"{title}: {row} {points(*tables.paired_difference(part, row, reference))}, {listed(fast)}")
-        share = float(certified(part[part["method"] == reference], 0.0).mean())
-        few += [f"{title} ({percent(share)})"] if share < FEW else []
-    more = f" {reference} itself certifies next to nothing at {listed(few)}: no loss could show there." if few else ""
+        standard = part[part["method"] == reference]
+        few += [f"{title} ({told_share(standard, 0.0)})"] if shows_no_loss(standard) else []
+    more = f" {reference} certifies too few images for a loss to show at {listed(few)}." if few else ""
     short = truncated(reference)
     if all(short in set(part["method"]) for part in rows.values()):
         gains = [f"{told_acr(rows[title], row, short)} at {title}" for title, row in chosen.items()]
-        more += f" Against {short}, from scratch and without an audit, too, its ACR differs by {'; '.join(gains)}."
-    costs = f"how many times its evaluations of f {listed([f'{name} takes' for name in baselines(reference)])}"
-    return f"At r = 0 against {reference}, and {costs}: {'; '.join(told)}.{more}"
+        more += f" ACR of the chosen row less that of {short}, from scratch and without an audit, too: {'; '.join(gains)}."
+    takes = f"{listed(baselines(reference))} {'take' if len(baselines(reference)) > 1 else 'takes'}"
+    return (
+        f"Each chosen row less {reference} at r = 0; then how many times its evaluations of f {takes}: {'; '.join(told)}.{more}"
+    )
 
 
 def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str]) -> str:

@@ -12,7 +12,7 @@ from study.reports.numbers import fixed, interval, listed, outward, percent, plu
 from study.reports.raw import RawVotes
 from study.reports.reach import ALPHA, SIGMA, N, published_radii, reach
 from study.reports.results import RELEASED_CODE, THEOREM, Results, by_estimator
-from study.reports.statistics import average_certified_radius, counted_radii, rejected
+from study.reports.statistics import average_certified_radius, counted_radii, ratio_interval, rejected
 from study.reports.takeaways import told_truncated
 from study.votes.rows import plain
 from study.votes.table import EXACT, settings
@@ -61,16 +61,18 @@ def cut_off(published: dict, audit: int = 1_000) -> pd.DataFrame:
     return pd.DataFrame.from_dict(shown, orient="index").rename_axis("votes for A, of N")
 
 
-def read_cut_off(table: pd.DataFrame) -> str:
+def read_cut_off(table: pd.DataFrame, audit: int = 1_000) -> str:
     """What the :func:`cut_off` radii say of the published ones."""
-    top = table.loc["1"]
-    off = {name: abs(float(top["published, SRS"]) - float(top[name])) for name in (_RELEASED, "SRS, Theorem 3.1")}
+    top, off = table.loc["1"], {}
+    for name in ("released_code", "theorem_3_1"):
+        whole = bounds.serialized_bound(name, N, N, audit, audit, ALPHA).p_a_lower
+        off[name] = abs(float(top["published, SRS"]) - bounds.radius(whole, SIGMA))
     return (
         f"With every vote for the class, alpha = {ALPHA:g} allows a radius of {top['standard']} to standard smoothing; the "
         f"published {top['published, standard']} is what alpha = 1/e gives ({top['standard, alpha = 1/e']}, rounded down). The "
-        f"published {top['published, SRS']} for serialized votes differs by {off[_RELEASED]:.3f} from what the released "
+        f"published {top['published, SRS']} for serialized votes differs by {off['released_code']:.3f} from what the released "
         f"code's scaling of both count and total gives ({top[_RELEASED]}), which is {tables.NO_GUARANTEE}, and by "
-        f"{off['SRS, Theorem 3.1']:.3f} from the theorem's {top['SRS, Theorem 3.1']}."
+        f"{off['theorem_3_1']:.3f} from the theorem's ({top['SRS, Theorem 3.1']}; both rounded down here)."
     )
 
 
@@ -124,13 +126,14 @@ def read_rounding(rounding: pd.DataFrame) -> str:
 
 
 def significantly_above(*found: pd.DataFrame) -> str:
-    """How many cases with a guarantee are false more often than alpha allows, beyond chance."""
+    """How many shares of false certificates with a guarantee are above alpha, beyond chance."""
     held = pd.concat([table[table["guarantee"]] for table in found])
     above = held[rejected(held["p_value"])]
     named = "".join(f"; {row.design} at alpha = {row.alpha:g}, {row.false} of {row.runs:,}" for row in above.itertuples())
     return (
-        f"Of {len(held)} cases with a guarantee, {len(above)} are significantly above alpha{named} (one-sided exact binomial "
-        "tests at 5 % for all together, by Holm's method)."
+        f"Of {len(held)} shares of false certificates above with a guarantee (each of a case, a way to certify and an alpha; "
+        f"without those by simulated counts), {len(above)} {'is' if len(above) == 1 else 'are'} significantly above "
+        f"alpha{named} (one-sided exact binomial tests at 5 % for all together, by Holm's method)."
     )
 
 
@@ -156,9 +159,9 @@ def read_price(published: dict, radii: Sequence[float] = (1.25, 1.5)) -> str:
     told = entries["MDEQ-30A"]["seconds"] / entries[FAST]["seconds"]
     sentences = [
         f"The paper reports {FAST} to be {told:.1f} times as fast as MDEQ-30A (LARGE, CIFAR-10, N = {N:,}). In evaluations of "
-        f"f, and against 30 steps that never stop, three serialized steps and an audit of K draws (every vote for the class) "
-        f"make {speed_up(400):.1f} times at K = 400, where a true certificate ends at r = "
-        f"{bounds.shown(reach('finite_population', 400))}. Beside a baseline that stops before, as the released one does "
+        f"f, and against 30 steps that never stop, three serialized steps, after a warm-up of 10 in 400 chains, and an audit "
+        f"of K draws (every vote for the class) make {speed_up(400):.1f} times at K = 400, where a true certificate ends at "
+        f"r = {bounds.shown(reach('finite_population', 400))}. Beside a baseline that stops before, as the released one does "
         "(docs/released.md), all of these are smaller in proportion."
     ]
     for r in radii:
@@ -230,17 +233,18 @@ class Frontier:
     def told(self) -> str:
         """What of the speed-up a true certificate leaves."""
         ours, whole = _mean_of(self._default), _mean_of(self._fewer[-1])
+        fast = tables.times(*ratio_interval(self._fewer[-1]["evaluations"], self._default["evaluations"]))
         ratio, low, high = self.speed_at_equal_acr()
         images, k = len(self._default), int(self._default["k"].max())
         equal = (
             f"With fewer draws {self.reference} has as much ACR, too: beside that serialized smoothing is {ratio:.2f} times as "
-            f"fast (95 % bootstrap interval over {plural(images, 'image')} {interval(low, high, 2)})."
+            f"fast (95 % bootstrap interval over these images {interval(low, high, 2)})."
         )
         if max(_mean_of(found)["acr"] for found in self._fewer) < ours["acr"]:
             equal = f"No fewer draws give {self.reference} as much."
         return (
-            f"How much of the speed-up survives a true certificate? In evaluations of f at N = {self.count:,} and K = {k:,} "
-            f"{FAST} is {whole['evaluations'] / ours['evaluations']:.1f} times as fast as {self.reference}, with "
+            f"How much of the speed-up survives a true certificate? On {plural(images, 'image')}, at N = {self.count:,} and "
+            f"K = {k:,}, {self.reference} takes {fast} the evaluations of f of {FAST}, which has "
             f"{percent(ours['acr'] / max(whole['acr'], 1e-9))} of its ACR. {equal}{self._saved}"
         )
 
@@ -311,7 +315,7 @@ def read_plans(table: pd.DataFrame) -> str:
         f"For the same evaluations of f, serialized votes with a true audit plan a larger radius than fewer draws of standard "
         f"smoothing, 30 steps each, in {wins} of {len(table)} plans, by at most {gain:.3f} sigma. In {whole} the best audit is "
         "of all draws: there serialized votes buy nothing. A reference that stops before its 30 steps would make every "
-        "standard draw cheaper, of what serialized votes cost the audit alone."
+        "standard draw cheaper, but of serialized votes only the audit."
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from IPython.display import HTML, SVG, Markdown, display
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srs.data.datasets import Dataset
@@ -36,8 +37,9 @@ PAPERS = "the paper has N = 10,000 and, on CIFAR-10, 500 images"
 #: How every page is to be read.
 WORDS = (
     "MDEQ-30A: standard smoothing, every noisy copy solved from scratch in 30 steps; stopped: each until its relative "
-    "residual is small; SRS-: serialized, each solve from where the one before ended, unless the row's name says otherwise; "
-    "AS-: each from an amortized start, a function of the noisy copy alone (mean: one constant state). A: Anderson's "
+    "residual is small (0.001 in our profiles), after 30 steps at the latest; SRS-: serialized, each solve from where the "
+    "one before ended, unless the row's name says otherwise; AS-: each from an amortized start, a function of the noisy copy "
+    "alone (mean: one constant state). A: Anderson's "
     "method, N: naive iteration, B: Broyden's. N, a number: noisy copies of an image whose votes are counted; n0: those "
     "that choose its class before; K: draws that are audited: the reference, a standard row, solves those of them again whose "
     "serialized vote was for the class. Radii are l2, of pixels in [0, 1]; upper ends of what can be certified are rounded "
@@ -45,7 +47,8 @@ WORDS = (
     "where the exact sign test rejects it) for a difference that is paired by image, Student's t over images for means and "
     "(linearized) ratios, unless another is named. ACR, the average certified "
     f"radius, is over all images, 0 for wrong or abstained ones; as released: wrong predictions' radii counted, too. {BEYOND}: "
-    "beyond the largest radius that N, K, alpha and its split between audit and votes allow, whatever these; or nothing. "
+    "beyond the largest radius that N, K, alpha and its split between audit and votes allow, whatever the votes; or no value "
+    "there. "
     "Costs are what a method alone would need, warm-up, audit and rows that are solved again alone included, but not the "
     "fitting of a start, once a network; seconds of votes are evaluations of f at a row's usual pace, without the making of "
     "noise, while other workers are at work: those of equal work differ, and say less than evaluations. Whole certificates "
@@ -54,9 +57,9 @@ WORDS = (
 
 #: What the released baseline is, beside which its speed-ups are to be read.
 RELEASED = (
-    "what the paper's released code does under that name: a batch of draws is solved until its worst row has a relative "
-    f"residual of 0.001, so that votes depend on their batch ({tables.NO_GUARANTEE}). Whether the published baseline stopped "
-    "so is not known (docs/released.md)."
+    "what the paper's released code does under that name: a batch of 400 draws is solved until its worst row has a "
+    f"relative residual of 0.001, or for 30 steps, so that votes depend on their batch ({tables.NO_GUARANTEE}). Whether the "
+    "published baseline stopped so is not known (docs/released.md)."
 )
 SLOT = "A slot is the place of one of the paper's models, taken here by a smaller network."
 
@@ -150,18 +153,24 @@ class Results(Profile):
         """The page rests on these, which :meth:`rests_on` is to say."""
         self._shown |= {(key, kind, design): None for key, kind in sources}
 
-    def basis(self, sources: Sequence[Source], design: str = "", audited: bool = True) -> str:
+    def basis(self, sources: Sequence[Source], design: str = "", audited: bool = True, only: Collection[str] = ()) -> str:
         """On how many images and draws of which runs something rests, in short; :meth:`rests_on` says the rest of it, once a
-        page. ``design`` as in :meth:`rows`; ``audited``: K is told, where there is one."""
+        page. ``design`` as in :meth:`rows`; ``audited``: K is told, where there is one; ``only`` these rows are shown."""
         self.note(sources, design)
         told: dict[str, dict[str, float]] = {}  # runs, with their sigma, by what they have in common
         for key, kind in sources:
-            told.setdefault(self._amount(key, kind, design, audited), {})[key] = self.sigma(key)
+            told.setdefault(self._amount(key, kind, design, audited, only), {})[key] = self.sigma(key)
         return "; ".join(f"{in_short(runs)}: {amount}" for amount, runs in told.items()) + "."
 
-    def _amount(self, key: str, kind: str | None, design: str, audited: bool = True) -> str:
+    def _amount(self, key: str, kind: str | None, design: str = "", audited: bool = True, only: Collection[str] = ()) -> str:
         rows = self.rows(key, kind, design)
+        rows = rows[rows["method"].isin(only)] if only else rows
         return f"{rows['index'].nunique()} images, {draws_told(rows, audited)}"
+
+    def images(self, sources: Sequence[Source] = ()) -> list[int]:
+        """How many images each of ``sources`` has, of what the page has shown so far unless told."""
+        sources = sources or list(dict.fromkeys((key, kind) for key, kind, _ in self._shown))
+        return [self.rows(*source)["index"].nunique() for source in sources]
 
     def weaker(self, sources: Sequence[Source] = (), papers: str = PAPERS, what: str = "All of this") -> str:
         """A sentence that says on how much less than the paper (``papers``) something rests, and on which data; ``sources``:
@@ -169,7 +178,7 @@ class Results(Profile):
         sources = sources or list(dict.fromkeys((key, kind) for key, kind, _ in self._shown))
         if not sources:
             return ""
-        images, draws = zip(*((rows["index"].nunique(), rows["n"].iloc[0]) for rows in (self.rows(*s) for s in sources)))
+        images, draws = self.images(sources), [self.rows(*source)["n"].iloc[0] for source in sources]
         about = self.about_data([key for key, _ in sources])
         told = f"{what} rests on {_span(images)} images and N = {_span(draws)}; {papers}."
         return f"{told} {about}".strip()
@@ -222,7 +231,9 @@ class Results(Profile):
                 told.append(f"Data: {name}, {dataset.described()}")
         return " ".join([*told, SLOT] if any(stands_in(dataset.name) for dataset in datasets.values()) else told)
 
-    def caption(self, item: str, said: str, sources: Sequence[Source] = (), design: str = "") -> str:
+    def caption(
+        self, item: str, said: str, sources: Sequence[Source] = (), design: str = "", only: Collection[str] = ()
+    ) -> str:
         """HTML that marks and captions an item of the paper: its number, what is ``said``, and the :meth:`basis` of
         ``sources``.
 
@@ -230,13 +241,15 @@ class Results(Profile):
         """
         if item not in self.items:
             raise KeyError(f"item {item!r} is unknown: choose from data/items.yaml")
-        told = f" {self.basis(sources, design)}" if sources else ""
+        told = f" {self.basis(sources, design, only=only)}" if sources else ""
         return f'<span id="{item}"></span><b>{label(item)}, ours.</b> {said}{told}'
 
-    def _certified(self, item: str, what: str, sources: Sequence[Source]) -> str:
+    def _certified(self, item: str, what: str, sources: Sequence[Source], only: Collection[str] = ()) -> str:
         """The caption of a table of certificates, of the paper's ``item`` or, where that is "", of ours alone."""
         text = f"{what} Certified accuracy in percent at l2 radius r.".strip()
-        return self.caption(item, text, sources) if item else f"<b>Not in the paper.</b> {text} {self.basis(sources)}"
+        if item:
+            return self.caption(item, text, sources, only=only)
+        return f"<b>Not in the paper.</b> {text} {self.basis(sources, only=only)}"
 
     def comparison(
         self, item: str, key: str, kind: str | None = None, what: str = "", estimators: bool = False
@@ -285,7 +298,7 @@ class Results(Profile):
         """The certified accuracies of a run's main rows beside those of the published Table 2
         (:func:`study.reports.tables.beside`); and what ours rest on, in words."""
         found = tables.beside(self.rows(key), self.published["table2"], self.published["cifar10_radii"])
-        return found, self._amount(key, None, "")
+        return found, self._amount(key, None)
 
     def level_table(self, size: str, key: str) -> str:
         """The paper's table of a ``size`` at a run's noise level, "" where it has none (or not apart from its main one)."""
@@ -308,7 +321,8 @@ class Results(Profile):
         the paper."""
         radii, sources = self.radii(parts[reference][0]), list(dict.fromkeys((key, kind) for key, kind, _ in parts.values()))
         table = tables.summary(self.combined(parts), radii, reference)
-        display(tables.certified_table(table, self._certified(item, what, sources)))
+        only = {method for *_, method in parts.values()}
+        display(tables.certified_table(table, self._certified(item, what, sources, only)))
         if item:
             self.twin(item, list(parts), radii)
         return table
@@ -386,22 +400,31 @@ def show_figure(figure: Figure, caption: str, more: str = "") -> None:
 def described(figure: Figure) -> str:
     """A figure in words: its panels, their axes, and what is drawn in them."""
     shown = [axes for axes in figure.axes if axes.axison]
+    kinds = [*(axes.get_ylabel() for axes in shown if figure.get_supylabel()), *_categories(shown)]
     names = [
         text.get_text() for legend in [*figure.legends, *filter(None, (a.get_legend() for a in shown))] for text in legend.texts
     ]
     titles = list(dict.fromkeys(filter(None, (axes.get_title() for axes in shown))))
+    below = [text for text in (axes.get_xlabel() for axes in shown) if "\n" not in text]  # but votes
     across, up = (
         next(filter(None, (own, *others)), "")
         for own, others in (
-            (figure.get_supxlabel(), [axes.get_xlabel() for axes in shown]),
+            (figure.get_supxlabel(), below),
             (figure.get_supylabel(), [axes.get_ylabel() for axes in shown]),
         )
     )
     told = [f"{up or 'pictures'} against {across}" if across and up else across or "pictures"]
     told += [f"Panels: {'; '.join(titles)}"] if titles else []
+    told += [f"Lines: {'; '.join(dict.fromkeys(filter(None, kinds)))}"] if any(kinds) else []
     told += [f"Shown: {'; '.join(dict.fromkeys(names))}"] if names else []
     alike = re.sub(r"\n\((one \w+)\)", r", as \1", ". ".join(told))  # figures.ONE_CURVE, ONE_MARK
     return alike.replace("\n", " and ")
+
+
+def _categories(shown: Sequence[Axes]) -> list[str]:
+    """What stands at the ticks of vertical axes where it is no number."""
+    names = [label.get_text() for axes in shown for label in axes.get_yticklabels()]
+    return [name for name in names if re.search("[a-z]", name) and "$" not in name]
 
 
 def show_drawing(name: str, caption: str) -> None:
@@ -440,6 +463,13 @@ def differences(rows: pd.DataFrame, method: str, reference: str) -> np.ndarray:
     radius = rows.pivot(index="index", columns="method", values="radius")
     radius = radius[radius[reference] > 0]
     return (np.abs(radius[reference] - radius[method]) / radius[reference]).to_numpy()
+
+
+def other_class(rows: pd.DataFrame, method: str, reference: str) -> tuple[int, int]:
+    """On how many images with a radius by both a row certifies another class than the reference; and how many these are."""
+    radius, named = (rows.pivot(index="index", columns="method", values=value) for value in ("radius", "prediction"))
+    both = (radius[[method, reference]] > 0).all(axis=1)
+    return int((named[method] != named[reference])[both].sum()), int(both.sum())
 
 
 def mismatch(rows: pd.DataFrame, method: str) -> tuple[np.ndarray, np.ndarray]:

@@ -134,7 +134,10 @@ def certified_table(table: pd.DataFrame, caption: str, folded: Sequence[str] = (
         caption += f" Grey: {NO_GUARANTEE}."
     below = _styler(shown.loc[list(folded)], caption + "folded", css.loc[list(folded)]) if len(folded) else None
     return Table(
-        caption, _styler(shown.loc[above], caption, css.loc[above]), below, f"The paper's own estimators ({NO_GUARANTEE})"
+        caption,
+        _styler(shown.loc[above], caption, css.loc[above]),
+        below,
+        f"The paper's own estimators ({NO_GUARANTEE}). Their audits ask our reference here; the released code asks 10 steps",
     )
 
 
@@ -155,7 +158,8 @@ def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFr
             shown[title] = [saved(rows, row, other, unit) for row in spent.index]
     told = f"{caption} Speed-ups are against {reference}"
     if (rows["k"] > 0).any():
-        told += ", which makes the audits of serialized rows, too"
+        told += " (which makes the audits of serialized rows, too)"
+    told += " where the column names no other" if len(baselines(reference, spent.index)) > 1 else ""
     never_stops = reference == plain(reference) and stopped(reference) not in spent.index
     told += "; no solver that stops is in this list." if never_stops else "."
     return styled(shown if more is None else shown.join(more), told)
@@ -193,15 +197,16 @@ def saved_beside_all(rows: pd.DataFrame, row: str, reference: str) -> dict[str, 
 
 
 def times(ratio: float, low: float, high: float) -> str:
-    """A ratio and its interval, for a table's cell; without where the interval is the ratio in print, or NaN."""
+    """A ratio and its interval, for a table's cell; without where the interval is the ratio in print, or NaN. Whether it holds
+    1 shows."""
     if np.isnan(ratio):
         return NOT_KNOWN
-    told = f"{ratio:.1f}×"
-    if np.isnan(low):
-        return told
-    low, high = numbers.outward(low, high, 1)
-    ends = f"[{low:.1f}, {high:.1f}]"
-    return told if ends == f"[{ratio:.1f}, {ratio:.1f}]" else f"{told} {ends}"
+    digits = 2 if ratio < 2 else 1
+    if np.isnan(low) or len({f"{number:.{digits}f}" for number in (low, ratio, high)}) == 1:
+        return f"{ratio:.{digits}f}×"
+    digits = numbers.decimals(low, high, digits, marks=[1.0])
+    low, high = numbers.outward(low, high, digits)
+    return f"{ratio:.{digits}f}× [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def acr_difference(rows: pd.DataFrame, method: str, other: str, alpha: float = 0.05) -> tuple[float, float, float]:
@@ -252,9 +257,12 @@ def spread_table(spread: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
 def read_trainings(spread: pd.DataFrame, first: str) -> str:
     """The three rows on which trainings differ most, in sentences (Markdown); ``first``: the name of the first."""
     widest = spread.loc[spread.groupby("method", sort=False)["deviation"].idxmax()]
+    alike = ["r", "least", "most", "first", "deviation"]
+    widest = widest.groupby(alike, sort=False)["method"].agg(list).reset_index()  # rows that are one computation stand together
     lines = [
-        f"- **{line.method}** at r = {line.r:g}: {percent(line.least)} to {percent(line.most)} from training to training "
-        f"(standard deviation {fixed(100 * line.deviation)} points); {percent(line.first)} by {first}."
+        f"- {numbers.listed([f'**{row}**' for row in line.method])} at r = {line.r:g}: {percent(line.least)} to "
+        f"{percent(line.most)} from training to training (standard deviation {fixed(100 * line.deviation)} points); "
+        f"{percent(line.first)} by {first}."
         for line in widest[widest["deviation"] > 0].nlargest(3, "deviation").itertuples()
     ]
     told = f"Where trainings differ most, on the same {plural(int(spread['images'].max()), 'image')}:\n"
@@ -496,7 +504,7 @@ def _read_audit(table: pd.DataFrame, part: pd.DataFrame, reference: str, sampler
     return (
         f" The audit is {percent(audit / table.loc[method, ('per image', 'evaluations')])} of its evaluations, and "
         f"{percent(sampler.warm_share(total))} of its draws{chosen} are of the warm-up. "
-        f"{f'{reference} did not confirm {wrong}' if audited else 'None of its votes was audited'}. Its certificates "
-        f"cannot pass r = {bounds.shown(table.loc[method, ('', 'largest r')])}, whatever the votes; those from independent "
-        f"votes end at r = {bounds.shown(table.loc[reference, ('', 'largest r')])}."
+        f"{f'{reference} did not confirm {wrong}' if audited else 'None of its votes was audited'}. The largest radius that "
+        f"it can certify, whatever the votes, is {bounds.shown(table.loc[method, ('', 'largest r')])}; from independent "
+        f"votes it would be {bounds.shown(table.loc[reference, ('', 'largest r')])} (both rounded down)."
     )

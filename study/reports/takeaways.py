@@ -1,16 +1,18 @@
 """What each report shows, in the two or three sentences that it opens with, computed from its results."""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 
 from srs.certificates import bounds
 from study.reports import tables
-from study.reports.numbers import change, fixed, listed, percent, plural, points, signed, signed_interval
+from study.reports.numbers import change, fixed, listed, percent, plural, points, signed
 from study.reports.results import THEOREM, Results, Source, differences, mismatch
 from study.reports.statistics import average_certified_radius, certified, counted_radii, mean_interval, paired_interval
 from study.votes.rows import plain
 
-FEW = 0.1  # certified at r = 0: where it is less, nothing can be told from radii
+FEW = 0.1  # certified: where it is less, hardly anything can be told from radii
 
 
 def fast_row(reference: str) -> str:
@@ -28,8 +30,9 @@ def compared(results: Results, source: Source, row: str, where: str = "") -> str
     first, *others = (f"{other} takes {times}" for other, times in tables.saved_beside_all(rows, row, reference).items())
     fast = [f"{first} as many evaluations of f", *others]
     return (
-        f"{where}{row} certifies {percent(shares[row])} of the images at r = 0 ({difference}), with an ACR of {acr[row]:.3f} "
-        f"for {acr[reference]:.3f} ({told_acr(rows, row, reference)}). {'; '.join(fast)}.{told_truncated(rows, row, reference)}"
+        f"{where}{row} certifies {percent(shares[row])} of the images at r = 0 ({difference}), with an ACR of {acr[row]:.3f}, "
+        f"{told_acr(rows, row, reference)} against {acr[reference]:.3f}. {'; '.join(fast)}."
+        f"{told_truncated(rows, row, reference)}"
     )
 
 
@@ -51,8 +54,8 @@ def told_truncated(rows: pd.DataFrame, row: str, reference: str) -> str:
 
 def told_acr(rows: pd.DataFrame, row: str, other: str) -> str:
     """A :func:`study.reports.tables.acr_difference` in words."""
-    value, low, high = tables.acr_difference(rows, row, other)
-    return f"{signed(value, 3)}, {signed_interval(low, high, 3)}"
+    found = tables.acr_difference(rows, row, other)
+    return "0.000 (alike on every image)" if found[0] == 0 and np.isnan(found[1]) else change(*found)
 
 
 def table_2(results: Results) -> list[str]:
@@ -75,37 +78,72 @@ def main_results(results: Results) -> list[str]:
 
 def noise_levels(results: Results, sources: list[Source]) -> list[str]:
     """Of all noise levels."""
-    lower, smaller, few, beyond, best = [], [], [], [], {}
+    found, few, lossless, beyond, standards = {}, [], [], [], {}
     for source in sources:
         rows, reference = results.rows(*source), results.reference(*source)
         standard, reach = rows[rows["method"] == reference], tables.reachable(rows)
-        name, share = f"{source[0]} (sigma = {results.sigma(source[0]):g})", float(certified(standard, 0.0).mean())
-        if share < FEW:
-            few.append(f"{source[0]} ({percent(share)})")
-        if tables.paired_difference(rows, fast_row(reference), reference)[2] < 0:
-            lower.append(name)
-        if tables.acr_difference(rows, fast_row(reference), reference)[2] < 0:
-            smaller.append(name)
+        name = f"{source[0]} (sigma = {results.sigma(source[0]):g})"
+        few += [f"{source[0]} ({told_share(standard, 0.0)})"] if certified(standard, 0.0).mean() < FEW else []
+        lossless += [source[0]] if shows_no_loss(standard) else []
+        difference = (of(rows, fast_row(reference), reference) for of in (tables.paired_difference, tables.acr_difference))
+        found[name] = dict(zip(("images", "ACR"), difference))
         for r in [r for r in results.radii(source[0]) if reach[fast_row(reference)] < r <= reach[reference]][:1]:
             if certified(standard, r).any():
-                beyond.append(f"{source[0]} at r = {r:g} ({percent(certified(standard, r).mean())})")
-        acr, data = average_certified_radius(standard), results.plans.data(source[0])
-        if acr > best.get(data, (-1.0,))[0]:
-            best[data] = acr, f"on {data} for {name}, {tables.mean(counted_radii(standard))}"
-    images = min(results.rows(*source)["index"].nunique() for source in sources)
+                beyond.append(f"{source[0]} at r = {r:g} ({told_share(standard, r)})")
+        standards.setdefault(results.plans.data(source[0]), {})[name] = standard
+    images = min(results.images(sources))
+    fewer, more, smaller, larger = (
+        [name for name, one in found.items() if (one[what][2] < 0 if less else one[what][1] > 0)]
+        for what in ("images", "ACR")
+        for less in (True, False)
+    )
     levels = plural(len({results.sigma(key) for key, _ in sources}), "noise level")
-    certify = "certifies" if len(lower) == 1 else "certify"
     told = [
-        f"{len(lower)} of {plural(len(sources), 'network')} at {levels} {certify} fewer images at r = 0 "
-        "by three serialized steps than by their reference, beyond the paired interval"
-        f"{': ' + listed(lower) if lower else ''}; on {images} images {told_least(images)}. The ACR is smaller, each "
-        f"beyond its own interval, at {len(smaller)}.",
+        f"Of {plural(len(sources), 'network')} at {levels} three serialized steps certify fewer images at r = 0 than their "
+        f"reference, beyond the paired interval, for {_counted(fewer)}, and more for {_counted(more)}; on {images} images "
+        f"{told_least(images)}. Their ACR is smaller, each beyond its own interval, for {len(smaller) or 'none'}, and larger "
+        f"for {len(larger) or 'none'}.",
     ]
-    told += [f"What three serialized steps cannot reach, and the reference certifies: {listed(beyond)}."] if beyond else []
-    told.append(f"The reference's ACR is largest {listed([text for _, text in best.values()])}.")
+    if beyond:
+        told.append(
+            "Out of reach of three serialized steps at this N, K and alpha, though the reference certifies images there: "
+            f"{listed(beyond)}."
+        )
+    told.append(f"The reference's ACR is largest {'; '.join(f'on {data} {_largest(s)}' for data, s in standards.items())}.")
     if few:
-        told.append(f"The reference itself certifies next to nothing at r = 0 for {listed(few)}: no loss could show there.")
+        told.append(
+            f"The reference certifies less than {percent(FEW)} of the images at r = 0 for {listed(few)}: such images hardly "
+            "carry that noise level."
+        )
+    if lossless:
+        told.append(f"The reference certifies too few images at r = 0 for a loss to show for {listed(lossless)}.")
     return [*told, results.weaker(sources)]
+
+
+def _counted(names: list[str]) -> str:
+    return f"{len(names)}, {listed(names)}" if names else "none"
+
+
+def _largest(standards: dict[str, pd.DataFrame]) -> str:
+    """The network with the largest ACR of its reference, and how much larger that is than the next one's, on the images of
+    both."""
+    first, *others = sorted(standards, key=lambda name: -average_certified_radius(standards[name]))
+    told = f"for {first}, {tables.mean(counted_radii(standards[first]))}"
+    if not others:
+        return told
+    both = pd.concat([standards[name].assign(method=name) for name in (first, others[0])])
+    return f"{told}, {change(*tables.acr_difference(both, first, others[0]))} against the next, {others[0]}"
+
+
+def told_share(rows: pd.DataFrame, r: float) -> str:
+    """The certified accuracy of one row at ``r``."""
+    return f"{tables.share(int(certified(rows, r).sum()), len(rows))} percent"
+
+
+def shows_no_loss(rows: pd.DataFrame) -> bool:
+    """Whether a row certifies so few images at r = 0 that no loss beside it could show, were all of them lost."""
+    least = least_lost(len(rows))
+    return least is None or int(certified(rows, 0.0).sum()) < least
 
 
 def least_lost(images: int, alpha: float = 0.05) -> int | None:
@@ -132,7 +170,8 @@ def steps_and_solvers(results: Results) -> list[str]:
         sources.append((key, kind))
         told.append(
             f"{results.slot(size)}: five serialized steps in place of three change the share certified at r = 0 by "
-            f"{points(*tables.paired_difference(rows, five, three))}, the ACR by {told_acr(rows, five, three)}."
+            f"{points(*tables.paired_difference(rows, five, three))}, the ACR by {told_acr(rows, five, three)}, for "
+            f"{tables.saved(rows, three, five)} the evaluations of f."
         )
     for size in ("small", "large"):
         key = results.report.sizes()[size].main
@@ -183,11 +222,16 @@ def correlation(results: Results) -> list[str]:
         sources.append((key, "consistency"))
         bound, gap = mismatch(results.rows(key, "consistency", THEOREM), "SRS-MDEQ-3A")
         told.append(
-            f"{results.slot(size)}: with three steps p_m averages {percent(bound.mean(), 1)}, the true mismatch rate "
-            f"{percent((bound - gap).mean(), 1)}; the bound fails on "
+            f"{results.slot(size)}: with three steps p_m averages {told_rate(bound)}, the true mismatch rate "
+            f"{told_rate(bound - gap)}; the bound fails on "
             f"{tables.share(int((gap < 0).sum()), len(gap))} percent of {plural(len(gap), 'image')}."
         )
     return [*told, results.weaker(sources)]
+
+
+def told_rate(rates: np.ndarray) -> str:
+    """The mean of rates over the images in percent, with its interval."""
+    return f"{tables.with_interval(rates.mean(), *mean_interval(rates, least=0.0), 1)} percent" if len(rates) else tables.BEYOND
 
 
 def samples(results: Results) -> list[str]:
@@ -212,60 +256,77 @@ def samples(results: Results) -> list[str]:
 def warmup(results: Results) -> list[str]:
     """Of Figures 10 to 12 and Table 24: the variants furthest from the reference and from one another."""
     small, large = (results.report.sizes()[size].main for size in ("small", "large"))
-    sources = [(small, kind) for kind in ("warmup_steps", "warmup_solvers", "restart")]
-    told, restarts = [], results.rows(small, "restart")
-    for (key, kind), what in zip(sources, ("warm-up steps", "warm-up solvers", "restarts")):
-        rows, reference = results.rows(key, kind), results.reference(key, kind)
-        shares = certified(rows, 0.0).groupby(rows["method"]).mean().drop(reference)
-        acr = counted_radii(rows).groupby(rows["method"]).mean().drop(reference)
-        told.append(
-            f"{what} {percent(shares.min())} to {percent(shares.max())} (ACR {fixed(acr.min(), 3)} to {fixed(acr.max(), 3)})"
-        )
+    lists = {
+        (small, "warmup_steps"): "warm-up steps",
+        (large, "warmup_steps"): "warm-up steps",
+        (small, "warmup_solvers"): "warm-up solvers",
+        (small, "restart"): "restarts",
+    }
+    slots = {small: results.slot("small"), large: results.slot("large")}
+    told = [f"{slots[source[0]]}, {what}: {_variants(results, source)}" for source, what in lists.items()]
+    restarts = results.rows(small, "restart")
     return [
-        f"Certified at r = 0 by {results.slot('small')}, over all variants: {listed(told)}.",
-        f"A warm-up for every batch in place of one changes the ACR by {told_acr(restarts, 'every batch', 'never')}, "
-        f"for {tables.saved(restarts, 'never', 'every batch', 'evaluations')} the evaluations of f.",
-        _starts(results.rows(large, "start"), "A start at the previous draw's state in place of one at the clean image's"),
-        _other_starts(results.rows(small, "serialized_starts")),
-        results.weaker([*sources, (large, "start"), (small, "serialized_starts")]),
+        f"Certified at r = 0, over all variants of a list, and the two that are furthest apart: {'; '.join(told)}. Intervals "
+        "hold together over all pairs of a list.",
+        f"{slots[small]}: a warm-up for every batch, one turn of the chains, in place of one in all changes the ACR by "
+        f"{told_acr(restarts, 'every batch', 'never')}, for {tables.saved(restarts, 'never', 'every batch')} the evaluations "
+        "of f.",
+        f"{slots[large]}: a start at the previous draw's state in place of one at the clean image's changes the share "
+        f"certified at r = 0 {_starts(results.rows(large, 'start'))}.",
+        f"{slots[small]}: {_other_starts(results.rows(small, 'serialized_starts'))}",
+        results.weaker([*lists, (large, "start"), (small, "serialized_starts")]),
     ]
 
 
-def _starts(rows: pd.DataFrame, what: str) -> str:
+def _variants(results: Results, source: Source) -> str:
+    """The least and the most that a list's serialized rows certify at r = 0, their ACRs, and the two furthest apart."""
+    rows = results.rows(*source)
+    rows = rows[rows["method"] != results.reference(*source)]
+    shares, acr = (values.groupby(rows["method"]).mean() for values in (certified(rows, 0.0), counted_radii(rows)))
+    pairs = list(combinations(rows["method"].unique(), 2))
+    found = {pair: tables.paired_difference(rows, *pair, alpha=0.05 / len(pairs)) for pair in pairs}
+    first, second = max(found, key=lambda pair: abs(found[pair][0]))
+    ranges = f"{percent(shares.min())} to {percent(shares.max())} (ACR {fixed(acr.min(), 3)} to {fixed(acr.max(), 3)})"
+    if not found[first, second][0]:
+        return f"{ranges}, no two apart"
+    return f'{ranges}, "{first}" less "{second}" {points(*found[first, second])}'
+
+
+def _starts(rows: pd.DataFrame) -> str:
     """What the previous draw's state is worth for a start, with one step and with three."""
     told = []
     for steps, row in (("one step", "SRS-MDEQ-1A"), ("three steps", "SRS-MDEQ-3A")):
         both = f"{row} previous start", f"{row} clean start"
-        told.append(f"with {steps} {points(*tables.paired_difference(rows, *both))} (ACR {told_acr(rows, *both)})")
-    return f"{what} changes the share certified at r = 0: {listed(told)}."
+        told.append(f"by {points(*tables.paired_difference(rows, *both))} with {steps}, the ACR by {told_acr(rows, *both)}")
+    return "; ".join(told)
 
 
 def _other_starts(rows: pd.DataFrame) -> str:
-    """Which of the other starts beat the previous draw's state in ACR, beyond the interval."""
+    """By how much the other starts change the ACR."""
     others = [row for row in rows.loc[rows["k"] > 0, "method"].unique() if row != "previous draw"]
     if not others:
-        return ""
-    found = {row: tables.acr_difference(rows, row, "previous draw", 0.05 / len(others)) for row in others}
-    better = [f"{row} ({signed(gain, 3)})" for row, (gain, low, _) in found.items() if low > 0]
+        return "no other start than the previous draw's state was tried."
+    told = [f"{row} {change(*tables.acr_difference(rows, row, 'previous draw', 0.05 / len(others)))}" for row in others]
     return (
-        f"Of {len(others)} other ways to start, {len(better) or 'none'} {'has' if len(better) == 1 else 'have'} a larger ACR "
-        f"than one Anderson step from the previous draw's state, beyond intervals that hold together"
-        f"{': ' + '; '.join(better) if better else ''}. Broyden's take two steps a draw."
+        f"ACR less that of one Anderson step from the previous draw's state, intervals that hold together: {'; '.join(told)}. "
+        "Broyden's rows take two steps a draw."
     )
 
 
 def which_to_pick(rows: pd.DataFrame, deq: str, network: str) -> str:
     """Which of a ``deq``'s row and a plain ``network`` a user should pick, by ACR and by seconds (beyond a quarter: paces are
     no closer); ``rows`` has both."""
-    gain, low, high = tables.acr_difference(rows, network, deq)
+    _, low, high = tables.acr_difference(rows, network, deq)
     better = network if low > 0 else deq if high < 0 else ""
     time, *_ = tables.speed_up(rows, network, deq, "seconds")
     faster = network if time > 1.25 else deq if time < 0.8 else ""
-    picked = f"pick {better or faster}" if better or faster else "either will do"
+    picked = f"pick {better}" if better else "either will do"
+    if faster and not better:
+        picked = f"pick {faster}, which is faster; neither is shown to certify more"
     if better and faster and better != faster:
         picked = f"{better} certifies more, {faster} is faster: what counts for the user decides"
     return (
-        f"{network} against {deq}: ACR {signed(gain, 3)}, {signed_interval(low, high, 3)}; "
+        f"{network} against {deq}, one training of each: ACR {told_acr(rows, network, deq)}; "
         f"speed-up in seconds {tables.saved(rows, network, deq, 'seconds')}. So, for certificates alone: {picked}."
     )
 
