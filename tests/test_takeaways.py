@@ -149,8 +149,7 @@ def test_of_rows_that_certify_as_much_the_cheapest_is_named():
     table = pd.DataFrame({row: {"accuracy": a, "seconds": s} | known for row, (a, s) in spent.items()}).T
     told = overview.read_costs(table, "MDEQ-30A", 0.25)
     assert told.startswith("**On the same 20 images AS-MDEQ-1N certifies 50 % at r = 0.25 in 0.05 s")
-    assert told.endswith(
-        "the most of 3 rows that take at most a fifth of its time, picked on these images (MDEQ-5A as much, in more time than AS-MDEQ-1N)."
-    )
+    assert "the most of 3 rows that take at most a fifth of its time, picked on these images" in told
+    assert told.endswith("(MDEQ-5A as much, in more time than AS-MDEQ-1N).")
     told = overview.read_costs(table.loc[["MDEQ-30A", "MDEQ-5A"]].assign(seconds=[1.0, 0.5]), "MDEQ-30A", 0.25)
     assert "MDEQ-5A certifies" in told and told.endswith(": the cheapest, for none takes a fifth of its time.")
