@@ -51,10 +51,11 @@ def test_the_published_snapshot_shows_every_item():
     """What stands under reports/ has every table and figure of the paper, with its caption."""
     root = Path(__file__).parent.parent
     paper = yaml.safe_load((root / items.ITEMS).read_text())["items"]
-    assert index.faults(root / "reports" / "embedded", paper) == []
-    page = (root / "reports" / "embedded" / "README.md").read_text()
+    published = root / "reports" / "full"
+    assert index.faults(published, paper) == []
+    page = (published / "README.md").read_text()
     assert all(re.search(f"{items.label(item)}[,\n]", page) for item in paper)
-    assert all((root / "reports" / "embedded" / path).is_file() for path in re.findall(r"\]\(([^)]+)\)", page))
+    assert all((published / path).is_file() for path in re.findall(r"\]\(([^)]+)\)", page))
     sizes = {path: path.stat().st_size for path in (root / "reports").rglob("*") if path.is_file()}
     assert all(size <= (recompute if path.parent.name == "votes" else publish).LARGEST for path, size in sizes.items())
 
