@@ -189,7 +189,7 @@ def test_a_pair_is_looked_for_in_the_runs_other_lists_where_its_main_one_has_not
     told = {"quantity": "speed-up", "row": "SRS-MDEQ-3{solver}", "against": "standard", "least": 2}
     found = _judged(Lists(rows, tmp_path), **told)
     assert found["verdict"] == CONFIRMED and asked == [{"baselines"}]
-    assert found["found"].endswith("not judged: beside MDEQ-30A stopped 1.50×, in the main list")
+    assert found["found"].endswith("not judged: in the main list, N = 1,000, beside MDEQ-30A stopped 1.50×")
     assert _judged(Lists(rows, tmp_path), **told | {"against": "MDEQ-9A"})["verdict"] == ABSENT
     apart = _judged(Lists(rows, tmp_path), **told | {"row": "MDEQ-30A stopped"})  # both have a list, but none together
     assert apart["verdict"] == ABSENT and "no list of s has both MDEQ-30A stopped and MDEQ-30A" in apart["found"]

@@ -153,3 +153,12 @@ def test_of_rows_that_certify_as_much_the_cheapest_is_named():
     assert told.endswith("(MDEQ-5A as much, in more time than AS-MDEQ-1N).")
     told = overview.read_costs(table.loc[["MDEQ-30A", "MDEQ-5A"]].assign(seconds=[1.0, 0.5]), "MDEQ-30A", 0.25)
     assert "MDEQ-5A certifies" in told and told.endswith(": the cheapest, for none takes a fifth of its time.")
+
+
+def test_the_worst_attack_is_told_with_what_was_not_right_before(attacked):
+    told = attacked.worst()
+    assert (
+        "of 3 images that PREDICT classifies correctly when clean (4 were attacked; on 0 of these it abstains, 1 it names"
+        in told
+    )
+    assert "the attack that leaves least, PGD, leaves" in told

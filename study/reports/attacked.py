@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from srs.certificates.certify import ABSTAIN
 from study.reports import tables
 from study.reports.numbers import BEYOND, listed, plural
 from study.reports.results import Results
@@ -94,10 +95,14 @@ class Attacked:
         found = {attack: self.outcome(attack, r) for attack in self.config.attacks}
         attack = min(found, key=lambda attack: (len(found[attack].left), -len(found[attack].fooled)))
         correct, left, abstaining, fooled = found[attack]
+        clean = self.found[self.found["attack"] == "none"]
+        unsure = int((clean["prediction"] == ABSTAIN).sum())
         counts = {name: tuple(map(len, one)) for name, one in found.items()}
         alike = [name for name in counts if name != attack and counts[name] == counts[attack]]
+        also = f" (alike: {listed(alike)})" if alike else ""
         return (
             f"At r = {r:g}, of {plural(len(correct), 'image')} that PREDICT classifies correctly when clean ({self.images} "
-            f"were attacked), the attack that leaves least, {attack}{f' (alike: {listed(alike)})' if alike else ''}, leaves "
-            f"{len(left)} so, makes {len(abstaining)} abstain and fools {len(fooled)}."
+            f"were attacked; on {unsure} of these it abstains, {len(clean) - len(correct) - unsure} it names wrongly), the "
+            f"attack that leaves least, {attack}{also}, leaves {len(left)} so, makes {len(abstaining)} abstain and fools "
+            f"{len(fooled)}."
         )

@@ -331,8 +331,13 @@ def _beside_stopping(case: _Case, row: str) -> str:
     if row not in case.results.samplers(case.key):
         return ""
     ratios = tables.saved_beside_all(case.rows(case.key, None), row, reference)
-    told = [f"{other} {ratio}" for other, ratio in ratios.items() if other != plain(reference)]
-    return f"; not judged: beside {listed(told)}, in the main list" if told else ""
+    told = [f"{other} {ratio}" for other, ratio in ratios.items()]
+    main = case.results.rows(case.key)
+    return (
+        f"; not judged: in the main list, N = {main['n'].iloc[0]:,}, beside {listed(told)}"
+        if {*ratios} != {plain(reference)}
+        else ""
+    )
 
 
 def _timed(case: _Case, row: str, other: str) -> tuple[str, str] | None:
@@ -355,7 +360,7 @@ def _certified_accuracy(case: _Case) -> Finding:
     (:func:`study.reports.tables.joint_difference`)."""
     row, other, trainings = case.pair()
     r = case.radius(trainings[0], row, other)
-    found = _difference(case, row, other, trainings, r, _said_beside(case, trainings[0], row))
+    found = _difference(case, row, other, trainings, r, _said_beside(case, trainings[0], row, other))
     plain = case.results.report.resnet
     if plain in case.keys and _too_little_trained(case, plain):
         return replace(found, told=f"{found.told}: as {plain} is trained here, that says little of it", verdict=UNKNOWN)
@@ -383,9 +388,10 @@ def _difference(case: _Case, row: str, other: str, trainings: list[pd.DataFrame]
     return Finding(told, verdict([found[1:]], *limits), images, least_images(*limits), len(trainings))
 
 
-def _said_beside(case: _Case, rows: pd.DataFrame, row: str) -> str:
+def _said_beside(case: _Case, rows: pd.DataFrame, row: str, other: str) -> str:
     if case.claim.r == "reach":
-        return f"; radii above {bounds.shown(tables.reachable(rows)[row])} are out of its audit's reach"
+        limit = bounds.shown(tables.reachable(rows)[row])
+        return f"; that r is the largest in its audit's reach, {limit}, at which {other} certifies {percent(FEW)} of the images"
     if case.results.report.resnet in case.keys:  # how well a baseline is trained decides what a difference says
         last = ", ".join(f"{key} {percent(share)}" for key, share in _held_out(case).items())
         return f"; right on held-out noisy images: {last}"
@@ -393,8 +399,9 @@ def _said_beside(case: _Case, rows: pd.DataFrame, row: str) -> str:
         return ""
     training = Training(**case.results.schedule(case.keys[0]))
     if training.adversary is None:
-        return ""
-    return f"; attacked in training from epoch {training.adversary.first_epoch + 1} of {training.epochs} on"
+        return "; judged at r = sigma alone"
+    at = "; judged at r = sigma alone"
+    return f"{at}; attacked in training from epoch {training.adversary.first_epoch + 1} of {training.epochs} on"
 
 
 def _all_pairs(case: _Case) -> Finding:

@@ -81,9 +81,9 @@ def read_reach(k: int, claimed: list[float]) -> str:
     beyond = [r for r in claimed if r > found["theorem_3_1"]]
     return (
         f"**With K = {k:,} audited draws what Theorem 3.1 can certify ends at r = {bounds.shown(found['theorem_3_1'])}**, by "
-        f"the exact bound at {bounds.shown(found['finite_population'])}, and that of independent votes at "
-        f"{bounds.shown(limit)} (all rounded down); the paper shows serialized certificates at {len(beyond)} larger radii, up "
-        f"to {max(claimed):g}."
+        f"the exact bound, alpha split at its best, at {bounds.shown(found['finite_population'])}, and that of independent "
+        f"votes at {bounds.shown(limit)} (all rounded down); the paper shows serialized certificates at {len(beyond)} larger "
+        f"radii, up to {max(claimed):g}."
     )
 
 

@@ -72,7 +72,9 @@ class Results(Profile):
 
     def __init__(self, name: str):
         super().__init__(name)
-        self._shown: dict[tuple[str, str | None, str], None] = {}  # what the page shows: run, list of rows, design
+        self._shown: dict[
+            tuple[str, str | None, str], set[str]
+        ] = {}  # what the page shows: run, list, design; rows (all: none)
 
     @cached_property
     def items(self) -> dict:
@@ -149,14 +151,16 @@ class Results(Profile):
         source = self.data[self.plans.data(self.report.sizes()[size].main)]["name"]
         return (SLOTS if stands_in(source) else SIZE_NAMES)[size]
 
-    def note(self, sources: Sequence[Source], design: str = "") -> None:
-        """The page rests on these, which :meth:`rests_on` is to say."""
-        self._shown |= {(key, kind, design): None for key, kind in sources}
+    def note(self, sources: Sequence[Source], design: str = "", only: Collection[str] = ()) -> None:
+        """The page rests on these, ``only`` on some of their rows where told, which :meth:`rests_on` is to say."""
+        for key, kind in sources:
+            before = self._shown.get((key, kind, design), set(only))
+            self._shown[key, kind, design] = before | set(only) if before and only else set()
 
     def basis(self, sources: Sequence[Source], design: str = "", audited: bool = True, only: Collection[str] = ()) -> str:
         """On how many images and draws of which runs something rests, in short; :meth:`rests_on` says the rest of it, once a
         page. ``design`` as in :meth:`rows`; ``audited``: K is told, where there is one; ``only`` these rows are shown."""
-        self.note(sources, design)
+        self.note(sources, design, only)
         told: dict[str, dict[str, float]] = {}  # runs, with their sigma, by what they have in common
         for key, kind in sources:
             told.setdefault(self._amount(key, kind, design, audited, only), {})[key] = self.sigma(key)
@@ -188,10 +192,13 @@ class Results(Profile):
         sources = [(key, kind) for key, kind, _ in self._shown]
         keys = list(dict.fromkeys(key for key, _ in sources))
         amounts: dict[str, dict[str, None]] = {}
-        for key, kind, design in self._shown:
+        for (key, kind, design), only in self._shown.items():
             rows = self.rows(key, kind, design)
+            rows = rows[rows["method"].isin(only)] if only else rows
             serialized = rows[rows["estimator"] != ""].drop_duplicates("estimator")
-            common = f"{self._amount(key, kind, design)}, n0 = {rows['n0'].iloc[0]}, alpha = {rows['alpha'].iloc[0]:g}"
+            common = (
+                f"{self._amount(key, kind, design, only=only)}, n0 = {rows['n0'].iloc[0]}, alpha = {rows['alpha'].iloc[0]:g}"
+            )
             audits = dict.fromkeys(tables.audited_by(row) for _, row in serialized.iterrows())
             amounts.setdefault("; ".join([common, *audits]), {})[key] = None
         lines = [f"Networks: {'; '.join(self.networks(keys))}."] if keys else []

@@ -497,7 +497,11 @@ def _read_row(table: pd.DataFrame, rows: pd.DataFrame, method: str, reference: s
 def _read_audit(table: pd.DataFrame, part: pd.DataFrame, reference: str, sampler: Sampler) -> str:
     method = part["method"].iloc[0]
     audited = int(part["n2"].sum())
-    wrong = f"{percent(1 - part['n1'].sum() / audited, 1)} of its audited votes for the selected class" if audited else ""
+    wrong = (
+        f"{percent(1 - part['n1'].sum() / audited, 1)} of its audited votes for the selected class, over all images"
+        if audited
+        else ""
+    )
     n0, total = (int(count) for count in (part["n0"].iloc[0], (part["n0"] + part["n"]).iloc[0]))
     chosen = ", all that choose the class among them," if sampler.warm_draws >= n0 else ""
     audit = (part["n2"] + part["census"]).mean() / total * table.loc[reference, ("per image", "evaluations")]

@@ -32,7 +32,21 @@ def compared(results: Results, source: Source, row: str, where: str = "") -> str
     return (
         f"{where}{row} certifies {percent(shares[row])} of the images at r = 0 ({difference}), with an ACR of {acr[row]:.3f}, "
         f"{told_acr(rows, row, reference)} against {acr[reference]:.3f}. {'; '.join(fast)}."
-        f"{told_truncated(rows, row, reference)}"
+        f"{told_truncated(rows, row, reference)} {_over_trainings(results, source[0], row, reference)}"
+    )
+
+
+def _over_trainings(results: Results, key: str, row: str, reference: str) -> str:
+    """The difference at r = 0 over all trainings of a run, where there are several."""
+    keys = results.trainings(key)
+    shared = results.shared(keys, (row, reference)) if len(keys) > 1 else None
+    if shared is None:
+        return "All that of one training."
+    results.note([(one, shared) for one in keys])
+    trained = [results.rows(one, shared) for one in keys]
+    return (
+        f"All that of one training; over {len(keys)}, on {plural(trained[0]['index'].nunique(), 'image')}, the difference at "
+        f"r = 0 is {points(*tables.joint_difference(trained, row, reference))}."
     )
 
 
@@ -106,14 +120,14 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
     ]
     if beyond:
         told.append(
-            "Out of reach of three serialized steps at this N, K and alpha, though the reference certifies images there: "
-            f"{listed(beyond)}."
+            "The first radius out of reach of three serialized steps at this N, K and alpha, where the reference certifies "
+            f"images: {listed(beyond)}."
         )
     told.append(f"The reference's ACR is largest {'; '.join(f'on {data} {_largest(s)}' for data, s in standards.items())}.")
     if few:
         told.append(
-            f"The reference certifies less than {percent(FEW)} of the images at r = 0 for {listed(few)}: such images hardly "
-            "carry that noise level."
+            f"The reference certifies less than {percent(FEW)} of the images at r = 0 for {listed(few)}: hardly anything can "
+            "be told from radii there."
         )
     if lossless:
         told.append(f"The reference certifies too few images at r = 0 for a loss to show for {listed(lossless)}.")
@@ -223,7 +237,7 @@ def correlation(results: Results) -> list[str]:
         bound, gap = mismatch(results.rows(key, "consistency", THEOREM), "SRS-MDEQ-3A")
         told.append(
             f"{results.slot(size)}: with three steps p_m averages {told_rate(bound)}, the true mismatch rate "
-            f"{told_rate(bound - gap)}; the bound fails on "
+            f"{told_rate(bound - gap)} (means of the images' rates); the bound fails on "
             f"{tables.share(int((gap < 0).sum()), len(gap))} percent of {plural(len(gap), 'image')}."
         )
     return [*told, results.weaker(sources)]
@@ -287,8 +301,8 @@ def _variants(results: Results, source: Source) -> str:
     found = {pair: tables.paired_difference(rows, *pair, alpha=0.05 / len(pairs)) for pair in pairs}
     first, second = max(found, key=lambda pair: abs(found[pair][0]))
     ranges = f"{percent(shares.min())} to {percent(shares.max())} (ACR {fixed(acr.min(), 3)} to {fixed(acr.max(), 3)})"
-    if not found[first, second][0]:
-        return f"{ranges}, no two apart"
+    if abs(found[first, second][0]) < 0.005:
+        return f"{ranges}, no two apart by half a point"
     return f'{ranges}, "{first}" less "{second}" {points(*found[first, second])}'
 
 
