@@ -39,10 +39,14 @@ class Attacked:
         """On how many images all of it rests, and on which certificates."""
         return f"{plural(self.images, 'attacked image')}, among those of {self.results.basis([(self.key, None)])}"
 
+    @cached_property
+    def _clean(self) -> pd.DataFrame:
+        """What PREDICT says of the images before any attack."""
+        return self.found[self.found["attack"] == "none"]
+
     def outcome(self, attack: str, r: float) -> Outcome:
         """Of an attack of budget ``r``."""
-        clean = self.found[self.found["attack"] == "none"]
-        correct = set(clean.loc[clean["prediction"] == clean["label"], "index"])
+        correct = set(self._clean.loc[self._clean["prediction"] == self._clean["label"], "index"])
         if r == 0:
             return Outcome(correct, correct, set(), set())
         at = self.found[(self.found["attack"] == attack) & (self.found["radius"] == r) & self.found["index"].isin(correct)]
@@ -95,14 +99,14 @@ class Attacked:
         found = {attack: self.outcome(attack, r) for attack in self.config.attacks}
         attack = min(found, key=lambda attack: (len(found[attack].left), -len(found[attack].fooled)))
         correct, left, abstaining, fooled = found[attack]
-        clean = self.found[self.found["attack"] == "none"]
-        unsure = int((clean["prediction"] == ABSTAIN).sum())
+        unsure = int((self._clean["prediction"] == ABSTAIN).sum())
+        wrong = len(self._clean) - len(correct) - unsure
         counts = {name: tuple(map(len, one)) for name, one in found.items()}
         alike = [name for name in counts if name != attack and counts[name] == counts[attack]]
         also = f" (alike: {listed(alike)})" if alike else ""
         return (
             f"At r = {r:g}, of {plural(len(correct), 'image')} that PREDICT classifies correctly when clean ({self.images} "
-            f"were attacked; on {unsure} of these it abstains, {len(clean) - len(correct) - unsure} it names wrongly), the "
+            f"were attacked; on {unsure} of these it abstains, {wrong} it names wrongly), the "
             f"attack that leaves least, {attack}{also}, leaves {len(left)} so, makes {len(abstaining)} abstain and fools "
             f"{len(fooled)}."
         )

@@ -28,7 +28,7 @@ from study.reports import tables
 from study.reports.items import stands_in
 from study.reports.numbers import change, decimals, interval, listed, percent, plural, points
 from study.reports.reach import N, reach
-from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, draws_told, mismatch
+from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, draws_told, mismatch, right_held_out
 from study.reports.statistics import certified, joint_ratio, mean_interval, paired_interval, ratio_interval
 from study.reports.takeaways import FEW, says_little
 from study.speed import timed as timed_runs
@@ -330,14 +330,12 @@ def _beside_stopping(case: _Case, row: str) -> str:
     reference = case.results.reference(case.key)
     if row not in case.results.samplers(case.key):
         return ""
-    ratios = tables.saved_beside_all(case.rows(case.key, None), row, reference)
-    told = [f"{other} {ratio}" for other, ratio in ratios.items()]
-    main = case.results.rows(case.key)
-    return (
-        f"; not judged: in the main list, N = {main['n'].iloc[0]:,}, beside {listed(told)}"
-        if {*ratios} != {plain(reference)}
-        else ""
-    )
+    main = case.rows(case.key, None)
+    ratios = tables.saved_beside_all(main, row, reference)
+    if list(ratios) == [plain(reference)]:
+        return ""
+    told = listed([f"{other} {ratio}" for other, ratio in ratios.items()])
+    return f"; not judged: in the main list, N = {main['n'].iloc[0]:,}, beside {told}"
 
 
 def _timed(case: _Case, row: str, other: str) -> tuple[str, str] | None:
@@ -369,14 +367,8 @@ def _certified_accuracy(case: _Case) -> Finding:
 
 def _too_little_trained(case: _Case, plain: str) -> bool:
     """Whether a plain network is worse than the claim's other networks on held-out noisy images."""
-    held_out = len(case.results.dataset(plain).validation)
-    right = {key: round(held_out * share) for key, share in _held_out(case).items()}
-    return says_little(right[plain], max(right.values()), held_out)
-
-
-def _held_out(case: _Case) -> dict[str, float]:
-    """The accuracy of a claim's networks on held-out noisy images."""
-    return {key: case.results.history(key)["validation_accuracy"].iloc[-1] for key in dict.fromkeys(case.keys)}
+    right, images = right_held_out(case.results, plain)
+    return says_little(right, max(right_held_out(case.results, key)[0] for key in case.keys), images)
 
 
 def _difference(case: _Case, row: str, other: str, trainings: list[pd.DataFrame], r: float, more: str = "") -> Finding:
@@ -393,15 +385,15 @@ def _said_beside(case: _Case, rows: pd.DataFrame, row: str, other: str) -> str:
         limit = bounds.shown(tables.reachable(rows)[row])
         return f"; that r is the largest in its audit's reach, {limit}, at which {other} certifies {percent(FEW)} of the images"
     if case.results.report.resnet in case.keys:  # how well a baseline is trained decides what a difference says
-        last = ", ".join(f"{key} {percent(share)}" for key, share in _held_out(case).items())
+        counts = {key: right_held_out(case.results, key) for key in case.keys}
+        last = ", ".join(f"{key} {percent(right / images)}" for key, (right, images) in counts.items())
         return f"; right on held-out noisy images: {last}"
     if case.claim.r != "sigma":
         return ""
-    training = Training(**case.results.schedule(case.keys[0]))
-    if training.adversary is None:
-        return "; judged at r = sigma alone"
-    at = "; judged at r = sigma alone"
-    return f"{at}; attacked in training from epoch {training.adversary.first_epoch + 1} of {training.epochs} on"
+    told, training = "; judged at r = sigma alone", Training(**case.results.schedule(case.keys[0]))
+    if training.adversary is not None:
+        told += f"; attacked in training from epoch {training.adversary.first_epoch + 1} of {training.epochs} on"
+    return told
 
 
 def _all_pairs(case: _Case) -> Finding:
@@ -419,10 +411,11 @@ def _all_pairs(case: _Case) -> Finding:
     a, b = max(against or pairs, key=lambda pair: abs(found[pair][0]))
     alike = "" if len({s.solver for s in samplers.values()}) == 1 else " by one solver"
     which = f"those outside among {len(pairs)} pairs{alike}" if against else f"{len(pairs)} pairs{alike}"
-    told = f'r = 0: the largest difference of {which}, "{a}" against "{b}": {points(*found[a, b], marks=(0, *limits))}, '
-    if not found[a, b][0]:
-        told = f"r = 0: none of {which} differs on balance: {points(*found[a, b], marks=(0, *limits))}, "
-    told += f"intervals that hold together{_told_selection(rows, samplers)}"
+    what = (
+        f'the largest difference of {which}, "{a}" against "{b}"' if found[a, b][0] else f"none of {which} differs on balance"
+    )
+    told = f"r = 0: {what}: {points(*found[a, b], marks=(0, *limits))}, intervals that hold together"
+    told += _told_selection(rows, samplers)
     radii = {pair: tables.acr_difference(rows, *pair, alpha=level) for pair in pairs}
     c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
     told += f'; not judged: the ACR, most by {change(*radii[c, d])}, "{c}" against "{d}"'
@@ -497,11 +490,11 @@ def _change_of_loss(case: _Case) -> Finding:
         names.append(f"{key}'s {row}")
     change = (losses[0] - losses[1]).dropna()
     interval, limits = change_interval(change), case.claim.limits()
-    told = f"r = 0: what {names[0]} certifies less what its reference does, minus the same of {names[1]}: "
-    told += (
+    told = (
+        f"r = 0: what {names[0]} certifies less what its reference does, minus the same of {names[1]}: "
         f"{points(change.mean(), *interval, marks=limits)} (the sum of two paired intervals at 97.5 % each: of changes by at "
+        "least one, and by two)"
     )
-    told += "least one, and by two)"
     needed = _fewest(lambda images: change_interval(np.zeros(images)), limits)
     return Finding(told, verdict([interval], *limits), len(change), needed)
 

@@ -90,10 +90,10 @@ def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
 def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference: str) -> str:
     """The chosen rows in a sentence or two: at r = 0 against the reference, and how fast; and where that certifies next to
     nothing."""
-    told, few = [], []
+    told, few, others = [], [], baselines(reference)
     for title, row in chosen.items():
         part = rows[title]
-        fast = [tables.saved(part, row, name) for name in baselines(reference)]
+        fast = [tables.saved(part, row, name) for name in others]
         told.append(f"{title}: {row} {points(*tables.paired_difference(part, row, reference))}, {listed(fast)}")
         standard = part[part["method"] == reference]
         few += [f"{title} ({told_share(standard, 0.0)})"] if shows_no_loss(standard) else []
@@ -102,7 +102,7 @@ def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference
     if all(short in set(part["method"]) for part in rows.values()):
         gains = [f"{told_acr(rows[title], row, short)} at {title}" for title, row in chosen.items()]
         more += f" ACR of the chosen row less that of {short}, from scratch and without an audit, too: {'; '.join(gains)}."
-    takes = f"{listed(baselines(reference))} {'take' if len(baselines(reference)) > 1 else 'takes'}"
+    takes = f"{listed(others)} {'take' if len(others) > 1 else 'takes'}"
     return (
         f"Each chosen row less {reference} at r = 0; then how many times its evaluations of f {takes}: {'; '.join(told)}.{more}"
     )

@@ -65,10 +65,8 @@ def cut_off(published: dict, audit: int = 1_000) -> pd.DataFrame:
 
 def read_cut_off(table: pd.DataFrame, audit: int = 1_000) -> str:
     """What the :func:`cut_off` radii say of the published ones."""
-    top, off = table.loc["1"], {}
-    for name in ("released_code", "theorem_3_1"):
-        whole = bounds.serialized_bound(name, N, N, audit, audit, ALPHA).p_a_lower
-        off[name] = abs(float(top["published, SRS"]) - bounds.radius(whole, SIGMA))
+    top = table.loc["1"]
+    off = {name: abs(float(top["published, SRS"]) - reach(name, audit)) for name in ("released_code", "theorem_3_1")}
     return (
         f"With every vote for the class, alpha = {ALPHA:g} allows a radius of {top['standard']} to standard smoothing; the "
         f"published {top['published, standard']} is what alpha = 1/e gives ({top['standard, alpha = 1/e']}, rounded down). The "
@@ -164,8 +162,7 @@ def read_price(published: dict, radii: Sequence[float] = (1.25, 1.5)) -> str:
         f"f, and against 30 steps that never stop, three serialized steps, after a warm-up of 10 in 400 chains, and an audit "
         f"of K draws (every vote for the class) make {speed_up(400):.1f} times at K = 400, where a true certificate ends at "
         f"r = {bounds.shown(reach('finite_population', 400))}, by the best split of alpha, as those below. Beside a baseline "
-        "that stops before, as the released one does "
-        "(docs/released.md), all of these are smaller in proportion."
+        "that stops before, as the released one does (docs/released.md), all of these are smaller in proportion."
     ]
     for r in radii:
         k = least_audit(r)

@@ -72,9 +72,8 @@ class Results(Profile):
 
     def __init__(self, name: str):
         super().__init__(name)
-        self._shown: dict[
-            tuple[str, str | None, str], set[str]
-        ] = {}  # what the page shows: run, list, design; rows (all: none)
+        # What the page shows: run, list of rows, design; and of that list these rows (none: all).
+        self._shown: dict[tuple[str, str | None, str], set[str]] = {}
 
     @cached_property
     def items(self) -> dict:
@@ -163,23 +162,24 @@ class Results(Profile):
         self.note(sources, design, only)
         told: dict[str, dict[str, float]] = {}  # runs, with their sigma, by what they have in common
         for key, kind in sources:
-            told.setdefault(self._amount(key, kind, design, audited, only), {})[key] = self.sigma(key)
-        return "; ".join(f"{in_short(runs)}: {amount}" for amount, runs in told.items()) + "."
+            told.setdefault(amount(self._rows_of(key, kind, design, only), audited), {})[key] = self.sigma(key)
+        return "; ".join(f"{in_short(runs)}: {many}" for many, runs in told.items()) + "."
 
-    def _amount(self, key: str, kind: str | None, design: str = "", audited: bool = True, only: Collection[str] = ()) -> str:
+    def _rows_of(self, key: str, kind: str | None, design: str, only: Collection[str]) -> pd.DataFrame:
         rows = self.rows(key, kind, design)
-        rows = rows[rows["method"].isin(only)] if only else rows
-        return f"{rows['index'].nunique()} images, {draws_told(rows, audited)}"
+        return rows[rows["method"].isin(only)] if only else rows
+
+    def _sources(self) -> list[Source]:
+        return list(dict.fromkeys((key, kind) for key, kind, _ in self._shown))
 
     def images(self, sources: Sequence[Source] = ()) -> list[int]:
         """How many images each of ``sources`` has, of what the page has shown so far unless told."""
-        sources = sources or list(dict.fromkeys((key, kind) for key, kind, _ in self._shown))
-        return [self.rows(*source)["index"].nunique() for source in sources]
+        return [self.rows(*source)["index"].nunique() for source in sources or self._sources()]
 
     def weaker(self, sources: Sequence[Source] = (), papers: str = PAPERS, what: str = "All of this") -> str:
         """A sentence that says on how much less than the paper (``papers``) something rests, and on which data; ``sources``:
         what the page has shown so far, unless told; "" where that is nothing."""
-        sources = sources or list(dict.fromkeys((key, kind) for key, kind, _ in self._shown))
+        sources = sources or self._sources()
         if not sources:
             return ""
         images, draws = self.images(sources), [self.rows(*source)["n"].iloc[0] for source in sources]
@@ -189,16 +189,12 @@ class Results(Profile):
 
     def rests_on(self, seconds: bool = True) -> None:
         """Show the box that ends a page: how to read it, and what all that it shows rests on; ``seconds``: these, too."""
-        sources = [(key, kind) for key, kind, _ in self._shown]
-        keys = list(dict.fromkeys(key for key, _ in sources))
+        keys = list(dict.fromkeys(key for key, _ in self._sources()))
         amounts: dict[str, dict[str, None]] = {}
         for (key, kind, design), only in self._shown.items():
-            rows = self.rows(key, kind, design)
-            rows = rows[rows["method"].isin(only)] if only else rows
+            rows = self._rows_of(key, kind, design, only)
             serialized = rows[rows["estimator"] != ""].drop_duplicates("estimator")
-            common = (
-                f"{self._amount(key, kind, design, only=only)}, n0 = {rows['n0'].iloc[0]}, alpha = {rows['alpha'].iloc[0]:g}"
-            )
+            common = f"{amount(rows)}, n0 = {rows['n0'].iloc[0]}, alpha = {rows['alpha'].iloc[0]:g}"
             audits = dict.fromkeys(tables.audited_by(row) for _, row in serialized.iterrows())
             amounts.setdefault("; ".join([common, *audits]), {})[key] = None
         lines = [f"Networks: {'; '.join(self.networks(keys))}."] if keys else []
@@ -304,8 +300,8 @@ class Results(Profile):
     def beside(self, key: str) -> tuple[pd.DataFrame, str]:
         """The certified accuracies of a run's main rows beside those of the published Table 2
         (:func:`study.reports.tables.beside`); and what ours rest on, in words."""
-        found = tables.beside(self.rows(key), self.published["table2"], self.published["cifar10_radii"])
-        return found, self._amount(key, None)
+        rows = self.rows(key)
+        return tables.beside(rows, self.published["table2"], self.published["cifar10_radii"]), amount(rows)
 
     def level_table(self, size: str, key: str) -> str:
         """The paper's table of a ``size`` at a run's noise level, "" where it has none (or not apart from its main one)."""
@@ -451,6 +447,17 @@ def draws_told(rows: pd.DataFrame, audited: bool = True) -> str:
     """On how many draws certificates rest; ``audited``: K is told, where there is one."""
     draws = listed([f"{n:,}" for n in sorted(rows["n"].unique())])
     return f"N = {draws}" + (f", K = {rows['k'].max():,}" if audited and rows["k"].max() else "")
+
+
+def amount(rows: pd.DataFrame, audited: bool = True) -> str:
+    """On how many images and draws certificates rest; ``audited`` as in :func:`draws_told`."""
+    return f"{rows['index'].nunique()} images, {draws_told(rows, audited)}"
+
+
+def right_held_out(results: Results, key: str) -> tuple[int, int]:
+    """On how many held-out images, a noisy copy of each, a run's network is right as its training ends; and of how many."""
+    images = len(results.dataset(key).validation)
+    return round(images * results.history(key)["validation_accuracy"].iloc[-1]), images
 
 
 def in_short(runs: Mapping[str, float]) -> str:

@@ -92,25 +92,21 @@ def main_results(results: Results) -> list[str]:
 
 def noise_levels(results: Results, sources: list[Source]) -> list[str]:
     """Of all noise levels."""
-    found, few, lossless, beyond, standards = {}, [], [], [], {}
+    shares, radii, few, lossless, beyond, standards = {}, {}, [], [], [], {}
     for source in sources:
         rows, reference = results.rows(*source), results.reference(*source)
         standard, reach = rows[rows["method"] == reference], tables.reachable(rows)
         name = f"{source[0]} (sigma = {results.sigma(source[0]):g})"
         few += [f"{source[0]} ({told_share(standard, 0.0)})"] if certified(standard, 0.0).mean() < FEW else []
         lossless += [source[0]] if shows_no_loss(standard) else []
-        difference = (of(rows, fast_row(reference), reference) for of in (tables.paired_difference, tables.acr_difference))
-        found[name] = dict(zip(("images", "ACR"), difference))
+        shares[name] = tables.paired_difference(rows, fast_row(reference), reference)
+        radii[name] = tables.acr_difference(rows, fast_row(reference), reference)
         for r in [r for r in results.radii(source[0]) if reach[fast_row(reference)] < r <= reach[reference]][:1]:
             if certified(standard, r).any():
                 beyond.append(f"{source[0]} at r = {r:g} ({told_share(standard, r)})")
         standards.setdefault(results.plans.data(source[0]), {})[name] = standard
     images = min(results.images(sources))
-    fewer, more, smaller, larger = (
-        [name for name, one in found.items() if (one[what][2] < 0 if less else one[what][1] > 0)]
-        for what in ("images", "ACR")
-        for less in (True, False)
-    )
+    (fewer, more), (smaller, larger) = _apart(shares), _apart(radii)
     levels = plural(len({results.sigma(key) for key, _ in sources}), "noise level")
     told = [
         f"Of {plural(len(sources), 'network')} at {levels} three serialized steps certify fewer images at r = 0 than their "
@@ -132,6 +128,12 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
     if lossless:
         told.append(f"The reference certifies too few images at r = 0 for a loss to show for {listed(lossless)}.")
     return [*told, results.weaker(sources)]
+
+
+def _apart(found: dict[str, tuple[float, float, float]]) -> tuple[list[str], list[str]]:
+    """Of which differences the whole interval lies below 0, and of which above."""
+    below = [name for name, (_, _, high) in found.items() if high < 0]
+    return below, [name for name, (_, low, _) in found.items() if low > 0]
 
 
 def _counted(names: list[str]) -> str:
