@@ -1,7 +1,7 @@
 """Your run and ours: cells side by side, their joint intervals, and a page that fails at nothing."""
 
-import gzip
 import json
+import lzma
 import shutil
 import sys
 from pathlib import Path
@@ -189,7 +189,10 @@ def test_what_is_published_is_what_was_made_but_for_large_files(profile):
     entry = {"made_by": {"epochs": 2}, "sha256": {"model.pt": sha256(folder / "models/small-050/model.pt")}}
     assert networks == {"models/small-050": entry | {"record": {"train": 7.5}}}
     assert not (folder / "models/resnet-050").exists()
-    pd.testing.assert_frame_equal(comparison.read_snapshot("smoke")[1], cells.rounded(cells.read(profile))[cells.KEPT])
+    pd.testing.assert_frame_equal(comparison.read_snapshot("smoke")[1], cells.read(profile))
+    cells.take(folder, Path("taken"))
+    for path in ("results/certificates.csv", "timings/certificates/seconds.csv"):
+        assert (Path("taken") / path).read_bytes() == (profile / path).read_bytes()
     first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     _publish(profile)
     assert first == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -218,10 +221,10 @@ def test_other_weights_and_other_settings_are_told_apart(profile, monkeypatch):
 def test_nothing_published_and_torn_files_are_told_and_fail_nothing(profile, monkeypatch):
     assert "nothing of the profile smoke was published" in _told(profile, monkeypatch)[0]
     folder = _publish(profile)
-    whole = (folder / "certificates.csv.gz").read_bytes()
-    for torn in (whole[: len(whole) // 2], b"", gzip.compress(b"a,b\n1,2\n"), b"no gzip"):
-        (folder / "certificates.csv.gz").write_bytes(torn)
+    whole = (folder / cells.CERTIFICATES).read_bytes()
+    for torn in (whole[: len(whole) // 2], b"", lzma.compress(b"a,b\n1,2\n"), b"no archive"):
+        (folder / cells.CERTIFICATES).write_bytes(torn)
         assert "cannot be read" in _told(profile, monkeypatch)[0]
-    (folder / "certificates.csv.gz").write_bytes(whole)
+    (folder / cells.CERTIFICATES).write_bytes(whole)
     (folder / "run.json").write_text("{")
     assert "cannot be read" in _told(profile, monkeypatch)[0]

@@ -42,7 +42,8 @@ def place(started, trained_state, tmp_path_factory, digits):
         shown = json.loads((layout.runs / "shown.json").read_text())
         shown["votes"]["groups"] = {"small-050": shown["votes"]["groups"]["small-050"]}
         shown["runs"]["small-050"]["repeats"] = 0  # no other network is trained here
-        shown["report"] |= {"consistency": None, "plain": None} | {"small": {"main": "small-050", "levels": ["small-050"]}}
+        shown["report"] |= {"consistency": None, "plain": None, "votes": True}
+        shown["report"] |= {"small": {"main": "small-050", "levels": ["small-050"]}}
         (layout.runs / "shown.json").write_text(json.dumps(shown))
         layout.data.mkdir(parents=True)
         digits.save(layout.dataset("digits"))
@@ -252,26 +253,28 @@ def test_published_votes_give_the_published_certificates_and_tables(place, tmp_p
     snapshot, profile = Path("data/snapshots/smoke"), Profile("smoke")
     for name in ("models", "starts"):
         shutil.copytree(f"runs/smoke/{name}", snapshot / name)
-    recompute.pack(profile, Path("reports/smoke/votes"))
+    recompute.pack_votes(profile, Path("reports/smoke/votes"))
+    recompute.pack_results(profile, snapshot / recompute.RESULTS)
     clean = RawVotes(reports.Results("smoke")).clean("small-050", "sequential", "AS-MDEQ-1N")
     recompute.report(profile)
     tables = printed.read([Path("runs/smoke/reports/10_table2.ipynb")])
-    rows = cells.rounded(cells.read(Path("runs/smoke")))[cells.KEPT]
+    rows = cells.read(Path("runs/smoke"))
     (snapshot / "run.json").write_text("{}")
-    rows.to_csv(snapshot / "certificates.csv.gz", index=False)
-    tables.to_csv(snapshot / "tables.csv.gz", index=False)
+    cells.publish(Path("runs/smoke"), snapshot)
+    tables.to_csv(snapshot / "tables.csv.xz", index=False)
 
-    monkeypatch.setattr(sys, "argv", ["recompute", "smoke", str(tmp_path / "root")])
-    with pytest.raises(SystemExit) as ended:
-        recompute.main()
-    told = capsys.readouterr().out.splitlines()
+    told = _recomputed(tmp_path / "root", monkeypatch, capsys)
     assert f"{len(rows):,} published certificates, 0 of them not as computed here." in told and len(rows) > 50
     assert f"{len(tables):,} published cells of tables, 0 of them not as computed here." in told and len(tables) > 50
-    assert ended.value.code == 0
     with pytest.raises(SystemExit, match="FOLDER = .* exists"):
         recompute.main()
-    with pytest.raises(ValueError, match="NAME = 'other': there are no votes in reports/other/votes"):
+    with pytest.raises(ValueError, match=r"NAME = 'other': there is no data/snapshots/other/results\.zip"):
         recompute.unpack("other", tmp_path / "other")
+    monkeypatch.setattr(recompute, "published_votes", lambda name: [])
+    told = _recomputed(tmp_path / "without", monkeypatch, capsys)
+    assert f"{len(rows):,} published certificates, taken as they are: their votes are not published." in told
+    assert f"{len(tables):,} published cells of tables, 0 of them not as computed here." in told
+    assert not list((tmp_path / "without/runs/smoke").glob("votes*"))
 
     monkeypatch.chdir(tmp_path / "root")
     ours = cells.read(Path("runs/smoke"))
@@ -295,7 +298,21 @@ def test_published_votes_give_the_published_certificates_and_tables(place, tmp_p
     assert RawVotes(results).clean("small-050", "sequential", "AS-MDEQ-1N") == clean and len(clean) == 2
 
 
+def _recomputed(root, monkeypatch, capsys):
+    """What the command says of a profile whose cells are all as published."""
+    monkeypatch.setattr(sys, "argv", ["recompute", "smoke", str(root)])
+    with pytest.raises(SystemExit) as ended:
+        recompute.main()
+    assert ended.value.code == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_reports_that_look_at_single_votes_are_known():
+    looks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb") if "study.reports.raw" in path.read_text()}
+    assert looks == {"10_table2", *recompute._LOOKS}  # table 2's looks where there are votes
+
+
 def test_a_file_of_votes_that_is_too_large_is_not_published(results, monkeypatch, tmp_path):
     monkeypatch.setattr(recompute, "LARGEST", 1_000)
     with pytest.raises(ValueError, match="at most 1,000 may be published"):
-        recompute.pack(results, tmp_path / "votes")
+        recompute.pack_votes(results, tmp_path / "votes")

@@ -16,23 +16,41 @@ from study.reports.tables import reachable
 
 LINE = ["run", "group", "design", "method", "n", "alpha", "sigma"]
 
-#: What a snapshot keeps of a certificate.
-KEPT = [*LINE, "index", "label", "prediction", "radius", "votes", "evaluations", "seconds"]
+CERTIFICATES = "certificates.csv.xz"  # of a snapshot
+_RESULT, _SECONDS = "results/certificates.csv", "timings/certificates/seconds.csv"  # of a folder of runs
+_TEXTS = ["design", "estimator", "audit_draw", "classifier"]
+_VERBATIM = {"dtype": str, "keep_default_na": False}
 
 Spread = Mapping[tuple[str, str, str, str], float]  # of (kind of run, design, method, cell): a half-width
 
 
 def read(runs: Path) -> pd.DataFrame:
     """Every certificate of the profile in the folder ``runs``, with its seconds."""
-    texts = ["design", "estimator", "audit_draw", "classifier"]
-    table = pd.read_csv(runs / "results" / "certificates.csv", dtype=dict.fromkeys(texts, str))
-    table[texts] = table[texts].fillna("")
-    return table.assign(seconds=pd.read_csv(runs / "timings" / "certificates" / "seconds.csv")["seconds"])
+    return _numbers(runs / _RESULT).assign(seconds=pd.read_csv(runs / _SECONDS)["seconds"])
 
 
-def rounded(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of :func:`read` as a snapshot has it, for what is compared with one."""
-    return table.round({"radius": 6, "seconds": 4})
+def read_published(snapshot: Path) -> pd.DataFrame:
+    """Every certificate in a snapshot's folder, with its seconds."""
+    return _numbers(snapshot / CERTIFICATES)
+
+
+def _numbers(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str))
+    return table.fillna({name: "" for name in _TEXTS if name in table})
+
+
+def publish(runs: Path, snapshot: Path) -> None:
+    """Every certificate of the profile in the folder ``runs``, with its seconds, as one file of a ``snapshot``."""
+    table, seconds = (pd.read_csv(runs / path, **_VERBATIM) for path in (_RESULT, _SECONDS))
+    table.assign(**seconds).to_csv(snapshot / CERTIFICATES, index=False)
+
+
+def take(snapshot: Path, runs: Path) -> None:
+    """What :func:`publish` has written, where :func:`read` finds it: the same numbers, digit by digit."""
+    table = pd.read_csv(snapshot / CERTIFICATES, **_VERBATIM)
+    for path, part in {_RESULT: table.drop(columns="seconds"), _SECONDS: table[["seconds"]]}.items():
+        (runs / path).parent.mkdir(parents=True, exist_ok=True)
+        part.to_csv(runs / path, index=False)
 
 
 def compare(
@@ -124,7 +142,7 @@ def changed_votes(published: pd.DataFrame, ours: pd.DataFrame, same: set[str]) -
     answers; and how many certificates were compared."""
     sides = [t[(t["design"] == "") & t["run"].isin(same)] for t in (published, ours)]
     both = sides[0].merge(sides[1], on=[*LINE, "index"], suffixes=(" published", " yours"))
-    moved = (both["radius published"] - both["radius yours"]).abs() > 1e-5  # a snapshot's are rounded
+    moved = (both["radius published"] - both["radius yours"]).abs() > 1e-5  # not by rounding alone: another SciPy's
     differ = both[(both["votes published"] != both["votes yours"]) | moved]
     told = [f"{name} {side}" for name in ("prediction", "radius") for side in ("published", "yours")]
     return differ[["run", "group", "method", "index", *told]].reset_index(drop=True), len(both)

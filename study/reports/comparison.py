@@ -11,9 +11,9 @@ import argparse
 import hashlib
 import html
 import json
+import lzma
 import platform
 import sys
-import zlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Comparison:
     def __init__(self, profile: Profile, published: tuple[dict, pd.DataFrame, pd.DataFrame]):
         self.theirs, certificates, tables = published
         self.printed = printed.compare(tables, printed.read(pages(profile)))
-        self.ours, rows = facts(profile), cells.rounded(cells.read(profile.layout.runs))
+        self.ours, rows = facts(profile), cells.read(profile.layout.runs)
         self.runs = {key: self._standing(key) for key in self.ours["runs"]}
         compared = [key for key, standing in self.runs.items() if standing in ("the same files", "trained anew")]
         rows, certificates = (table[table["run"].isin(compared)] for table in (rows, certificates))
@@ -251,15 +251,10 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 def read_snapshot(name: str) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
     """What was published of a profile: ``run.json``, the certificates and the tables. Raises OSError, ValueError, KeyError,
-    EOFError or zlib.error where that is nothing, or torn."""
+    EOFError or lzma.LZMAError where that is nothing, or torn."""
     folder = SNAPSHOTS / name
     told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    table = pd.read_csv(folder / "certificates.csv.gz", dtype={"design": str})
-    return (
-        told,
-        table.assign(design=table["design"].fillna("")),
-        pd.read_csv(folder / "tables.csv.gz", dtype=str, keep_default_na=False),
-    )
+    return told, cells.read_published(folder), pd.read_csv(folder / "tables.csv.xz", dtype=str, keep_default_na=False)
 
 
 def main() -> None:
@@ -275,7 +270,7 @@ def main() -> None:
         try:
             found = Comparison(profile, read_snapshot(name))
             lines, page, table = found.lines, found.page(name), found.cells
-        except (OSError, ValueError, KeyError, EOFError, zlib.error) as error:
+        except (OSError, ValueError, KeyError, EOFError, lzma.LZMAError) as error:
             trouble = f"what was published of the profile {name} cannot be read: {error!r}"
     else:
         trouble = f"nothing of the profile {name} was published, so that there is nothing to compare with."

@@ -55,7 +55,8 @@ def readme(name: str, provenance: str, reports: list[str], paper: dict) -> str:
 
 def publish_data(profile: Profile, made_by: dict[str, dict], origin: dict, target: Path) -> list[Path]:
     """Replace the snapshot ``target``: ``run.json`` (``origin``, and :func:`study.reports.comparison.facts`), certificates,
-    tables, and the results of training and fitting, ``made_by`` those settings, but for those with a file over 2 MB."""
+    tables, what else reports read, and the results of training and fitting, ``made_by`` those settings, but for those with a
+    file over 2 MB."""
     layout, networks = profile.layout, {}
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -70,9 +71,9 @@ def publish_data(profile: Profile, made_by: dict[str, dict], origin: dict, targe
         networks[result] = {"made_by": settings, "sha256": hashes, "record": record}
     (target / "networks.json").write_text(json.dumps(networks, indent=1), encoding="utf-8")
     (target / "run.json").write_text(json.dumps(origin | comparison.facts(profile), indent=1), encoding="utf-8")
-    rows = cells.rounded(cells.read(layout.runs))[cells.KEPT]
-    for name, table in {"certificates": rows, "tables": printed.read(comparison.pages(profile))}.items():
-        table.to_csv(target / f"{name}.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
+    cells.publish(layout.runs, target)
+    printed.read(comparison.pages(profile)).to_csv(target / "tables.csv.xz", index=False)
+    recompute.pack_results(profile, target / recompute.RESULTS)
     return [path for path in target.rglob("*") if path.is_file()]
 
 
@@ -122,7 +123,7 @@ def main() -> None:
     try:
         written = publish([runs / "reports" / f"{name}.ipynb" for name in names], target)
         if profile.report.votes:
-            written += recompute.pack(profile, target / "votes")
+            written += recompute.pack_votes(profile, target / "votes")
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
     origin = _origin(profile)

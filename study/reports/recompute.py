@@ -1,10 +1,11 @@
-"""Published votes, and everything that follows from them, without the images.
+"""Published results, and everything that follows from them, without the images and the hours that they took.
 
     python -m study.reports.recompute NAME FOLDER
 
-FOLDER becomes the root of a study whose votes are those in reports/NAME/votes/. There every certificate is computed again, and
-every report made again, with its tables, intervals and claims; it is said how many are as published. Reports in FOLDER run by
-hand, too.
+FOLDER becomes the root of a study whose results are those in data/snapshots/NAME/ and, where they were published, the votes in
+reports/NAME/votes/. From votes every certificate is computed again; without them they are taken as they are. Reports are made
+again, with their tables, intervals and claims, but for those that look at votes which are not there; it is said how many cells
+are as published. Reports in FOLDER run by hand, too.
 """
 
 import argparse
@@ -31,8 +32,12 @@ from study.reports.results import Results
 from study.votes.store import open_store
 from study.votes.table import all_certificates, write_certificates
 
+RESULTS = "results.zip"  # of a snapshot
 LARGEST = 25_000_000  # bytes of one file
-_RESULTS = ("attacks", "coverage", "arithmetic", "speed", "timings/models", "timings/starts")  # which no votes give again
+_RESULTS = (  # which no votes give again
+    *("attacks", "coverage", "arithmetic", "speed", "timings/models", "timings/starts", "timings/certificates/machines.json"),
+    "shown.json",
+)
 _LINKED = (
     "srs",
     "study",
@@ -44,13 +49,28 @@ _LINKED = (
     "data/snapshots",
 )
 _CASTS = "00_method"  # a report that casts votes of its own
+_LOOKS = ("22_record", "23_past_the_paper", "24_cifar10")  # reports that look at single votes
 _JUDGED = ["prediction", "radius", "votes", "evaluations", "seconds"]
 
 
-def pack(profile: Profile, target: Path) -> list[Path]:
-    """The votes of a profile in ``target``, a file a run, and beside them what its reports read besides votes and networks: an
-    index of the images (labels, no pixels of a folder's), votes on images without noise, what trainings took, attacks,
-    coverage, arithmetic, speed.
+def pack_results(profile: Profile, target: Path) -> Path:
+    """As the file ``target`` what a profile's reports read besides certificates, votes and networks: an index of the images
+    (labels, no pixels of a folder's), what trainings took, attacks, coverage, arithmetic, speed; and votes on images without
+    noise, if votes are published. Raises ValueError for a file over 25 MB."""
+    layout = profile.layout
+    found = list(layout.data.glob("*.npz"))
+    for name in _RESULTS:
+        place = layout.runs / name
+        found += [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    files = {path: path.read_bytes() for path in found}
+    if profile.report.votes:
+        files |= {layout.runs / CLEAN: json.dumps(_clean(layout.name)).encode()}
+    require_small([_archive(target, files)], LARGEST)
+    return target
+
+
+def pack_votes(profile: Profile, target: Path) -> list[Path]:
+    """The votes of a profile in the folder ``target``, a file a run.
 
     Margins are left out unless a census reads them, residuals unless a list `consistency` shows them. Raises ValueError for a
     file over 25 MB.
@@ -69,10 +89,6 @@ def pack(profile: Profile, target: Path) -> list[Path]:
                     files |= {vote: _without(vote, [name for name, kept in left_out.items() if not kept])}
                     files |= {second: second.read_bytes()}
         written.append(_archive(target / f"{key}.zip", files))
-    rest = [layout.runs / "shown.json", *layout.data.glob("*.npz")]
-    rest += [path for name in _RESULTS for path in (layout.runs / name).rglob("*") if path.is_file()]
-    clean = {layout.runs / CLEAN: json.dumps(_clean(layout.name)).encode()}
-    written.append(_archive(target / "results.zip", clean | {path: path.read_bytes() for path in rest}))
     require_small(written, LARGEST)
     return written
 
@@ -111,17 +127,18 @@ def _archive(path: Path, files: dict[Path, bytes]) -> Path:
 
 
 def unpack(name: str, folder: Path) -> None:
-    """Make ``folder``, which must not exist, the root of a study that has cast the published votes of the profile ``name``.
+    """Make ``folder``, which must not exist, the root of a study that has the published results of the profile ``name``, and
+    its votes where they were published.
 
     Raises ValueError where the folder exists, nothing was published, or the images lay in an absolute place.
     """
-    packed = sorted(Path("reports", name, "votes").glob("*.zip"))
-    if not packed:
-        raise ValueError(f"NAME = {name!r}: there are no votes in reports/{name}/votes")
+    results = SNAPSHOTS / name / RESULTS
+    if not results.is_file():
+        raise ValueError(f"NAME = {name!r}: there is no {results}")
     if folder.exists():
         raise ValueError(f"FOLDER = {str(folder)!r} exists: name one that does not")
     (folder / "data").mkdir(parents=True)
-    for path in packed:
+    for path in [results, *published_votes(name)]:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder)
     for stage in ("models", "tuned", "starts"):
@@ -138,24 +155,31 @@ def unpack(name: str, folder: Path) -> None:
                 Path(data["root"]).mkdir(parents=True, exist_ok=True)  # empty: the index of its images is enough
 
 
+def published_votes(name: str) -> list[Path]:
+    """The files of votes of a profile; none where none were published."""
+    return sorted(Path("reports", name, "votes").glob("*.zip"))
+
+
 def certify(profile: Profile) -> None:
     """Every certificate of a profile, from its votes."""
     table = all_certificates(profile.plans, profile.confidence.model_dump(), profile.layout)
     write_certificates(table, profile.plans, profile.layout)
 
 
-def report(profile: Profile) -> None:
-    """Every report of a profile, but for that which casts votes of its own."""
-    layout = profile.layout
-    for page in index.reports(items.read()[0], profile):
-        if page != _CASTS:
-            run.run(Path("notebooks", f"{page}.ipynb"), layout.runs / "reports" / f"{page}.ipynb", {"name": layout.name})
+def report(profile: Profile, votes: bool = True) -> list[str]:
+    """Make every report of a profile but that which casts votes of its own and, without ``votes``, those that look at them;
+    returns their names."""
+    layout, without = profile.layout, {_CASTS} if votes else {_CASTS, *_LOOKS}
+    names = [name for name in index.reports(items.read()[0], profile) if name not in without]
+    for name in names:
+        run.run(Path("notebooks", f"{name}.ipynb"), layout.runs / "reports" / f"{name}.ipynb", {"name": layout.name})
+    return names
 
 
 def differing(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
-    """The published certificates that are not ours, as far as a snapshot keeps them."""
+    """The published certificates that are not ours."""
     key = [*cells.LINE, "index"]
-    both = published.merge(cells.rounded(ours), on=key, how="left", suffixes=("", " here"))
+    both = published.merge(ours, on=key, how="left", suffixes=("", " here"))
     pairs = [(both[column], both[f"{column} here"]) for column in _JUDGED]
     wrong = [(one != other) & (one.notna() | other.notna()) for one, other in pairs]  # NaN: seconds that nobody told
     return both[np.logical_or.reduce(wrong)][[*key, *_JUDGED]]
@@ -168,16 +192,17 @@ def main() -> None:
     given = parser.parse_args()
     try:
         _, published, tables = comparison.read_snapshot(given.name)
+        cast = bool(published_votes(given.name))
         unpack(given.name, given.folder)
     except (OSError, ValueError, params_file.ParameterError) as error:
         sys.exit(str(error))
     with contextlib.chdir(given.folder):
         profile = Profile(given.name)
-        certify(profile)
+        certify(profile) if cast else cells.take(SNAPSHOTS / given.name, profile.layout.runs)
         wrong = differing(published, cells.read(profile.layout.runs))
-        print(f"{len(published):,} published certificates, {len(wrong):,} of them not as computed here.")
-        report(profile)
-        tables = tables[tables["report"] != _CASTS]
+        how = f"{len(wrong):,} of them not as computed here" if cast else "taken as they are: their votes are not published"
+        print(f"{len(published):,} published certificates, {how}.")
+        tables = tables[tables["report"].isin(report(profile, cast))]
         found = printed.compare(tables, printed.read(comparison.pages(profile)))
     other = len(tables) - int(found["same"].sum())
     print(f"{len(tables):,} published cells of tables, {other:,} of them not as computed here.")
