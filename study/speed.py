@@ -230,4 +230,4 @@ def methods_table(runs: pd.DataFrame, reference: str) -> pd.DataFrame:
             continue
         theirs = table[table["method"] == row].set_index("sigma")["seconds"]
         table[f"speed over {row}"] = table["sigma"].map(theirs) / table["seconds"]
-    return table.astype({"evaluations": int})
+    return table.assign(evaluations=table["evaluations"].round().astype(int))
