@@ -1,10 +1,11 @@
 """Certify pictures from the command line, as ``srs`` or ``python -m srs``.
 
-    srs certify PICTURE [PICTURE ...] [--model NAME] [--radius R] [--n N] [--alpha ALPHA] [--figure OUT.png]
+    srs certify PICTURE [PICTURE ...] [--model NAME] [--radius R] [--n N] [--alpha ALPHA] [--seed SEED]
+    srs certify PICTURE --figure OUT.png ...
     srs certify PICTURE | FOLDER [...] --out ROWS.csv [--format csv|cohen] ...
 
 Prints the class of the smoothed classifier, its votes, the certified radius, what that promises, and what it cost; or writes a
-row for each picture, also of whole folders, and prints a summary. A run that was killed goes on where it was.
+row for each picture, also of whole folders, and prints a summary. With --out a run that was killed goes on where it was.
 """
 
 import argparse

@@ -100,15 +100,15 @@ def certify_many(
 
     ``data``: a tensor (n, C, H, W); a sequence or map-style data set of images or (image, label) pairs; a DataLoader or other
     iterable of batches, ``images`` or ``(images, labels)``. Images are numbered 0, 1, 2, ... in order: the number picks the
-    noise. ``names`` are the images' files, ``classes`` the names of classes 0, 1, 2, ...: each
-    adds a column. ``format`` "cohen" is read by the analysis of Cohen et al. (2019): it needs labels, and rounds radii down.
+    noise. ``names`` are the images' files, ``classes`` the names of classes 0, 1, 2, ...: each adds a column of the format
+    "csv". ``format`` "cohen" is read by the analysis of Cohen et al. (2019): it needs labels, and rounds radii down.
 
     A row is on disk before the next image is begun (with ``r``: rows of 16 images that share their batches). Whatever stops
     the run, the same call goes on where it was: ``<out>.journal`` holds what is known, and is removed at the end.
 
     Raises ValueError for an ``out`` that exists or cannot be written, for other settings, weights or images than those of the
     run that is gone on with (of a model that is no module, its name is all that is known), and, by its number, for an image
-    that cannot be used; as :func:`srs.certify` does, besides.
+    that cannot be used; as :func:`srs.certify` does, besides; for a ``reference`` with ``r``.
     """
     config = (CertifySettings if r is None else SequentialSettings)(sigma=sigma, **settings)
     r = float(r) if isinstance(r, np.number) else r
@@ -118,6 +118,8 @@ def certify_many(
     require_sampler("sampler", sampler)
     if reference is not None:
         require_sampler("reference", reference)
+        if r is not None:
+            raise ValueError(f"reference = {reference!r} has no meaning with r = {r}: a test at a radius has no audit")
     sheet = _Sheet(Path(out), format, Certificate if r is None else RadiusCertificate, names is not None, classes)
     require_place(sheet.out, "out")
     work = {
@@ -218,7 +220,8 @@ def _items(data, sigma: float, names: Sequence[str] | None, classes: Sequence[st
             raise ValueError(f"{told} has the shape {tuple(image.shape)}: expected {tuple(shape)}, that of image 0")
         label = _label(label, told, classes)
         if label is None and format == "cohen":
-            raise ValueError(f"format = 'cohen' needs labels, {told} has none: give (image, label) pairs, or use 'csv'")
+            give = "(image, label) pairs (of pictures: folders named after classes)"
+            raise ValueError(f"format = 'cohen' needs labels, {told} has none: give {give}, or use 'csv'")
         if names is not None and index >= len(names):
             raise ValueError(f"names has {len(names):,} files, none for {told}")
         yield _Item(index, image.detach(), label, None if names is None else str(names[index]))

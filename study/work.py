@@ -14,6 +14,7 @@ from study import params
 from study.common import params_file
 from study.common.engine import Machine, Task, compute
 from study.common.layout import Layout
+from study.common.memory import restart_with_kept_memory
 from study.common.runs import with_repeats
 from study.robustness import attack_jobs
 from study.speed import speed_jobs
@@ -115,4 +116,5 @@ def _require_data(layout: Layout, data: dict) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_kept_memory("study.work")
     main()

@@ -323,7 +323,9 @@ def test_certify_draws_the_line_at_training_mode_and_unusable_images(linear_deq)
         srs.certify(linear_deq, torch.zeros(6, dtype=torch.int64), sigma=SIGMA)
     with pytest.raises(ValueError, match="not finite"):
         srs.certify(linear_deq, torch.full((6,), torch.nan), sigma=SIGMA)
-    with pytest.raises(ValueError, match="reference = 'junk' is no sampler"):
+    with pytest.raises(
+        ValueError, match=r"reference = 'junk' is no sampler: give srs.DirectSampler\(\) or srs.StandardSampler\(...\)$"
+    ):
         srs.certify(linear_deq, x, sigma=SIGMA, reference="junk")
     for bad in ({"sigma": 0}, {"alpha": 1.0}, {"n0": 0}, {"auditt": 5}, {"batch_size": 0}):
         with pytest.raises(ValidationError, match=next(iter(bad))):

@@ -365,7 +365,7 @@ def test_the_reference_that_a_certificate_is_about_is_looked_at_too():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_tolerance_below_the_types_rounding_is_refused(dtype):
     sampler = srs.StandardSampler(solver=Solver(stop="relative"))
-    with pytest.raises(ValueError, match="tolerance is below the rounding of the model's states.*use stop = 'fixed'"):
+    with pytest.raises(ValueError, match="too near the rounding of the model's states.*use stop = 'fixed'"):
         srs.certify(Layers().eval().to(dtype), torch.rand(8).to(dtype), sampler=sampler, **SETTINGS)
 
 

@@ -301,6 +301,7 @@ def test_a_bad_image_is_named_and_rows_before_it_stay(model, out, told):
         (PAIRS, {"classes": []}, "image 0 has the label 0: there are 0 classes"),
         (IMAGES, {"sigma": -1.0}, "sigma"),
         (IMAGES, {"r": 9}, "r = 9 is out of range"),
+        (IMAGES, {"r": 0.1, "reference": srs.StandardSampler()}, "reference = .* has no meaning with r = 0.1"),
         (IMAGES, {"sampler": srs.SerializedSampler()}, "is no DEQ, as this sampler needs one"),
         (IMAGES, {"output_key": "logits"}, "output_key = 'logits': the model's output is a Tensor without it"),
     ],

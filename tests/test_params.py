@@ -95,7 +95,7 @@ def test_the_committed_profile_is_the_default():
         ("past: # beyond the paper: amortized starts beside honest baselines\n    [MDEQ-30A, MDEQ-30A stopped,",
          "past:\n    [MDEQ-30A,", "rows.past: the row = 'MDEQ-30A stopped' is unknown"),
         ("stop: relative, tolerance: 0.001}}", "stop: fixed}}", "samplers.MDEQ-30A stopped.solver.stop = 'fixed' must be another"),
-        ("start: clean}", "start: clean, restart: 2}", "restart = 2 needs start = 'previous'"),
+        ("start: clean}", "start: clean, restart: 2}", "restart = 2 has no meaning with start = 'clean'"),
         ("[main, levels,", "[mian, levels,", "votes.groups.small-050 = 'mian' is unknown: choose one of main"),
         ("references: {imagenet: MDEQ", "references: {imagnet: MDEQ", "votes.references = 'imagnet' is unknown: choose one of small"),
         ("references: {imagenet: MDEQ-14B", "references: {imagenet: SRS-MDEQ-1B", "votes.references.imagenet = 'SRS-MDEQ-1B' audits"),

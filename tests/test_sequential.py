@@ -301,10 +301,11 @@ def test_an_image_far_from_the_grid_of_little_noise_is_not_certified(linear_deq)
 def test_clear_errors(linear_deq):
     with pytest.raises(ValueError, match=r"r = 1.58 is out of range: n = 10000 draws can certify 0 to 1.55\d in a seq"):
         certify_at(linear_deq, [torch.zeros(6)], 1.58, sigma=SIGMA)
-    with pytest.raises(ValueError, match="n = 11 draws can certify nothing in a seq"):
+    with pytest.raises(ValueError, match="n = 11 is too small .* in a sequential test; n must be at least 13"):
         certify_at(linear_deq, [torch.zeros(6)], 0, sigma=SIGMA, n=11)
-    with pytest.raises(ValueError, match="n = 11 draws can certify nothing in a seq"):
+    with pytest.raises(ValueError, match="n = 11 is too small"):
         certify_until(linear_deq, [torch.zeros(6)], gain=0.1, sigma=SIGMA, n=11)
+    assert certify_at(linear_deq, [torch.zeros(6)], 0, sigma=SIGMA, n=13)[0].n == 13
     with pytest.raises(ValueError, match="indices number 2 images, but there are 1"):
         certify_at(linear_deq, [torch.zeros(6)], 0.1, sigma=SIGMA, indices=[1, 2])
     with pytest.raises(ValueError, match="r = -1"):

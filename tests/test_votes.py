@@ -262,7 +262,7 @@ def test_direct_votes(digits):
 
 
 def test_serialized_draws_come_in_order(trained, copies):
-    with pytest.raises(ValueError, match="restart = 3 needs start = 'previous'"):
+    with pytest.raises(ValueError, match="restart = 3 has no meaning with start = 'clean'"):
         SerializedSampler(restart=3, start="clean")
     with pytest.raises(ValueError, match="in order"):
         SerializedSampler().sample(trained, copies, np.arange(5, 10), 4)

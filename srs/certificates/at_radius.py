@@ -6,6 +6,7 @@ after every vote: an image is settled as soon as the evidence is enough, and its
 has a martingale and a share of alpha, most of it the one that a few draws name. Theorems 3 and 4 of docs/certificates.md.
 """
 
+import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy import special
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -45,6 +46,19 @@ class SequentialSettings(CertifySettings):
     the votes of ``n0`` draws before them or of the clean image, is tested at nine tenths of alpha, all others at the rest."""
 
     n0: int = Field(NAMING_DRAWS, ge=1, le=MOST_DRAWS)
+
+    @model_validator(mode="after")
+    def _enough_draws(self) -> "SequentialSettings":
+        def certified(n: int) -> bool:
+            return bounds.largest_radius_by_evidence(n, self.alpha, self.sigma) >= 0
+
+        if not certified(self.n):
+            least = next(n for n in itertools.count(self.n + 1) if certified(n))
+            raise ValueError(
+                f"n = {self.n} is too small for alpha = {self.alpha}: even unanimous votes would certify nothing in a "
+                f"sequential test; n must be at least {least}"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -208,11 +222,11 @@ def certify_at(
     the images (0, 1, ... if not given): with ``seed`` they pick the noise. ``output_key``: as :func:`srs.certify` has it. Other
     ``settings`` are the fields of :class:`SequentialSettings`.
 
-    Raises as :func:`srs.certify` does, and ValueError for an r that not even unanimous votes could certify, or a serialized
-    sampler, whose votes allow no such test.
+    Raises as :func:`srs.certify` does, and ValueError for an r that not even unanimous votes could certify, or a sampler
+    whose votes are not drawn independently (serialized, released).
     """
     config = SequentialSettings(sigma=sigma, **settings)
-    farthest = _farthest(config)
+    farthest = bounds.largest_radius_by_evidence(config.n, config.alpha, config.sigma)
     if not _is_number(r) or not 0 <= r <= farthest:
         most = bounds.shown(farthest)
         raise ValueError(f"r = {r!r} is out of range: n = {config.n} draws can certify 0 to {most} in a sequential test")
@@ -242,20 +256,11 @@ def certify_until(
     r = 0, and ValueError for a gain that is not above 0.
     """
     config = SequentialSettings(sigma=sigma, **settings)
-    _farthest(config)
     if not _is_number(gain) or not 0 < gain < math.inf:
         raise ValueError(f"gain = {gain!r} is out of range: expected a number above 0, in the unit of the radius")
     sampler, copies, cast, clean = _voting(model, images, sampler, indices, output_key, config)
     found = decide_until(cast, clean, gain, config, progress)
     return [at_image(replace(one, classifier=sampler.described()), copied) for one, copied in zip(found, copies)]
-
-
-def _farthest(config: CertifySettings) -> float:
-    """The largest radius that unanimous votes could certify. Raises ValueError where they could none."""
-    farthest = bounds.largest_radius_by_evidence(config.n, config.alpha, config.sigma)
-    if farthest < 0:
-        raise ValueError(f"n = {config.n} draws can certify nothing in a sequential test at alpha = {config.alpha}: take more")
-    return farthest
 
 
 def _is_number(value: object) -> bool:

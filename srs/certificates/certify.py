@@ -81,8 +81,8 @@ class Confidence(Section):
 
 class CertifySettings(Confidence):
     """Settings of a certificate: noise level ``sigma``, ``n0`` + ``n`` draws, ``seed`` of noise and audit, and those of
-    :class:`Confidence`. At most ``batch_size`` copies are computed at once (but for a released sampler, whose batches are its
-    own); it changes no vote.
+    :class:`Confidence`. At most ``batch_size`` copies are computed at once (four where rows are checked; a released sampler's
+    batches are its own); it changes no vote.
 
     ``selection``: what names the class that is certified: the "votes" of n0 draws that are not counted, or the base
     classifier's vote on the "clean" image, so that n0 draws are saved.
@@ -159,11 +159,11 @@ class Certificate:
 
     ``n_a`` of ``n`` counted votes went to the class that the ``n0`` selection draws named (none where the clean image did), or
     that had most where all were tested (:func:`srs.certify_until`); ``undecided`` went to none. Of serialized votes, which are
-    ``audited``, ``k`` were (fewer than asked for where there are no more), ``n2`` of them votes for that class, ``n1`` of those
-    confirmed by the reference; ``census`` more draws were solved by the reference, which gave ``known`` of them to that class.
-    ``estimator``, ``audit_draw`` and ``split`` are those of the audit. All are 0 or empty where there was none. ``evaluations``
-    of f include the audit's. ``moved``: how far the image lies from the point of the noise's grid at which the votes were cast
-    (:mod:`srs.votes.noise`); the radius is smaller by that.
+    ``audited`` unless settled, ``k`` were (fewer than asked for where there are no more), ``n2`` of them votes for that class,
+    ``n1`` of those confirmed by the reference; ``census`` more draws were solved by the reference, which gave ``known`` of them
+    to that class. ``estimator``, ``audit_draw`` and ``split`` are those of the audit. All are 0 or empty where there was none.
+    ``evaluations`` of f include the audit's. ``moved``: how far the image lies from the point of the noise's grid at which the
+    votes were cast (:mod:`srs.votes.noise`); the radius is smaller by that.
     """
 
     prediction: int
@@ -191,7 +191,8 @@ class Certificate:
 
     @property
     def audited(self) -> bool:
-        """Whether a reference audited the votes: those of a serialized sampler are audited, independent ones need it not."""
+        """Whether a reference audited the votes: those of a serialized sampler are audited, independent and settled
+        ones need it not."""
         return self.estimator != ""
 
     def __str__(self) -> str:
@@ -216,12 +217,13 @@ def certify(
 
     ``model`` is any classifier of batches, or a :class:`srs.deq.definition.DEQ`; the default sampler follows from which, and
     the certificate says what was smoothed. ``output_key``: where its logits are, if it returns a tuple, dict or dataclass.
-    With a serialized sampler the audit compares its votes with those of ``reference`` (30 Anderson steps, where none is given),
-    and the certificate is about the reference's smoothed classifier. ``index`` numbers the image: with ``seed`` it picks
-    the noise. Other ``settings`` are the fields of :class:`CertifySettings`.
+    With a serialized sampler (but for settled votes) the audit compares its votes with those of ``reference`` (30 Anderson
+    steps, where none is given), and the certificate is about the reference's smoothed classifier. ``index`` numbers the image:
+    with ``seed`` it picks the noise. Other ``settings`` are the fields of :class:`CertifySettings`.
 
-    The model may overwrite what it is given. A few rows are computed again, in other company, twice and alone, to see whether
-    rows depend on one another: detection, not proof (:func:`srs.deq.interface.require_independent_rows`).
+    The model may overwrite what it is given. But for a released sampler a few rows are computed again, in other company, twice
+    and alone, to see whether rows depend on one another: detection, not proof
+    (:func:`srs.deq.interface.require_independent_rows`).
 
     Raises pydantic's ValidationError, a ValueError, for a bad setting; ValueError for an unusable image or model, a model in
     training mode or whose rows depend on one another, or an audit that could certify nothing.
@@ -263,7 +265,7 @@ def predict(
 
     All draws vote, n0 + n of them (n, where ``selection`` is "clean"); the exact binomial test compares the two classes with
     most votes, undecided votes counted for the runner-up. An image off the noise's grid is answered for its nearest point.
-    Serialized votes allow no such test; there the class is that of :func:`certify`, audit included.
+    Serialized votes, unless settled, allow no such test; there the class is that of :func:`certify`, audit included.
     Raises as that does, and ValueError where the sampler or the audit's settings are no guarantee.
     """
     config = CertifySettings(sigma=sigma, **settings)
@@ -292,7 +294,8 @@ def standard_certificate(
     votes: Votes, config: CertifySettings, sampler: Sampler | None = None, clean: CleanVote | None = None
 ) -> Certificate:
     """Certificate from n0 + n independent votes of ``sampler`` (Cohen et al. 2019, Section 3.2.2); no guarantee where its votes
-    are not independent. ``clean``: the vote that names the class, where ``config`` has it so; then there are n votes."""
+    are neither independent nor settled. ``clean``: the vote that names the class, where ``config`` has it so; then there are n
+    votes."""
     top, n_a, counted = tally(votes, config, clean)
     p_a_lower = bounds.clopper_pearson_lower(n_a, config.n, config.alpha)
     about = {} if sampler is None else {"guarantee": sampler.independent or sampler.exact, "classifier": sampler.described()}
@@ -413,7 +416,7 @@ def noisy_copies(model, image: Tensor, index: int, config: CertifySettings) -> N
     """The noisy copies of an image, where the model computes. Raises ValueError for an unusable image or number."""
     require_pixels(image, config.sigma)
     if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < 1 << 63:
-        raise ValueError(f"index = {index!r} numbers the image: a whole number, 0 or more")
+        raise ValueError(f"index = {index!r} numbers the image: a whole number from 0 to 2^63 - 1")
     return NoisyCopies(image.detach().to(device_of(model, image)), int(index), config.sigma, config.seed)
 
 

@@ -2,7 +2,8 @@
 
 All methods share one loop, :func:`solve`; a method is a small object that proposes the next state from the last
 state and its image under ``f``. Cost is counted in evaluations of ``f``: the k-th iterate of each method here rests
-on exactly k of them, so that from one start a single step of any unmixed method is ``f(z0)``.
+on exactly k of them, so that from one start a single step of any unmixed method is ``f(z0)`` (of Broyden's up to
+rounding, and unless an inverse is handed on).
 
 Sources: Anderson (1965) as used by Bai et al. (2021); good Broyden (Broyden 1965) as used by Bai et al. (2019).
 """
@@ -38,7 +39,7 @@ class Solver(Section):
     ``memory``, ``ridge`` and ``mixing`` belong to Anderson acceleration. ``ridge_scale``: the ridge is a share of the mean
     diagonal of the row's Gram matrix ("relative": converges to rounding), or is added as it is ("absolute", as in Bai et al.
     and the paper's code: below residuals of about its square root it slows the solver down). Broyden keeps the
-    ``broyden_memory`` latest rank-one updates.
+    ``broyden_memory`` latest rank-one updates, ``steps`` - 1 at most; with an inverse that is handed on, as many as that had.
     """
 
     method: Method = "anderson"
@@ -52,7 +53,8 @@ class Solver(Section):
     broyden_memory: int = Field(30, ge=1)
 
     def canonical(self) -> "Solver":
-        """The plainest settings of the same computation: one fixed step of any unmixed method is f of its start."""
+        """The plainest settings of the same computation: one fixed step of any unmixed method is f of its start.
+        Not where an inverse is handed on."""
         plain = self.method != "anderson" or self.mixing == 1
         return Solver(method="naive", steps=1) if self.stop == "fixed" and self.steps == 1 and plain else self
 
@@ -356,7 +358,7 @@ class _Anderson(_Method):
 
 
 class _Broyden(_Method):
-    """Good Broyden on g(z) = f(z) - z; the inverse Jacobian is -I + U V, of bounded rank."""
+    """Good Broyden on g(z) = f(z) - z; the inverse Jacobian is -I + U^T V, of bounded rank."""
 
     def __init__(self, z: Tensor, solver: Solver, inverse: Inverse | None = None):
         rows, size = z.shape

@@ -4,7 +4,7 @@ A vote is a class, or UNDECIDED where the state is not finite or the two largest
 (:func:`least_margins`: MARGIN, or more where the type of the logits is coarse). An
 undecided vote counts for nobody, so the certificate holds for the classifier in exact arithmetic too: that one can only
 have more votes for class A than we count. Logits may change in their last digits with the size of a compute batch.
-Rows whose margin is below twice the least are therefore drawn and computed again alone, and the vote is that of the lone
+Rows whose margin is below twice the least are therefore computed again alone, and the vote is that of the lone
 row: as long as such changes stay under half of the least margin, votes do not depend on the batch. A row that stops at a
 tolerance may, where its residual comes close to the tolerance, stop a step earlier or later in another batch: such a row is
 computed again alone if its margin is below WIDE, which one step near convergence does not cross; in a chain always, for the
@@ -135,7 +135,8 @@ class _IndependentSampler(_Sampler):
     @torch.no_grad()
     @full_precision()
     def sample_many(self, model, copies: Sequence[NoisyCopies], draws: Sequence[np.ndarray], batch_size: int) -> list[Votes]:
-        """Votes of each image's copies numbered ``draws``, in that order, at most ``batch_size`` computed at a time.
+        """Votes of each image's copies numbered ``draws``, in that order, at most ``batch_size`` computed at a time (but four
+        where rows are checked).
 
         Raises ValueError for a model that this sampler has no use for, and for what it should not return
         (:mod:`srs.deq.interface`).
@@ -250,7 +251,7 @@ class SerializedSampler(_Sampler):
     and after every ``restart`` turns the next one take the ``warmup`` solver, all others take ``solver``. Where a solve starts:
 
     - "previous": at the chain's last state (a first one at the DEQ's initial state);
-    - "clean": at the warm-up's fixed point of the clean image, always;
+    - "clean": at the warm-up's fixed point of the clean image, always; no turn is a warm-up then;
     - "batch_mean", "running_mean": at the mean of the image's states of the last turn, or of all turns so far.
 
     ``carry``: what Broyden's method starts from, besides: "chain" hands its inverse Jacobian on from draw to draw, "clean"
@@ -280,7 +281,7 @@ class SerializedSampler(_Sampler):
     def _settings_have_a_meaning(self) -> "SerializedSampler":
         _without_batch_stops(self)
         if self.restart is not None and self.start == "clean":
-            raise ValueError(f"restart = {self.restart} needs start = 'previous': with 'clean' there is nothing to restart")
+            raise ValueError(f"restart = {self.restart} has no meaning with start = 'clean': there is nothing to restart")
         if self.carry != "none" and not self.solver.method == self.warmup.method == "broyden":
             raise ValueError(
                 f"carry = {self.carry!r} needs Broyden's method twice: solver has {self.solver.method!r}, warmup "
@@ -501,16 +502,18 @@ def _require_checked(model: Checked, rows: int) -> None:
     """Raises ValueError where no row of several could be checked."""
     if not model.rows_checked and rows > 1:
         raise ValueError(
-            "tolerance is below the rounding of the model's states, which decides when each row stops: use stop = 'fixed', or "
-            "a finer type (float32)"
+            "tolerance (of settled votes: 0) is too near the rounding of the model's states, which decides when each row "
+            "stops: raise it, use stop = 'fixed', or a finer type"
         )
 
 
 def require_sampler(name: str, sampler: object) -> None:
-    """Raises ValueError for what is no sampler."""
+    """Raises ValueError for what is no sampler; a ``name`` "reference" has no use for serialized and released ones."""
     if not isinstance(sampler, _Sampler):
-        kinds = "srs.DirectSampler(), srs.StandardSampler(...), srs.SerializedSampler(...) or srs.ReleasedSampler(...)"
-        raise ValueError(f"{name} = {sampler!r} is no sampler: give {kinds}")
+        kinds = ["srs.DirectSampler()", "srs.StandardSampler(...)"]
+        if name != "reference":
+            kinds += ["srs.SerializedSampler(...)", "srs.ReleasedSampler(...)"]
+        raise ValueError(f"{name} = {sampler!r} is no sampler: give {', '.join(kinds[:-1])} or {kinds[-1]}")
 
 
 def _solved(sampler) -> str:
