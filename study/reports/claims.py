@@ -383,7 +383,8 @@ def _difference(case: _Case, row: str, other: str, trainings: list[pd.DataFrame]
 def _said_beside(case: _Case, rows: pd.DataFrame, row: str, other: str) -> str:
     if case.claim.r == "reach":
         limit = bounds.shown(tables.reachable(rows)[row])
-        return f"; that r is the largest in its audit's reach, {limit}, at which {other} certifies {percent(FEW)} of the images"
+        at = f"{other} certifies at least {percent(FEW)} of the images"
+        return f"; that r is the largest of the tables' radii within its audit's reach, {limit}, at which {at}"
     if case.results.report.resnet in case.keys:  # how well a baseline is trained decides what a difference says
         counts = {key: right_held_out(case.results, key) for key in case.keys}
         last = ", ".join(f"{key} {percent(right / images)}" for key, (right, images) in counts.items())

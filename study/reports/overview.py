@@ -153,8 +153,9 @@ def read_claims(lines: pd.DataFrame) -> str:
     """What :func:`study.reports.claims.table` decides of the paper's claims, and what not (Markdown)."""
     paper = lines[lines["whose"] == "the paper"]
     told = [f"{count} {verdict}" for verdict, count in claims.decided(lines).items() if count]
-    found = [f"Of {len(paper)} claims in the paper's words, with thresholds of ours (data/claims.yaml): {', '.join(told)}."]
+    found = [f"Of the paper's {len(paper)} claims, in words and by thresholds of ours (data/claims.yaml): {', '.join(told)}."]
     for verdict in (claims.CONFIRMED, claims.CONTRADICTED):
         for line in paper[paper["verdict"] == verdict].itertuples():
-            found.append(f"- *{verdict}*{f' (on {line.data})' if line.data else ''}: {line.claim}. Found: {line.found}.")
+            over = f", over {line.trainings} trainings (the interval, too)" if line.trainings > 1 else ""
+            found.append(f"- *{verdict}*{f' (on {line.data})' if line.data else ''}: {line.claim}. Found{over}: {line.found}.")
     return "\n".join([f"{found[0]}\n", *found[1:]])

@@ -16,8 +16,8 @@ from srs.votes.samplers import UNDECIDED, CleanVote, Votes
 from study.reports import tables
 from study.reports.numbers import change, difference, listed, outward, percent, plural, points, signed
 from study.reports.results import Results
-from study.reports.statistics import average_certified_radius
-from study.reports.takeaways import shows_no_loss, told_acr, told_least, told_share, truncated
+from study.reports.statistics import average_certified_radius, certified
+from study.reports.takeaways import least_lost, shows_no_loss, told_acr, told_least, told_share, truncated
 from study.speed import methods_table, timed
 from study.starts import Starts, held_out
 from study.votes.rows import stopped
@@ -74,9 +74,11 @@ def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
     found = [tables.paired_difference(both, row, reference, r, alpha=0.05 / len(radii)) for r in radii]
     part = pd.DataFrame(found, columns=["difference", "lower", "upper"]).assign(r=radii)
     below, worst, images = part.loc[part["upper"] < 0, "r"], part.loc[part["difference"].idxmin()], both["index"].nunique()
+    standard, least = both[both["method"] == reference], least_lost(images, 0.05 / len(radii))
+    could = 0 if least is None else sum(int(certified(standard, r).sum()) >= least for r in radii)
     verdict = (
-        f"none of {len(part)} radii shows it to certify less than {reference}; at one of them, on {plural(images, 'image')}, "
-        f"{told_least(images, 0.05 / len(radii))}"
+        f"none of {len(part)} radii shows it to certify less than {reference}; at {could} of them {reference} certifies images "
+        f"enough for a loss to show: on {plural(images, 'image')}, {told_least(images, 0.05 / len(radii))}"
         if below.empty
         else f"it certifies less than {reference}, at {len(below)} of {len(part)} radii, between "
         f"{bounds.shown(below.min())} and {bounds.shown(below.max())}"
@@ -123,8 +125,12 @@ def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_
 def _gains(
     rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str]
 ) -> dict[str, tuple[float, float, float]]:
-    """The control's ACR less that of the chosen row, with its interval."""
-    return {title: tables.acr_difference(rows[title], once, chosen[title]) for title, once in trained_once.items()}
+    """The control's ACR less that of the chosen row, with its interval, where both are."""
+    return {
+        title: tables.acr_difference(rows[title], once, chosen[title])
+        for title, once in trained_once.items()
+        if title in chosen
+    }
 
 
 def _acr(rows: pd.DataFrame, row: str) -> str:
@@ -153,27 +159,39 @@ def by_depth(results: Results, key: str, row: str, steps: Sequence[int]) -> pd.S
 
 
 def read_depth(
-    rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str], depths: pd.DataFrame
+    rows: dict[str, pd.DataFrame],
+    chosen: dict[str, str],
+    tuned: dict[str, str],
+    trained_once: dict[str, str],
+    depths: pd.DataFrame,
 ) -> str:
-    """Where the control beats the chosen rows, and what another depth than in training does to both; ``depths``: a line for
-    each pair of title and row, a column for each number of evaluations, one of which is 1."""
-    verdicts: dict[str, list[str]] = {"larger": [], "smaller": [], "neither larger nor smaller beyond the interval": []}
-    for title, (_, low, high) in _gains(rows, chosen, trained_once).items():
-        verdict = list(verdicts)[0 if low > 0 else 1 if high < 0 else 2]
-        both = f"{_acr(rows[title], trained_once[title])} against {_acr(rows[title], chosen[title])}"
-        verdicts[verdict].append(f"{title} ({both})")
-    compared = "; ".join(f"{verdict} at {', '.join(at)}" for verdict, at in verdicts.items() if at)
-    told = [f"- The control against the amortized DEQ has an average certified radius that is {compared}."]
-    if verdicts["larger"]:
-        told[0] += " Where one evaluation is all that will ever be deployed, a network trained for it beats a DEQ there."
+    """Where the control beats the chosen rows, and those of DEQs that were ``tuned`` for one evaluation; and what another depth
+    than in training does to it and to the chosen ones. ``depths``: a line for each pair of title and row, a column for each
+    number of evaluations, one of which is 1."""
+    told = [
+        "- The control against the amortized DEQ has an average certified radius that is "
+        f"{_told_gains(rows, chosen, trained_once)}."
+    ]
+    if tuned:
+        told[0] += f" Against the DEQ trained on for one evaluation it is {_told_gains(rows, tuned, trained_once)}."
     moved = 100 * depths.sub(depths[1], axis=0).abs().max(axis=1)
     control = [place in trained_once.items() for place in depths.index]
     told.append(
-        f"- A DEQ with its start may be evaluated at another depth than it is deployed at: from {depths.columns.min()} to "
-        f"{depths.columns.max()} evaluations its accuracy moves by at most {_up(moved[np.invert(control)].max())} points, that "
-        f"of the control by up to {_up(moved[control].max())}."
+        f"- A DEQ with its start may be evaluated at another depth than it is deployed at: with "
+        f"{listed([str(k) for k in depths.columns if k != 1])} evaluations in place of one its accuracy moves by at most "
+        f"{_up(moved[np.invert(control)].max())} points, that of the control by up to {_up(moved[control].max())}."
     )
     return "\n".join(told)
+
+
+def _told_gains(rows: dict[str, pd.DataFrame], others: dict[str, str], trained_once: dict[str, str]) -> str:
+    """Where the control's ACR is larger than the ``others``', by title, smaller, or neither."""
+    verdicts: dict[str, list[str]] = {"larger": [], "smaller": [], "neither larger nor smaller beyond the interval": []}
+    for title, (_, low, high) in _gains(rows, others, trained_once).items():
+        verdict = list(verdicts)[0 if low > 0 else 1 if high < 0 else 2]
+        both = f"{_acr(rows[title], trained_once[title])} against {_acr(rows[title], others[title])}"
+        verdicts[verdict].append(f"{title} ({both})")
+    return "; ".join(f"{verdict} at {', '.join(at)}" for verdict, at in verdicts.items() if at)
 
 
 def _up(points: float) -> str:
@@ -203,12 +221,12 @@ def read_draws(drawn: pd.DataFrame, n0: int) -> str:
     """:func:`draws_of_tests` of many images and radii in a sentence."""
     ours, theirs = drawn["drawn"].median(), drawn["with selection"].median()
     decided = drawn[drawn["outcome"].isin(["certified", "refuted"])]
-    certified = [int((drawn[column] == "certified").sum()) for column in ("outcome", "its outcome")]
+    yes = [int((drawn[column] == "certified").sum()) for column in ("outcome", "its outcome")]
     ratio = (decided["drawn"] / decided["least"]).median()
     told = f"Of the {len(decided):,} that ours certifies or refutes the median ratio to log(1 / alpha) / KL, which no test "
     told += f"undercuts on average, is {ratio:.2f}, all draws included."
     return (
         f"Over {plural(len(drawn), 'pair')} of image and radius the test takes {ours:,.0f} draws in the median; where {n0:,} "
         f"draws select the class, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that. It certifies "
-        f"{certified[0]:,} of the pairs, the other {certified[1]:,}. {told if len(decided) else 'It decides none of them.'}"
+        f"{yes[0]:,} of the pairs, the other {yes[1]:,}. {told if len(decided) else 'It decides none of them.'}"
     )

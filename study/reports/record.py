@@ -32,7 +32,7 @@ def read_reach(published: dict) -> str:
     even = [bounds.shown(bounds.largest_radius(N, ALPHA, SIGMA, k)) for k in both]
     return (
         f"With K = 400 and K = 1,000 audited draws a perfect run ends at r = {ends} (rounded down; the exact "
-        f"bound at its best split of alpha: split evenly, as elsewhere, at {' and '.join(even)}). Of the "
+        f"bound at its best split of alpha, in steps of 0.05: split evenly, as in our tables, at {' and '.join(even)}). Of the "
         f"{sum(map(len, rows.values()))} published cells known to us, of {len(rows)} different rows, in which a serialized "
         f"row certifies images at sigma = {SIGMA:g}, {beyond[0]} lie beyond the theorem with K = 400 and {beyond[1]} with "
         "K = 1,000."
@@ -87,14 +87,14 @@ def worst_cases(coverage: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_coverage(coverage: pd.DataFrame) -> str:
-    """How often guarantees are false, and certificates as the released code makes them."""
+    """How often guarantees are false, and certificates by the released code's estimator."""
     worst = worst_cases(coverage[coverage["alpha"] == coverage["alpha"].min()])
     held = worst[worst["guarantee"]]
     most, theirs = held.loc[held["rate"].idxmax()], worst[worst["design"] == "released_code, first_batch"].iloc[0]
     return (
         f"Where the truth is known, at alpha = {most['alpha']:g}, guarantees are false in at most {most['false']} of "
-        f"{most['runs']:,} runs of a case; certificates as the released code makes them in {theirs['false']:,} of "
-        f"{theirs['runs']:,} ({theirs['case']})."
+        f"{most['runs']:,} runs of a case; certificates by the released code's estimator, audited on the "
+        f"first batch, in {theirs['false']:,} of {theirs['runs']:,} ({theirs['case']})."
     )
 
 
@@ -161,15 +161,16 @@ def read_price(published: dict, radii: Sequence[float] = (1.25, 1.5)) -> str:
         f"The paper reports {FAST} to be {told:.1f} times as fast as MDEQ-30A (LARGE, CIFAR-10, N = {N:,}). In evaluations of "
         f"f, and against 30 steps that never stop, three serialized steps, after a warm-up of 10 in 400 chains, and an audit "
         f"of K draws (every vote for the class) make {speed_up(400):.1f} times at K = 400, where a true certificate ends at "
-        f"r = {bounds.shown(reach('finite_population', 400))}, by the best split of alpha, as those below. Beside a baseline "
-        "that stops before, as the released one does (docs/released.md), all of these are smaller in proportion."
+        f"r = {bounds.shown(reach('finite_population', 400))}, by the best split of alpha, in steps of 0.05, as those "
+        "below. Beside a baseline that stops before, as the released one does (docs/released.md), all of these are smaller in "
+        "proportion."
     ]
     for r in radii:
         k = least_audit(r)
         sentences.append(
             f"No K up to N allows a true certificate at r = {r:g}."
             if k is None
-            else f"To certify r = {r:g} at all, a perfect run must audit K = {k:,}, which leaves {speed_up(k):.1f} times."
+            else f"To certify r = {r:g} at all, a perfect run must audit about K = {k:,}, which leaves {speed_up(k):.1f} times."
         )
     return " ".join(sentences)
 

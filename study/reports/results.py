@@ -187,8 +187,9 @@ class Results(Profile):
         told = f"{what} rests on {_span(images)} images and N = {_span(draws)}; {papers}."
         return f"{told} {about}".strip()
 
-    def rests_on(self, seconds: bool = True) -> None:
-        """Show the box that ends a page: how to read it, and what all that it shows rests on; ``seconds``: these, too."""
+    def rests_on(self, seconds: bool = True, more: Sequence[str] = ()) -> None:
+        """Show the box that ends a page: how to read it, and what all that it shows rests on; ``seconds``: these, too; ``more``
+        of what is not read from certificates alone."""
         keys = list(dict.fromkeys(key for key, _ in self._sources()))
         amounts: dict[str, dict[str, None]] = {}
         for (key, kind, design), only in self._shown.items():
@@ -204,7 +205,7 @@ class Results(Profile):
         others = dict.fromkeys(machine for key in keys for machine in self.machines[key][1:] if machine not in timed)
         lines += [f"Votes were cast on {listed(list(others))}, too."] if others else []
         lines += [f"Images are evenly spaced among the test images. {self.about_data(keys)}"] if keys else []
-        told = "".join(f"<li>{line}</li>" for line in [*lines, WORDS])
+        told = "".join(f"<li>{line}</li>" for line in [*lines, *more, WORDS])
         style = "border: 1px solid #999; border-radius: 4px; padding: 0.6em 1em; font-size: 9pt; max-width: 75em"
         display(HTML(f'<div class="rests-on" style="{style}"><b>What this rests on</b><ul>{told}</ul></div>'))
 
