@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from srs import models
+from srs import checkpoints, models
 from srs.checkpoints import FOLDER, Card
 from srs.common.resume import sha256
 from srs.data.datasets import Dataset
@@ -45,7 +45,7 @@ def ship(run: str, name: str, commit: str) -> Path:
     spec, dataset = plans.models[plans.runs[run].model], Dataset.load(layout.dataset(plans.data(run)))
     channels, size, _ = dataset.train.shape
     record = read_record(layout.record("models", run))
-    schedule = Training(**plans.runs[run].schedule(study.training))
+    schedule, before = Training(**plans.runs[run].schedule(study.training)), plans.runs[run].pretrained
     card = Card(
         name=name,
         sigma=plans.runs[run].sigma,
@@ -59,6 +59,7 @@ def ship(run: str, name: str, commit: str) -> Path:
         noisy_accuracy=round(float(row["accuracy"]), 4),
         reference_accuracy=round(float(row["accuracy"] - row["difference"]), 4),
         residual=float(f"{pd.read_csv(files[0].with_name('history.csv'))['validation_residual'].iloc[-1]:.2g}"),
+        pretrained="" if before is None else _shipped_as(layout.model(before)) or before,
         commit=commit,
         hardware=record["machine"]["hardware"],
         seconds=round(record["train"]),
@@ -77,9 +78,16 @@ def ship(run: str, name: str, commit: str) -> Path:
     return target
 
 
+def _shipped_as(model: Path) -> str | None:
+    """The name under which a network has been shipped."""
+    own = sha256(model)
+    return next((name for name in checkpoints.names() if checkpoints.read_card(name).sha256["model.pt"] == own), None)
+
+
 def _page(card: Card, row: str) -> str:
     block = yaml.safe_dump(card.model_dump(mode="json", exclude_none=True), sort_keys=False, width=120)
     size, schedule, evaluation = f"{card.image_size}x{card.image_size}", card.training, Solver(**card.training["evaluation"])
+    goes_on = f"goes on from `{card.pretrained}` (fine-tuning); " if card.pretrained else ""
     return f"""---
 {block}---
 
@@ -93,7 +101,7 @@ images with Gaussian noise of sigma = {card.sigma:g} (pixels in [0, 1]), and the
   ({row}), {card.reference_accuracy:.1%} with {card.reference.steps} {card.reference.method} steps. Mean relative residual after
   {evaluation.steps} {evaluation.method} steps: {card.residual:.1e}.
 - **Images**: {card.images}
-- **Training**: {schedule["epochs"]} epochs in batches of {schedule["batch_size"]}, {card.seconds / 60:.0f} minutes on
+- **Training**: {goes_on}{schedule["epochs"]} epochs in batches of {schedule["batch_size"]}, {card.seconds / 60:.0f} minutes on
   {card.hardware}, at commit `{card.commit[:12]}`; data, model, schedule and starts stand above, as in `params.yaml`.
 - **Limits**: it knows {len(card.classes)} classes and calls everything one of them: {", ".join(card.classes)}.
   A certificate says that small changes of the pixels do not change the answer, not that the answer is right.

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import kill_when
 from PIL import Image
 
@@ -68,6 +69,23 @@ def test_what_is_shipped_is_what_was_trained_and_chosen(shipped, started, traine
     image = digits.test.images(np.array([3]))[0]
     ask = {"sigma": card.sigma, "sampler": card.sampler, "n": 200}
     assert srs.certify(model, image, **ask) == srs.certify(started, image, **ask)
+
+
+def test_a_card_says_what_a_network_was_trained_on_from(shipped):
+    knobs = yaml.safe_load(Path("params.yaml").read_text())
+    knobs["runs"]["small-030"] = knobs["runs"]["small-050"] | {"sigma": 0.25, "pretrained": "small-050", "repeats": 0}
+    knobs["votes"]["groups"]["small-030"] = knobs["votes"]["groups"]["small-050"]
+    Path("params.yaml").write_text(yaml.safe_dump(knobs, sort_keys=False))
+    for name in ("models", "starts"):
+        shutil.copytree(f"runs/smoke/{name}/small-050", f"runs/smoke/{name}/small-030")
+    layout = Layout("smoke")
+    shutil.copy(layout.record("models", "small-050"), layout.record("models", "small-030"))
+    page = shipping.ship("small-030", "other", "c0ffee") / "card.md"
+    assert checkpoints.read_card("other").pretrained == "tiny" and "goes on from `tiny` (fine-tuning); " in page.read_text()
+    assert checkpoints.read_card("tiny").pretrained == "" and "fine-tuning" not in (shipped / "card.md").read_text()
+    torch.save({"model": {}}, "runs/smoke/models/small-050/model.pt")  # another network than the one that was shipped
+    shipping.ship("small-030", "other", "c0ffee")
+    assert checkpoints.read_card("other").pretrained == "small-050"
 
 
 def test_other_weights_than_the_cards_are_refused(shipped):

@@ -27,8 +27,9 @@ class Card(Section):
 
     ``sampler``: the amortized row that was chosen on held-out training images, ``noisy_accuracy`` what it has there at noise
     ``sigma`` on so many ``noisy_copies``, and ``reference_accuracy`` what ``reference`` has. ``residual``: the mean relative
-    residual after ``training``'s evaluation solver. ``commit``, ``hardware``, ``seconds``: of the training. ``images``: the
-    parts of the data set. ``data``, ``model``, ``training``, ``starts``: as in params.yaml. ``sha256``: of the files.
+    residual after ``training``'s evaluation solver. ``pretrained``: the shipped model or run whose network was trained on
+    ("": none). ``commit``, ``hardware``, ``seconds``: of the training. ``images``: the parts of the data set. ``data``,
+    ``model``, ``training``, ``starts``: as in params.yaml. ``sha256``: of the files.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Card(Section):
     noisy_accuracy: float = Field(ge=0, le=1)
     reference_accuracy: float = Field(ge=0, le=1)
     residual: float
+    pretrained: str = ""
     commit: str
     hardware: str
     seconds: int
