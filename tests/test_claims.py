@@ -138,7 +138,7 @@ def test_a_plain_network_that_is_too_little_trained_judges_nothing(tmp_path):
     told |= {"row": {"of": "small", "row": "MDEQ-30A"}}
     well, badly = (_judged(Beside(rows, {"s": 0.63, "r": right}), **told) for right in (0.6, 0.43))
     assert well["verdict"] == CONTRADICTED, well["found"]
-    assert "s 63 %, r 60 %" in well["found"]
+    assert "s 63 [52, 73] percent of 100, r 60 [49, 70] percent of 100" in well["found"]
     assert badly["verdict"] == claims.UNKNOWN and badly["found"].endswith("as r is trained here, that says little of it")
 
 

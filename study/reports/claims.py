@@ -387,7 +387,7 @@ def _said_beside(case: _Case, rows: pd.DataFrame, row: str, other: str) -> str:
         return f"; that r is the largest of the tables' radii within its audit's reach, {limit}, at which {at}"
     if case.results.report.resnet in case.keys:  # how well a baseline is trained decides what a difference says
         counts = {key: right_held_out(case.results, key) for key in case.keys}
-        last = ", ".join(f"{key} {percent(right / images)}" for key, (right, images) in counts.items())
+        last = ", ".join(f"{key} {tables.share(right, images)} percent of {images}" for key, (right, images) in counts.items())
         return f"; right on held-out noisy images: {last}"
     if case.claim.r != "sigma":
         return ""
