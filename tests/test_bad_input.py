@@ -278,7 +278,7 @@ ASKED = [
     ("seed: negative", _asked(seed=-1), ["seed"]),
     ("seed: a fraction", _asked(seed=0.5), ["seed", WANTED]),
     ("an unknown setting", _asked(auditt=5), ["auditt"]),
-    ("index: negative", _asked(index=-1), ["index = -1", "0 or more"]),
+    ("index: negative", _asked(index=-1), ["index = -1", "from 0 to 2^63 - 1"]),
     ("index: true", _asked(index=True), ["index = True"]),
     ("index: a fraction", _asked(index=1.5), ["index = 1.5"]),
     ("image: an array", _asked(image=np.zeros(8, np.float32)), ["image", "tensor of floats"]),
