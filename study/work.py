@@ -103,6 +103,8 @@ def main() -> None:
     try:
         sections = of_runs(sections, given.runs) if given.runs else sections
         _require_data(layout, sections["data"])
+        if given.stage == "speed":  # one at a time, and nothing beside it
+            machine = machine.model_copy(update={"workers": 1})
         compute(STAGES[given.stage](sections, layout, machine), given.stage, machine)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))

@@ -56,6 +56,16 @@ def test_runs_are_taken_with_what_they_go_on_from(sections):
         work.of_runs(sections, ["small-051"])
 
 
+def test_what_is_timed_is_alone(sections, monkeypatch):
+    asked = {}
+    Path("params.yaml").write_text(yaml.safe_dump(sections | {"machine": {"workers": 7}}))
+    monkeypatch.setattr(work, "compute", lambda jobs, unit, machine: asked.update({unit: machine.workers}))
+    monkeypatch.setattr(work, "STAGES", dict.fromkeys(work.STAGES, lambda *given: []))
+    for stage in work.STAGES:
+        _work(monkeypatch, stage)
+    assert asked.pop("speed") == 1 and {*asked.values()} == {7} and len(asked) == 5
+
+
 def test_data_that_are_not_prepared_are_named(sections, monkeypatch):
     LAYOUT.dataset("digits").unlink()
     with pytest.raises(SystemExit, match=r"data/smoke/digits\.npz is missing: `dvc repro prepare` makes it"):

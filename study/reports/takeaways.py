@@ -1,6 +1,6 @@
 """What each report shows, in the two or three sentences that it opens with, computed from its results."""
 
-from itertools import chain, combinations
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ def fast_row(reference: str) -> str:
 def compared(results: Results, source: Source, row: str, where: str = "") -> str:
     """A row against the reference of its list, in two sentences: accuracy and ACR; and how many times its evaluations every
     baseline takes."""
+    results.note([source])
     rows, reference = results.rows(*source), results.reference(*source)
     table = tables.summary(rows, [0.0], reference)
     shares, acr = table["r = 0", "accuracy"], table["ACR", "ours"]
@@ -38,22 +39,16 @@ def compared(results: Results, source: Source, row: str, where: str = "") -> str
 
 def _over_trainings(results: Results, key: str, row: str, reference: str) -> str:
     """The difference at r = 0 over all trainings of a run, where there are several."""
-    sources = _trained(results, key, row, reference)
-    if not sources:
-        return "All that of one training."
-    results.note(sources)
-    trained = [results.rows(*source) for source in sources]
-    return (
-        f"All that of one training; over {len(sources)}, on {plural(trained[0]['index'].nunique(), 'image')}, the difference "
-        f"at r = 0 is {points(*tables.joint_difference(trained, row, reference))}."
-    )
-
-
-def _trained(results: Results, key: str, row: str, reference: str) -> list[Source]:
-    """The trainings of a run, with a list that has both rows; none where there is one training, or no such list."""
     keys = results.trainings(key)
     shared = results.shared(keys, (row, reference)) if len(keys) > 1 else None
-    return [] if shared is None else [(one, shared) for one in keys]
+    if shared is None:
+        return "All that of one training."
+    results.note([(one, shared) for one in keys])
+    trained = [results.rows(one, shared) for one in keys]
+    return (
+        f"All that of one training; over {len(keys)}, on {plural(trained[0]['index'].nunique(), 'image')}, the difference "
+        f"at r = 0 is {points(*tables.joint_difference(trained, row, reference))}."
+    )
 
 
 def truncated(reference: str) -> str:
@@ -83,8 +78,7 @@ def table_2(results: Results) -> list[str]:
     key = results.report.small.main
     rows = [fast_row(results.reference(key)), "AS-MDEQ-1N"]
     told = [compared(results, (key, None), row) for row in rows if row in results.samplers(key)]
-    trained = (_trained(results, key, row, results.reference(key)) for row in rows)
-    return [*told, results.weaker([(key, None), *dict.fromkeys(chain.from_iterable(trained))])]
+    return [*told, results.weaker()]
 
 
 def main_results(results: Results) -> list[str]:
@@ -94,10 +88,7 @@ def main_results(results: Results) -> list[str]:
         compared(results, (key, None), fast_row(results.reference(key)), f"{results.slot(size)}: ")
         for size, key in sizes.items()
     ]
-    sources = [(key, None) for key in sizes.values()]
-    for key in sizes.values():
-        sources += _trained(results, key, fast_row(results.reference(key)), results.reference(key))
-    return [*told, results.weaker(sources)]
+    return [*told, results.weaker()]
 
 
 def noise_levels(results: Results, sources: list[Source]) -> list[str]:
