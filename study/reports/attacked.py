@@ -10,7 +10,7 @@ from study.reports import tables
 from study.reports.numbers import BEYOND, listed, plural
 from study.reports.results import Results
 from study.reports.statistics import certified
-from study.robustness import Robustness
+from study.robustness import CLEAN, Robustness
 
 
 class Outcome(NamedTuple):
@@ -42,7 +42,7 @@ class Attacked:
     @cached_property
     def _clean(self) -> pd.DataFrame:
         """What PREDICT says of the images before any attack."""
-        return self.found[self.found["attack"] == "none"]
+        return self.found[self.found["attack"] == CLEAN]
 
     def outcome(self, attack: str, r: float) -> Outcome:
         """Of an attack of budget ``r``."""

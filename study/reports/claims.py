@@ -405,8 +405,8 @@ def _all_pairs(case: _Case) -> Finding:
     pairs = [(a, b) for a, b in combinations(samplers, 2) if samplers[a].solver == samplers[b].solver]
     if not pairs:
         raise Absent(f"no two serialized rows of {key} by one solver, in that list")
-    rows, level = case.rows(key, draws), LEVEL / len(pairs)
-    found = {pair: tables.paired_difference(rows, *pair, alpha=level) for pair in pairs}
+    rows = case.rows(key, draws)
+    found = tables.simultaneous(tables.paired_difference, rows, pairs, LEVEL)
     limits = case.claim.limits()
     against = [pair for pair in pairs if verdict([found[pair][1:]], *limits) == CONTRADICTED]
     a, b = max(against or pairs, key=lambda pair: abs(found[pair][0]))
@@ -417,11 +417,11 @@ def _all_pairs(case: _Case) -> Finding:
     )
     told = f"r = 0: {what}: {points(*found[a, b], marks=(0, *limits))}, intervals that hold together"
     told += _told_selection(rows, samplers)
-    radii = {pair: tables.acr_difference(rows, *pair, alpha=level) for pair in pairs}
+    radii = tables.simultaneous(tables.acr_difference, rows, pairs, LEVEL)
     c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
     told += f'; not judged: the ACR, most by {change(*radii[c, d])}, "{c}" against "{d}"'
     judged = verdict([f[1:] for f in found.values()], *limits)
-    return Finding(told, judged, rows["index"].nunique(), least_images(*limits, level))
+    return Finding(told, judged, rows["index"].nunique(), least_images(*limits, LEVEL / len(pairs)))
 
 
 def _told_selection(rows: pd.DataFrame, samplers: Mapping[str, Sampler]) -> str:

@@ -5,7 +5,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -35,6 +35,7 @@ ESTIMATOR_NAMES = {
     "theorem_3_1": "Theorem 3.1 as printed",
     "released_code": "released code",
 }
+Difference = tuple[float, float, float]  # and the ends of its interval
 _AUDITS = {"random": "random audit", "first_batch": "audit of the first batch"}
 _GREY = "color: #888; font-style: italic"
 _PAGE = "var(--pst-color-background, var(--jp-layout-color0, Canvas))"  # behind a first column that stays in sight
@@ -209,7 +210,7 @@ def times(ratio: float, low: float, high: float) -> str:
     return f"{ratio:.{digits}f}× [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def acr_difference(rows: pd.DataFrame, method: str, other: str, alpha: float = 0.05) -> tuple[float, float, float]:
+def acr_difference(rows: pd.DataFrame, method: str, other: str, alpha: float = 0.05) -> Difference:
     """Average certified radius of ``method`` minus ``other``'s, paired by image, with its 1 - alpha interval."""
     radii = rows.assign(counted=counted_radii(rows)).pivot(index="index", columns="method", values="counted")
     change = (radii[method] - radii[other]).dropna()
@@ -385,9 +386,7 @@ def read_beside(found: pd.DataFrame, on: str) -> str:
     )
 
 
-def paired_difference(
-    rows: pd.DataFrame, method: str, other: str, r: float = 0.0, alpha: float = 0.05
-) -> tuple[float, float, float]:
+def paired_difference(rows: pd.DataFrame, method: str, other: str, r: float = 0.0, alpha: float = 0.05) -> Difference:
     """Certified accuracy at ``r`` of ``method`` minus that of ``other``, on the same images, with its 1 - alpha interval.
 
     The interval: :func:`study.reports.statistics.paired_interval`. Raises ValueError where the rows are on different images.
@@ -397,13 +396,20 @@ def paired_difference(
     return (gained - lost) / len(both), *paired_interval(gained, lost, len(both), alpha)
 
 
-def differences_at(rows: pd.DataFrame, method: str, other: str, radii: Sequence[float]) -> dict[float, tuple[float, ...]]:
+def simultaneous(
+    difference: Callable[..., Difference], rows: pd.DataFrame, pairs: Sequence[tuple[str, str]], alpha: float = 0.05
+) -> dict[tuple[str, str], Difference]:
+    """``difference`` of each of ``pairs``, with intervals that hold together at 1 - alpha (Bonferroni)."""
+    return {pair: difference(rows, *pair, alpha=alpha / len(pairs)) for pair in pairs}
+
+
+def differences_at(rows: pd.DataFrame, method: str, other: str, radii: Sequence[float]) -> dict[float, Difference]:
     """The :func:`paired_difference` at each of ``radii`` that both rows reach, with intervals that hold together at 95 %."""
     reached = [r for r in radii if r <= reachable(rows)[[method, other]].min()]
     return {r: paired_difference(rows, method, other, r, alpha=0.05 / len(reached)) for r in reached}
 
 
-def read_differences(method: str, other: str, found: dict[float, tuple[float, ...]]) -> str:
+def read_differences(method: str, other: str, found: Mapping[float, Difference]) -> str:
     """:func:`differences_at` as a line of a list."""
     cells = ", ".join(f"{numbers.difference(*cell, 100)} at r = {r:g}" for r, cell in found.items())
     return f"- **{method}** against **{other}**, points with intervals that hold together at 95 %: {cells}."
@@ -474,7 +480,7 @@ def read_comparison(
     return "\n".join(f"- {line}" for line in lines)
 
 
-def against(difference: tuple[float, float, float], reference: str) -> str:
+def against(difference: Difference, reference: str) -> str:
     """A :func:`paired_difference` in words."""
     value, low, high = (100 * number for number in difference)
     digits = 0 if np.isnan(low) else numbers.decimals(low, high)

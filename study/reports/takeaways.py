@@ -301,7 +301,7 @@ def _variants(results: Results, source: Source) -> str:
     rows = rows[rows["method"] != results.reference(*source)]
     shares, acr = (values.groupby(rows["method"]).mean() for values in (certified(rows, 0.0), counted_radii(rows)))
     pairs = list(combinations(rows["method"].unique(), 2))
-    found = {pair: tables.paired_difference(rows, *pair, alpha=0.05 / len(pairs)) for pair in pairs}
+    found = tables.simultaneous(tables.paired_difference, rows, pairs)
     first, second = max(found, key=lambda pair: abs(found[pair][0]))
     ranges = f"{percent(shares.min())} to {percent(shares.max())} (ACR {fixed(acr.min(), 3)} to {fixed(acr.max(), 3)})"
     if abs(found[first, second][0]) < 0.005:
@@ -323,7 +323,8 @@ def _other_starts(rows: pd.DataFrame) -> str:
     others = [row for row in rows.loc[rows["k"] > 0, "method"].unique() if row != "previous draw"]
     if not others:
         return "no other start than the previous draw's state was tried."
-    told = [f"{row} {change(*tables.acr_difference(rows, row, 'previous draw', 0.05 / len(others)))}" for row in others]
+    found = tables.simultaneous(tables.acr_difference, rows, [(row, "previous draw") for row in others])
+    told = [f"{row} {change(*difference)}" for (row, _), difference in found.items()]
     return (
         f"ACR less that of one Anderson step from the previous draw's state, intervals that hold together: {'; '.join(told)}. "
         "Broyden's rows take two steps a draw."
