@@ -36,13 +36,13 @@ from srs.deq.interface import device_of
 from srs.deq.solvers import Solver
 from srs.models.starts import WIDTH, ConvolutionalStart
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import DirectSampler, ReleasedSampler, Sampler, SerializedSampler, StandardSampler, rows_at_once
+from srs.votes.samplers import DirectSampler, ReleasedSampler, Sampler, StandardSampler, rows_at_once
 from study.common import params_file
 from study.common.layout import Layout
 from study.common.memory import restart_with_kept_memory
 from study.known_answers import FloatCopies
 from study.speed import Count, Timing, Work, cast, methods_table, noisy_images, race, summary, time_methods
-from study.votes.rows import released, stopped
+from study.votes.rows import released, sampler_of, stopped
 
 STANDARD, ONE_STEP = "MDEQ-30A", "AS-MDEQ-1N"
 STOPPED = stopped(STANDARD)
@@ -73,17 +73,13 @@ class Bench(Timing):
 
 def methods(chains: int) -> dict[str, Sampler]:
     """The rows of the table of methods."""
-    naive = Solver(method="naive", steps=1)
-    return {
-        STANDARD: StandardSampler(solver=Solver(steps=30)),
+    spelled = {
         STOPPED: StandardSampler(solver=Solver(steps=30, stop="relative", tolerance=1e-3)),
         released(STANDARD): ReleasedSampler(),
-        "SRS-MDEQ-1A": SerializedSampler(solver=Solver(steps=1), chains=chains),
-        "SRS-MDEQ-3A": SerializedSampler(solver=Solver(steps=3), chains=chains),
-        "AS-MDEQ-1N mean": StandardSampler(solver=naive, start="mean"),
-        ONE_STEP: StandardSampler(solver=naive, start="learned"),
-        "AS-MDEQ-2A": StandardSampler(solver=Solver(steps=2), start="learned"),
+        "AS-MDEQ-1N mean": StandardSampler(solver=Solver(method="naive", steps=1), start="mean"),
     }
+    rows = (STANDARD, STOPPED, released(STANDARD), "SRS-MDEQ-1A", "SRS-MDEQ-3A", "AS-MDEQ-1N mean", ONE_STEP, "AS-MDEQ-2A")
+    return {row: spelled.get(row) or sampler_of(row, {}, chains) for row in rows}
 
 
 def time_engine(model: DEQ, images: Images, sigma: float, config: Bench) -> pd.DataFrame:
@@ -325,7 +321,8 @@ def main(arguments: list[str] | None = None) -> None:
             run = f"small-{round(100 * sigma):03}"
             checkpoint = layout.model(run)
             deqs[sigma] = models.load(checkpoint, device, fitted=layout.starts(run))
-    except FileNotFoundError as error:
+        given.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before all is measured
+    except OSError as error:
         sys.exit(str(error))
     last = deqs[sigma], images, sigma, config
     found = {
@@ -335,7 +332,6 @@ def main(arguments: list[str] | None = None) -> None:
         "networks": time_networks(config, device),
         "scaling": time_scaling(*last),
     }
-    given.out.mkdir(parents=True, exist_ok=True)
     for name, table in found.items():
         table.to_csv(given.out / f"{name}.csv", index=False)
     text = report(found, config, device)

@@ -34,9 +34,11 @@ from study.votes.table import certificate_table
 
 
 def jobs_again(plans: VotePlans, layout: Layout, settings: Machine, folder: Path) -> list[list[Task]]:
-    """All votes of a profile, to be cast into ``folder``."""
+    """All votes of a profile, to be cast into ``folder``. Raises FileNotFoundError where the profile has not cast them all."""
 
     def moved(task: Task) -> Task:
+        if not task.out.is_file():
+            raise FileNotFoundError(f"{task.out} is missing")
         out, record = (folder / path.relative_to(layout.runs) for path in (task.out, task.record))
         return replace(task, out=out, record=record)
 

@@ -95,7 +95,9 @@ class Study(Section):
             if run.pretrained is not None:
                 made_by["pretrained"] = parts(runs[run.pretrained])
             found[f"{place}/{key}"] = made_by
-        return found | {f"starts/{key}": {"starts": sections["starts"]} for key in self.plans.with_starts()}
+        candidates = {row: sampler_of(row, self.samplers, self.votes.chains) for row in self.starts.candidates}
+        fitted = {"starts": sections["starts"], "candidates": {row: s.model_dump(mode="json") for row, s in candidates.items()}}
+        return found | {f"starts/{key}": fitted for key in self.plans.with_starts()}
 
     def taken(self) -> dict[str, dict]:
         """The published results that stand for training and fitting. Raises ValueError where one is missing, or not what
@@ -160,7 +162,7 @@ class Study(Section):
         for name in ("stands_for", "radii"):
             for data in getattr(self.report, name):
                 known(f"report.{name}", data, self.data)
-        Requirements(self.report, plans, self.starts.candidates, self.robustness.runs).check()
+        Requirements(self.report, plans, self.certificates.alpha, self.starts.candidates, self.robustness.runs).check()
         self._can_be_timed(plans)
         return self
 
@@ -213,8 +215,9 @@ class Study(Section):
     def _has_images(self, path: str, images: int, plans: VotePlans, key: str) -> None:
         """Whether the data set of a run has so many test images, where the section ``data`` says how many."""
         data = self.data[plans.data(key)]
-        if data.name in ("digits", "mnist") and images > data.test:
-            raise ValueError(f"{path} = {images} is out of range: the data set has {data.test} test images")
+        most = {"digits": data.test, "mnist": data.test, "cifar10": 10_000}.get(data.name, images)
+        if images > most:
+            raise ValueError(f"{path} = {images} is out of range: the data set has {most} test images")
 
     def _can_vote(self, plans: VotePlans, key: str, group: str) -> None:
         """Whether a run's network can cast the votes of a group's rows."""
@@ -323,8 +326,10 @@ def load(path: str | Path = "params.yaml") -> Study:
 def _require_one_reading(values: dict, path: str | Path) -> None:
     """DVC reads YAML 1.2, the study 1.1: what is checked must be what DVC tracks. Here alone, before anything is spent: read
     twice at every start of a notebook, the file would cost each of them twice the time."""
-    from ruamel.yaml import YAML, YAMLError  # which notebooks that import this module need not wait for
-
+    try:
+        from ruamel.yaml import YAML, YAMLError  # which notebooks that import this module need not wait for
+    except ImportError:  # it comes with DVC, which is not here
+        return
     try:
         theirs = YAML(typ="safe").load(text(path))
     except (YAMLError, ValueError) as error:
@@ -346,6 +351,8 @@ def _differences(ours: Any, theirs: Any, place: str, seen: set[int]) -> Iterator
             yield f"a name in {place or 'the file'}", *map(", ".join, names)
         parts = [(name, ours[name], theirs[name]) for name in ours if name in theirs]
     elif isinstance(ours, list) and isinstance(theirs, list):
+        if len(ours) != len(theirs):
+            yield place or "the file", repr(ours), repr(theirs)
         parts = [(i, *pair) for i, pair in enumerate(zip(ours, theirs))]
     else:
         parts = []

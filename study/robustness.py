@@ -72,9 +72,11 @@ class Robustness(Section):
     pgd: Attack = Attack()
 
     @field_validator("radii")
-    def _there_is_a_budget(cls, radii: list[float]) -> list[float]:
+    def _ascend_to_a_budget(cls, radii: list[float]) -> list[float]:
         if not any(radii):
             raise ValueError("expected a radius above 0 at least: at 0 there is no attack")
+        if sorted(set(radii)) != radii:
+            raise ValueError(f"{radii} must ascend")
         return radii
 
     @property
@@ -253,7 +255,7 @@ class _Attacker:
         n = config.n0 + config.n
         if not cases:
             return
-        self.classes = self.classes or _count_classes(self.model, cases[0][1])
+        self.classes = self.classes or self.sampler.clean(self.model, cases[0][1]).classes
         polls = [Poll(n, config.alpha, self.classes) for _ in cases]
         copies = [NoisyCopies(c[1], _JUDGEMENT + c[0].index, config.sigma, _SEEDS + config.seed) for c in cases]
         while open_ones := [i for i, poll in enumerate(polls) if poll.answer is None]:
@@ -301,12 +303,6 @@ class _Attacker:
 
     def _enter(self, record: dict) -> None:
         self.done[record["index"], record["attack"], record["radius"]] = record
-
-
-@torch.no_grad()
-def _count_classes(model, image: Tensor) -> int:
-    logits = differentiable(model, Solver(steps=1), Solver(steps=1)) if is_deq(model) else model
-    return logits(image[None]).shape[1]
 
 
 def _usable_budgets(model, attacks: dict[str, Attack], radii: Iterable[float], sampler: Sampler) -> list[float]:

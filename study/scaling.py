@@ -68,8 +68,7 @@ def _seconds(folder: Path, jobs: list[list[Task]], number: int) -> float:
     return time.perf_counter() - began
 
 
-def _nothing(out: Path, *, seconds: float = 0.0) -> dict:
-    time.sleep(seconds)
+def _nothing(out: Path) -> dict:
     write_arrays(out, {})
     return {}
 

@@ -26,11 +26,19 @@ def switch(name: str) -> None:
     if present.is_file() and present.read_bytes() != chosen.read_bytes():
         values = params_file.read(present)
         kept = any(params_file.read(PROFILES / f"{known}.yaml") == values for known in names)
-        changed = subprocess.run(["git", "status", "--porcelain", "params.yaml"], capture_output=True, check=True).stdout
-        if changed and not kept:
+        if not kept and _edited(present):
             told = "params.yaml has edits that neither a profile nor git's last commit has"
             raise params_file.ParameterError(f"{told}: commit them, or copy the file, before {name!r} takes its place")
     shutil.copyfile(chosen, present)
+
+
+def _edited(path: Path) -> bool:
+    """Whether git's last commit has a file otherwise, or there is no git to ask."""
+    try:
+        told = subprocess.run(["git", "status", "--porcelain", str(path)], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return True
+    return bool(told.stdout)
 
 
 def main() -> None:

@@ -103,11 +103,19 @@ def table(jobs: list[list[Task]], changes: list[dict]) -> pd.DataFrame:
     return shown.assign(seconds=seconds.groupby(level=0).mean().map("{:.0f}".format))
 
 
+def _change(text: str) -> object:
+    """One that is given on the command line."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"is not YAML: {error}") from None
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m study.trainings", description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", help="a run of params.yaml; the size small's main one, unless told")
     parser.add_argument("--seeds", type=int, default=8, help="2 or more")
-    parser.add_argument("--change", action="append", default=[], type=yaml.safe_load, metavar="{FIELD: VALUE}")
+    parser.add_argument("--change", action="append", default=[], type=_change, metavar="{FIELD: VALUE}")
     given = parser.parse_args(arguments)
     if given.seeds < 2:
         parser.error(f"--seeds {given.seeds}: a spread needs 2 or more")

@@ -8,14 +8,14 @@ the results repeats none. Killed, it goes on where it was.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from study import params
 from study.common import params_file
 from study.common.engine import Machine, Task, compute
 from study.common.layout import Layout
 from study.common.memory import restart_with_kept_memory
-from study.common.runs import with_repeats
+from study.common.runs import Run, with_repeats
 from study.robustness import attack_jobs
 from study.speed import speed_jobs
 from study.starts import start_jobs
@@ -30,6 +30,8 @@ def _training(stage: str) -> Callable[[dict, Layout, Machine], Jobs]:
     def jobs(sections: dict, layout: Layout, machine: Machine) -> Jobs:
         runs = with_repeats(sections["runs"])
         keys = [key for key, run in runs.items() if (run.base is not None) == (stage == "tune")]
+        bases = [runs[key].base for key in keys if runs[key].base is not None]
+        _require_made(bases, runs, layout, starts=bases)
         settings = (sections[name] for name in ("models", "training", "data"))
         return training_jobs(keys, runs, *settings, layout, machine)
 
@@ -37,25 +39,51 @@ def _training(stage: str) -> Callable[[dict, Layout, Machine], Jobs]:
 
 
 def _start(sections: dict, layout: Layout, machine: Machine) -> Jobs:
-    return start_jobs(_plans(sections), sections["starts"], layout, machine)
+    plans = _plans(sections)
+    _require_made(plans.with_starts(), plans.runs, layout)
+    return start_jobs(plans, sections["starts"], layout, machine)
 
 
 def _vote(sections: dict, layout: Layout, machine: Machine) -> Jobs:
-    return vote_jobs(_plans(sections), layout, machine)
+    return vote_jobs(_ready(sections, None, layout), layout, machine)
 
 
 def _attack(sections: dict, layout: Layout, machine: Machine) -> Jobs:
-    alpha = sections["certificates"]["alpha"]
-    tasks = attack_jobs(_plans(sections), sections["robustness"], alpha, layout, machine)
+    robustness, alpha = sections["robustness"], sections["certificates"]["alpha"]
+    tasks = attack_jobs(_ready(sections, robustness["runs"], layout), robustness, alpha, layout, machine)
     return [[task] for some in tasks.values() for task in some]
 
 
 def _speed(sections: dict, layout: Layout, machine: Machine) -> Jobs:
-    return speed_jobs(_plans(sections), sections["report"]["past"], sections["speed"], layout, machine)
+    keys = sections["report"]["past"]
+    return speed_jobs(_ready(sections, keys, layout), keys, sections["speed"], layout, machine)
 
 
 def _plans(sections: dict) -> VotePlans:
     return VotePlans(**{name: sections[name] for name in ("runs", "models", "votes", "rows", "draws", "samplers")})
+
+
+def _ready(sections: dict, keys: Iterable[str] | None, layout: Layout) -> VotePlans:
+    """The plans, of whose runs ``keys`` (None: all) are as the stages before leave them."""
+    plans = _plans(sections)
+    keys = list(plans.plans if keys is None else keys)
+    _require_made(keys, plans.runs, layout, starts=[key for key in keys if plans[key].amortized])
+    return plans
+
+
+def _require_made(keys: Iterable[str], runs: dict[str, Run], layout: Layout, starts: Iterable[str] = ()) -> None:
+    """Raises FileNotFoundError where the network of one of ``keys``, or the starts of one of ``starts``, are not made, and
+    where another network, of other settings, would be taken for it."""
+    for key in keys:
+        folder, stage = ("models", "train") if runs[key].base is None else ("tuned", "tune")
+        wanted, found = layout.runs / folder / key / "model.pt", layout.model(key)
+        if not wanted.is_file():
+            raise FileNotFoundError(f"{wanted} is missing: `python -m study.work {stage} {key}` makes it")
+        if found != wanted:
+            raise FileNotFoundError(f"{found} is of other settings, and would be taken for {wanted}: remove it")
+    for key in starts:
+        if layout.starts(key) is None:
+            raise FileNotFoundError(f"run {key!r} has no starts: `python -m study.work start {key}` fits them")
 
 
 #: As in dvc.yaml.

@@ -207,6 +207,14 @@ def test_the_page_says_what_is_the_same_and_what_is_not(profile, monkeypatch):
     assert "4 of 4 certificates have the published radius" in page and "an abacus" in page and "c0ffee" in page
 
 
+def test_a_cell_beyond_its_interval_is_bold(profile):
+    _publish(profile)
+    found = comparison.Comparison(comparison.Profile("smoke"), comparison.read_snapshot("smoke"))
+    assert "<b>" not in "".join(found._every())
+    found.cells.loc[found.cells.index[0], "within"] = False
+    assert "".join(found._every()).count("<b>") == 1
+
+
 def test_other_weights_and_other_settings_are_told_apart(profile, monkeypatch):
     _publish(profile, files={"model": "another"})
     _report(profile / "reports/21_claims.ipynb", ["contradicted", "not decided"])
@@ -219,7 +227,7 @@ def test_other_weights_and_other_settings_are_told_apart(profile, monkeypatch):
 
 
 def test_nothing_published_and_torn_files_are_told_and_fail_nothing(profile, monkeypatch):
-    assert "nothing of the profile smoke was published" in _told(profile, monkeypatch)[0]
+    assert "no results of the profile smoke were published" in _told(profile, monkeypatch)[0]
     folder = _publish(profile)
     whole = (folder / cells.CERTIFICATES).read_bytes()
     for torn in (whole[: len(whole) // 2], b"", lzma.compress(b"a,b\n1,2\n"), b"no archive"):

@@ -72,6 +72,23 @@ def test_what_a_killed_task_went_on_by_goes_once_its_record_is_written(tmp_path,
     assert not (tmp_path / "resumed").exists()
 
 
+def test_two_may_write_one_record_at_once(tmp_path, monkeypatch):
+    path, replaced = tmp_path / "x.npz", os.replace
+
+    def beside_another(partial, target):
+        monkeypatch.setattr(os, "replace", replaced)
+        engine.write_arrays(path, {"a": np.arange(3)})
+        replaced(partial, target)
+
+    monkeypatch.setattr(os, "replace", beside_another)
+    engine.write_arrays(path, {"a": np.arange(3)})
+    assert [path] == list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "replace", Mock(side_effect=OSError("the disk is full")))
+    with pytest.raises(OSError, match="full"):
+        engine.write_arrays(path, {"a": np.arange(4)})
+    assert [path] == list(tmp_path.iterdir())
+
+
 def test_a_failing_task_is_told_and_leaves_no_result(tmp_path):
     bad = Task(tmp_path / "bad", tmp_path / "record.npz", "x", fail, {})
     for workers in (1, 2):
@@ -140,6 +157,7 @@ def test_a_cluster_works_from_its_address(tmp_path, monkeypatch):
         monkeypatch.setattr(engine, "CODE", "of an edit after the workers were started")
         with pytest.raises(RuntimeError, match="a worker runs other code"):
             compute(squares(tmp_path / "other", 3), settings=Machine())
+    compute(squares(tmp_path, 3), settings=Machine())  # nothing is left: the cluster, which is gone, is not asked
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS")
     jobs = squares(tmp_path, 3)
     assert all(job[0].done for job in jobs) and read_record(jobs[0][0].record)["worker"] != os.getpid()

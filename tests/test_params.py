@@ -101,6 +101,13 @@ def test_the_committed_profile_is_the_default():
         ("references: {imagenet: MDEQ-14B", "references: {imagenet: SRS-MDEQ-1B", "votes.references.imagenet = 'SRS-MDEQ-1B' audits"),
         ("repeated: [repeats]", "repeated: [repeat]", "votes.repeated = 'repeat' is unknown: choose one of main"),
         ("  radii: [0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]\n  samples", "  radii: [0]\n  samples", "robustness.radii: .*above 0"),
+        ("  radii: [0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]\n  samples", "  radii: [0.5, 0]\n  samples", r"robustness.radii: .*\[0.5, 0.0\] must ascend"),
+        ("radii: {digits: [0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]", "radii: {digits: [0]", r"radii.digits = \[0.0\] must .*two or more"),
+        ("radii: {digits: [0, 0.25, 0.5,", "radii: {digits: [0, 1.5,", r"radii.digits = .* must start at 0 and ascend"),
+        ("radii: {digits: [0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]", "radii: {digits: [0, 1.5]", "radii.digits = .*the second is wanted at most 1.231, wh"),
+        ("  consistency: {images: 15, n: 1000}", "  consistency: {images: 15, n: 100, audit: 90}", "draws.consistency.n = 100 is out of range: more than 100"),
+        ("restart, samples_1000, samples_3000, samples_10000, repeats", "restart, samples_1000, repeats",
+         "votes.groups.small-050 = .* needs groups with the rows 'samples' of two n or more"),
         ("pair: [MDEQ-30A, SRS-MDEQ-1A", "pair: [MDEQ-30A, SRS-MDEQ-1C", "the row 'SRS-MDEQ-1C' does not say what it is"),
         ("10 steps: SRS-MDEQ-3A", "10 steps: never", "samplers.10 steps = 'never' must name a row that is spelled out"),
         ("{rows: imagenet, images", "{rows: imagnet, images", "draws.imagenet_levels.rows = 'imagnet' is unknown"),
@@ -134,7 +141,7 @@ def test_the_committed_profile_is_the_default():
         ("candidates: [AS-MDEQ-1N mean, AS-MDEQ-1N, AS-MDEQ-2A]", "candidates: [MDEQ-1A]", "starts.candidates = .* has no amortized row, such as"),
         ("{epochs: 22, batch_size: 96", "{sigma: 0.5, epochs: 22, batch_size: 96", "training.small.sigma = 0.5 must go: it is each run's own, runs.RUN.sigma"),
         ("{jacobian_weight: 0}}", "{jacobian_weight: 0, seed: 3}}", "runs.small-050-no-jacobian.training.seed = 3 must go"),
-        ("radii: {digits: [0, 0.25", "radii: {letters: [0], digits: [0, 0.25", "report.radii = 'letters' is unknown: choose one of digits, mnist"),
+        ("radii: {digits: [0, 0.25", "radii: {letters: [0, 1], digits: [0, 0.25", "report.radii = 'letters' is unknown: choose one of digits, mnist"),
         ("batch_size: 800, checkpoint", "batch_size: 2000000, checkpoint", "machine.batch_size: .*less than or equal to 1000000"),
     ],
 )  # fmt: skip
@@ -233,6 +240,18 @@ def test_an_edit_while_params_are_checked_fails_the_stage(tmp_path, monkeypatch)
     monkeypatch.setattr(params, "load", load)
     params.main()
     assert Path("runs/embedded/checked").is_file()
+
+
+def test_a_profile_takes_anothers_place_without_git(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("profiles").mkdir()
+    for name in ("a", "b"):
+        Path(f"profiles/{name}.yaml").write_text(f"name: {name}\n")
+    switch.switch("a")
+    switch.switch("b")
+    Path("params.yaml").write_text("name: c\n")
+    with pytest.raises(params_file.ParameterError, match="params.yaml has edits"):
+        switch.switch("a")
 
 
 def test_switching_profiles_loses_no_edit(tmp_path, monkeypatch):

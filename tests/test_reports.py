@@ -276,6 +276,11 @@ def test_published_votes_give_the_published_certificates_and_tables(place, tmp_p
     assert f"{len(tables):,} published cells of tables, 0 of them not as computed here." in told
     assert not list((tmp_path / "without/runs/smoke").glob("votes*"))
 
+    whole = (snapshot / "tables.csv.xz").read_bytes()
+    (snapshot / "tables.csv.xz").write_bytes(whole[:-9])
+    with pytest.raises(SystemExit, match="end-of-stream"):
+        _recomputed(tmp_path / "torn", monkeypatch, capsys)
+
     monkeypatch.chdir(tmp_path / "root")
     ours = cells.read(Path("runs/smoke"))
     assert len(recompute.differing(rows, ours)) == 0

@@ -16,6 +16,7 @@ from study.starts import start_jobs
 from study.training import training_jobs
 
 SMOKE = yaml.safe_load((Path(__file__).parent.parent / "profiles" / "smoke.yaml").read_text())
+THREE_STEPS = {"kind": "standard", "solver": {"method": "naive", "steps": 3}, "start": "mean"}
 RECORD = {"train": 75.4, "machine": {"hardware": "an abacus"}}
 
 
@@ -80,6 +81,16 @@ def test_what_is_asked_for_is_taken(published):
             "was made by other settings, training.epochs is 3 here and 2",
         ),
         ({"published": "all", "starts": SMOKE["starts"] | {"copies": 7}}, "", "starts.copies is 7 here and 4 there"),
+        (
+            {"published": "all", "starts": SMOKE["starts"] | {"candidates": SMOKE["starts"]["candidates"][:-1]}},
+            "",
+            "starts/small-050 was made by other settings, starts.candidates is .* here and",
+        ),
+        (
+            {"published": "all", "samplers": SMOKE["samplers"] | {"AS-MDEQ-1N mean": THREE_STEPS}},
+            "",
+            "starts/small-050 was made by other settings, candidates.AS-MDEQ-1N mean.solver.steps is 3 here and 1 there",
+        ),
         ({"published": "all", "name": "other"}, "", "published = 'all': data/snapshots/other has no networks"),
     ],
 )

@@ -67,6 +67,12 @@ def test_other_runs_are_refused(study, run, message):
         trainings.jobs_of(study, run, [], 2, Machine(workers=1))
 
 
+def test_a_change_that_is_no_yaml_is_refused(study, capsys):
+    with pytest.raises(SystemExit):
+        trainings.main(["--change", "{epochs: 3"])
+    assert "argument --change: is not YAML: " in capsys.readouterr().err
+
+
 def test_a_killed_training_goes_on(study, monkeypatch):
     """Killed while its table is written, after the last step: what is trained is not trained again."""
     ((job,),) = trainings.jobs_of(study, "small-050", [], 1, Machine(workers=1, checkpoint_seconds=1e-9))

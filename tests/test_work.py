@@ -70,3 +70,25 @@ def test_data_that_are_not_prepared_are_named(sections, monkeypatch):
     LAYOUT.dataset("digits").unlink()
     with pytest.raises(SystemExit, match=r"data/smoke/digits\.npz is missing: `dvc repro prepare` makes it"):
         _work(monkeypatch, "vote")
+
+
+def test_a_stage_says_which_is_to_come_before(sections, monkeypatch):
+    sections["votes"]["groups"]["small-050"] = ["past"]
+    Path("params.yaml").write_text(yaml.safe_dump(sections))
+    for stage in ("start", "vote"):
+        with pytest.raises(SystemExit, match=r"models/small-050/model\.pt is missing: `python -m study\.work train small-050`"):
+            _work(monkeypatch, stage, "small-050")
+    _work(monkeypatch, "train", "small-050")
+    for stage in ("vote", "speed"):
+        with pytest.raises(SystemExit, match=r"run 'small-050' has no starts: `python -m study\.work start small-050`"):
+            _work(monkeypatch, stage, "small-050")
+
+
+def test_a_network_of_other_settings_is_not_taken(sections, monkeypatch):
+    tuned = next(key for key, run in sections["runs"].items() if run.get("base"))
+    for place in ("models", "tuned"):
+        (LAYOUT.runs / place / tuned).mkdir(parents=True)
+        (LAYOUT.runs / place / tuned / "model.pt").touch()
+    plans = work._plans(work.of_runs(sections, [tuned]))
+    with pytest.raises(FileNotFoundError, match=f"models/{tuned}/model.pt is of other settings, .* for .*/tuned/"):
+        work._require_made([tuned], plans.runs, LAYOUT)

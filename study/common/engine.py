@@ -120,6 +120,8 @@ def _performed(jobs: list[list[Task]], settings: Machine) -> Iterator[int]:
     """The weight of each task that is done: in this process where it must be alone, or one worker is enough, or asked for."""
     yield from (task.perform() for job in jobs if _alone(job) for task in job)
     jobs = [job for job in jobs if not _alone(job)]
+    if not jobs:  # nor is a cluster asked
+        return
     address = None if settings.workers == 1 else os.environ.get("DASK_SCHEDULER_ADDRESS")
     count = min(len(jobs), settings.workers or _processors())
     if count <= 1 and not address:
@@ -209,10 +211,13 @@ def _write_record(path: Path, found: dict) -> None:
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Arrays as one .npz, written at once or not at all; equal arrays give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")  # another may be at it, elsewhere
+    try:
+        with open(partial, "wb") as file:
+            np.savez_compressed(file, **arrays)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

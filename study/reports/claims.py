@@ -436,9 +436,8 @@ def _samples(case: _Case) -> Finding:
     """The row with most draws minus that with fewest at r = 0, paired by image."""
     key = case.key
     case.list_of(key, case.claim.draws)
-    groups = case.results.sample_groups(key)
-    names = {f"N = {case.results.plans[key].groups[group].n:,}": (key, group, case.claim.row) for group in groups}
-    case.results.note([(key, group) for group in groups])
+    names = case.results.by_samples(key, case.claim.row)
+    case.results.note([(key, group) for _, group, _ in names.values()])
     rows, (least, *_, most) = case.results.combined(names), list(names)
     limits = tables.reachable(rows)
     more = f"; the largest reachable radius grows from {bounds.shown(limits[least])} to {bounds.shown(limits[most])}"
@@ -500,12 +499,12 @@ def _change_of_loss(case: _Case) -> Finding:
     return Finding(told, verdict([interval], *limits), len(change), needed)
 
 
-def change_interval(change: Sequence[int], level: float = LEVEL) -> Interval:
+def change_interval(change: Sequence[int]) -> Interval:
     """An interval of the mean of a change by -2, -1, 0, 1 or 2, which is P(change >= 1) - P(change <= -1) and the same for 2:
-    the sum of a :func:`paired_interval` of each, at level / 2 (Bonferroni)."""
+    the sum of a :func:`paired_interval` of each, at LEVEL / 2 (Bonferroni)."""
     change = np.asarray(change)
     counts = [(int((change >= size).sum()), int((change <= -size).sum())) for size in (1, 2)]
-    (low, high), (least, most) = (paired_interval(*pair, len(change), level / 2) for pair in counts)
+    (low, high), (least, most) = (paired_interval(*pair, len(change), LEVEL / 2) for pair in counts)
     return low + least, high + most
 
 

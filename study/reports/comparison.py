@@ -194,7 +194,7 @@ class Comparison:
             rows = {}
             for row in part.itertuples():
                 text = f"{' → '.join(_values(row))}<br><small>{_difference(row)}</small>"
-                cell = f"<b>{text}</b>" if row.within is False else text
+                cell = f"<b>{text}</b>" if pd.notna(row.within) and not row.within else text
                 rows.setdefault(row.method, dict.fromkeys(names, ""))[row.cell] = cell
             table = _table(["method", *names], [[html.escape(method), *line.values()] for method, line in rows.items()])
             title = f"{run}, {group}" + (f", {html.escape(design)}" if design else "")
@@ -249,9 +249,12 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+#: Raised by :func:`read_snapshot` where nothing was published, or it is torn.
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, lzma.LZMAError)
+
+
 def read_snapshot(name: str) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
-    """What was published of a profile: ``run.json``, the certificates and the tables. Raises OSError, ValueError, KeyError,
-    EOFError or lzma.LZMAError where that is nothing, or torn."""
+    """What was published of a profile: ``run.json``, the certificates and the tables. Raises one of UNREADABLE."""
     folder = SNAPSHOTS / name
     told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     return told, cells.read_published(folder), pd.read_csv(folder / "tables.csv.xz", dtype=str, keep_default_na=False)
@@ -270,10 +273,10 @@ def main() -> None:
         try:
             found = Comparison(profile, read_snapshot(name))
             lines, page, table = found.lines, found.page(name), found.cells
-        except (OSError, ValueError, KeyError, EOFError, lzma.LZMAError) as error:
+        except UNREADABLE as error:
             trouble = f"what was published of the profile {name} cannot be read: {error!r}"
     else:
-        trouble = f"nothing of the profile {name} was published, so that there is nothing to compare with."
+        trouble = f"no results of the profile {name} were published, so that there is nothing to compare with."
     if trouble:
         lines, table = [f"Yours and ours: {trouble}", f"Yours: {machines(facts(profile))}."], pd.DataFrame()
         page = f"<!doctype html><meta charset=utf-8><p>{'<br>'.join(map(html.escape, lines))}</p>\n"

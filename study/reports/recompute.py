@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 
 from study import run
-from study.common import params_file
 from study.common.snapshot import SNAPSHOTS
 from study.reports import cells, comparison, index, items, printed
 from study.reports.profile import Profile
@@ -194,8 +193,8 @@ def main() -> None:
         _, published, tables = comparison.read_snapshot(given.name)
         cast = bool(published_votes(given.name))
         unpack(given.name, given.folder)
-    except (OSError, ValueError, params_file.ParameterError) as error:
-        sys.exit(str(error))
+    except (*comparison.UNREADABLE, zipfile.BadZipFile) as error:
+        sys.exit(str(error) or repr(error))
     with contextlib.chdir(given.folder):
         profile = Profile(given.name)
         if cast:

@@ -1,5 +1,6 @@
 """The record set straight: what each estimator can certify, what the published rows rest on, and what audits cost."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,12 +13,14 @@ from study.reports.numbers import fixed, interval, listed, outward, percent, plu
 from study.reports.raw import RawVotes
 from study.reports.reach import ALPHA, SIGMA, N, published_radii, reach
 from study.reports.results import RELEASED_CODE, THEOREM, Results, by_estimator
+from study.reports.sections import LEAST_AUDIT
 from study.reports.statistics import average_certified_radius, counted_radii, ratio_interval, rejected
 from study.reports.takeaways import told_truncated
 from study.votes.rows import plain
 from study.votes.table import EXACT, settings
 
 FAST = "SRS-MDEQ-3A"
+AUDIT = 1_000  # of Table 23
 SHARES = (0.55, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)  # of Table 23
 _RELEASED = f"SRS, released code ({tables.NO_GUARANTEE})"
 _COLUMNS = {"finite_population": "SRS, exact bound", "theorem_3_1": "SRS, Theorem 3.1", "released_code": _RELEASED}
@@ -44,11 +47,11 @@ def _by(estimator: str) -> str:
     return name if name[0].isupper() else f"the {name}"
 
 
-def cut_off(published: dict, audit: int = 1_000) -> pd.DataFrame:
+def cut_off(published: dict) -> pd.DataFrame:
     """Table 23: the radius by the share of votes for the class, by standard smoothing and each estimator, rounded down."""
     known, shown = published["table23"], {}
     for share in SHARES:
-        votes, confirmed = round(share * N), round(share * audit)
+        votes, confirmed = round(share * N), round(share * AUDIT)
         serialized = {
             name: bounds.radius(bounds.serialized_bound(name, votes, N, confirmed, confirmed, ALPHA).p_a_lower, SIGMA)
             for name in bounds.ESTIMATORS
@@ -63,10 +66,10 @@ def cut_off(published: dict, audit: int = 1_000) -> pd.DataFrame:
     return pd.DataFrame.from_dict(shown, orient="index").rename_axis("votes for A, of N")
 
 
-def read_cut_off(table: pd.DataFrame, audit: int = 1_000) -> str:
+def read_cut_off(table: pd.DataFrame) -> str:
     """What the :func:`cut_off` radii say of the published ones."""
     top = table.loc["1"]
-    off = {name: abs(float(top["published, SRS"]) - reach(name, audit)) for name in ("released_code", "theorem_3_1")}
+    off = {name: abs(float(top["published, SRS"]) - reach(name, AUDIT)) for name in ("released_code", "theorem_3_1")}
     return (
         f"With every vote for the class, alpha = {ALPHA:g} allows a radius of {top['standard']} to standard smoothing; the "
         f"published {top['published, standard']} is what alpha = 1/e gives ({top['standard, alpha = 1/e']}, rounded down). The "
@@ -146,11 +149,7 @@ def least_audit(r: float) -> int | None:
     """The least K with which a perfect serialized run has a true certificate at ``r``; None where not even N is enough."""
     if reach("finite_population", N) < r:
         return None
-    low, high = 0, N
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if reach("finite_population", middle) >= r else (middle, high)
-    return high
+    return 1 + bisect_left(range(1, N + 1), r, key=lambda k: reach("finite_population", k))
 
 
 def read_price(published: dict, radii: Sequence[float] = (1.25, 1.5)) -> str:
@@ -191,7 +190,7 @@ class Frontier:
         self.table = pd.DataFrame(lines)
 
     def _audits(self, results: Results, raw: RawVotes, key: str, kind: str) -> list[dict]:
-        even = [EXACT | {"audit": k, "split": 0.5} for k in (100, 200, 400, 800, 1200, 1600) if k < self.count]
+        even = [EXACT | {"audit": k, "split": 0.5} for k in (LEAST_AUDIT, 200, 400, 800, 1200, 1600) if k < self.count]
         best = {c["audit"]: bounds.best_split(self.count, c["audit"], results.confidence.alpha) for c in even}
         designs = {
             "audit at random, alpha split evenly": even,

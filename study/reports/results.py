@@ -122,6 +122,10 @@ class Results(Profile):
         groups = self.plans[key].groups
         return sorted((name for name in groups if groups[name].kind == "samples"), key=lambda name: groups[name].n)
 
+    def by_samples(self, key: str, row: str) -> dict[str, tuple[str, str, str]]:
+        """A row of each of the :meth:`sample_groups`, by its number of draws, for :meth:`combined`."""
+        return {f"N = {self.plans[key].groups[group].n:,}": (key, group, row) for group in self.sample_groups(key)}
+
     def radii(self, key: str) -> list[float]:
         return self.report.radii[self.plans.data(key)]
 

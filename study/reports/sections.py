@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from pydantic import Field, field_validator
 
+from srs.certificates import bounds
 from srs.common.settings import Section
 from srs.models import PRESETS
 from study.common.runs import Name
@@ -12,6 +13,8 @@ from study.votes.rows import stopped
 
 #: A page that needs the size ``small`` alone; the others show what the paper shows, and need all that it has.
 ALONE = "24_cifar10"
+
+LEAST_AUDIT = 100  # of those that the record compares
 
 _CONSISTENCY = tuple(f"{kind}-{steps}A" for kind in ("MDEQ", "SRS-MDEQ") for steps in (1, 3))
 _NAIVE = "MDEQ-3N", "SRS-MDEQ-3N"
@@ -102,8 +105,8 @@ class Report(Section):
     @classmethod
     def _radii_ascend_from_zero(cls, radii: dict) -> dict:
         for data, values in radii.items():
-            if values[:1] != [0] or sorted(set(values)) != values:
-                raise ValueError(f"radii.{data} = {values} must start at 0 and ascend")
+            if values[:1] != [0] or sorted(set(values)) != values or len(values) < 2:
+                raise ValueError(f"radii.{data} = {values} must start at 0 and ascend: two or more are wanted")
         return radii
 
     def sizes(self) -> dict[str, Size]:
@@ -115,8 +118,9 @@ class Report(Section):
 class Requirements:
     """Whether the runs that a report names have the rows that its pages show. Raises ValueError that names what is missing."""
 
-    def __init__(self, report: Report, plans: VotePlans, candidates: Iterable[str], attacked: Iterable[str]):
-        self.report, self.plans, self.candidates, self.attacked = report, plans, list(candidates), list(attacked)
+    def __init__(self, report: Report, plans: VotePlans, alpha: float, candidates: Iterable[str], attacked: Iterable[str]):
+        self.report, self.plans, self.alpha = report, plans, alpha
+        self.candidates, self.attacked = list(candidates), list(attacked)
 
     def check(self) -> None:
         report = self.report
@@ -167,6 +171,7 @@ class Requirements:
             if name != "imagenet":
                 known(f"robustness.runs: report.{name}.main", size.main, self.attacked)
                 self._has(f"report.{name}", size.main, "samples", reference=False)
+                self._several_samples(size.main)
         for name in ("smoothadv", "consistency", "no_jacobian"):
             self._has(f"report.{name}", getattr(report, name), "pair", ("MDEQ-30A", "SRS-MDEQ-1A", "SRS-MDEQ-3A"))
             self._same_images((getattr(report, name), "pair"), (report.small.main, "steps"))
@@ -174,6 +179,8 @@ class Requirements:
             key = getattr(report, name)
             if not self.plans.runs[key].training.get(field):
                 raise ValueError(f"report.{name} = {key!r} is trained otherwise: give it runs.{key}.training.{field}")
+        self._reaches_second_radius(report.small.main)
+        self._can_be_audited_otherwise(report.small.main)
 
     def _past(self, key: str, past: Past) -> None:
         self._has("report.past", key, "past", self.candidates)
@@ -188,6 +195,28 @@ class Requirements:
             known("report.past", other, self.plans.runs)
             self._has("report.past", other, reference=False)
             self._same_images((other, None), (key, "past"))
+
+    def _several_samples(self, key: str) -> None:
+        """Whether a run's rows are there by several numbers of draws."""
+        groups = self.plans[key].groups
+        if len({group.n for group in groups.values() if group.kind == "samples"}) < 2:
+            raise ValueError(f"votes.groups.{key} = {list(groups)} needs groups with the rows 'samples' of two n or more")
+
+    def _reaches_second_radius(self, key: str) -> None:
+        """Whether a standard row of a run's main list can certify at the radius at which costs are compared."""
+        plan, data = self.plans[key], self.plans.data(key)
+        n, r = plan.groups[plan.main].n, self.report.radii[data][1]
+        farthest = bounds.largest_radius(n, self.alpha, plan.sigma)
+        if r > farthest:
+            most = f"at most {bounds.shown(farthest)}, which {n:,} draws reach"
+            raise ValueError(f"report.radii.{data} = {self.report.radii[data]}: the second is wanted {most} for {key}")
+
+    def _can_be_audited_otherwise(self, key: str) -> None:
+        """Whether a run's list `consistency` has more draws than the least audit that is tried on it."""
+        plan = self.plans[key]
+        group = plan.group("consistency")
+        if plan.groups[group].n <= LEAST_AUDIT:
+            raise ValueError(f"draws.{group}.n = {plan.groups[group].n} is out of range: more than {LEAST_AUDIT} are audited")
 
     def _is_monotone(self, path: str, key: str) -> None:
         model = self.plans.runs[known(path, key, self.plans.runs)].model

@@ -116,8 +116,8 @@ def joint_interval(values: np.ndarray, alpha: float = 0.05) -> tuple[float, floa
     return float(values.mean() - half), float(values.mean() + half)
 
 
-def joint_ratio(above: np.ndarray, below: np.ndarray, alpha: float = 0.05) -> tuple[float, float, float]:
+def joint_ratio(above: np.ndarray, below: np.ndarray) -> tuple[float, float, float]:
     """Ratio of two sums over (trainings, images), with its interval as in :func:`joint_interval` (linearized)."""
     ratio = float(above.sum() / below.sum())
-    low, high = joint_interval((above - ratio * below) / below.mean(), alpha)
+    low, high = joint_interval((above - ratio * below) / below.mean())
     return ratio, ratio + low, ratio + high

@@ -415,25 +415,23 @@ def read_differences(method: str, other: str, found: Mapping[float, Difference])
     return f"- **{method}** against **{other}**, points with intervals that hold together at 95 %: {cells}."
 
 
-def joint_difference(
-    trainings: Sequence[pd.DataFrame], method: str, other: str, r: float = 0.0, alpha: float = 0.05
-) -> tuple[float, float, float]:
+def joint_difference(trainings: Sequence[pd.DataFrame], method: str, other: str, r: float = 0.0) -> Difference:
     """:func:`paired_difference` as a mean over ``trainings``, tables of the same images, with an interval that holds both.
 
     That is the hull of two: that over images, of the mean numbers of images gained and lost; and that over trainings
     and images (:func:`study.reports.statistics.joint_interval`), which is empty for rows that are alike everywhere.
     """
     if len(trainings) == 1:
-        return paired_difference(trainings[0], method, other, r, alpha)
+        return paired_difference(trainings[0], method, other, r)
     counts = [_paired(rows, method, other, r) for rows in trainings]
     change = pd.DataFrame([both[method].astype(int) - both[other].astype(int) for both in counts])
     if change.isna().any(axis=None):
         raise ValueError(f"trainings are compared on the same images, these have {[len(both) for both in counts]}")
     images = change.shape[1]
     gained, lost = (float((change == sign).sum(axis=1).mean()) for sign in (1, -1))
-    low = paired_interval(math.floor(gained), math.ceil(lost), images, alpha)[0]
-    high = paired_interval(math.ceil(gained), math.floor(lost), images, alpha)[1]
-    both = joint_interval(change.to_numpy(), alpha)
+    low = paired_interval(math.floor(gained), math.ceil(lost), images)[0]
+    high = paired_interval(math.ceil(gained), math.floor(lost), images)[1]
+    both = joint_interval(change.to_numpy())
     return (gained - lost) / images, max(-1.0, min(low, both[0])), min(1.0, max(high, both[1]))
 
 

@@ -256,9 +256,8 @@ def samples(results: Results) -> list[str]:
     told, sources = [], []
     for size in ("small", "large"):
         key = results.report.sizes()[size].main
-        groups = results.sample_groups(key)
-        sources += [(key, group) for group in groups]
-        names = {f"N = {results.plans[key].groups[group].n:,}": (key, group, "SRS-MDEQ-3A") for group in groups}
+        names = results.by_samples(key, "SRS-MDEQ-3A")
+        sources += [(key, group) for _, group, _ in names.values()]
         rows, (least, *_, most) = results.combined(names), list(names)
         reach = tables.reachable(rows)
         told.append(
