@@ -1,4 +1,5 @@
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,11 @@ def test_an_edit_while_params_are_checked_fails_the_stage(tmp_path, monkeypatch)
     monkeypatch.setattr(params, "load", load)
     params.main()
     assert Path("runs/embedded/checked").is_file()
+
+
+def test_where_dvc_is_not_its_reading_is_not_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
+    assert params.load("profiles/smoke.yaml").name == "smoke"
 
 
 def test_a_profile_takes_anothers_place_without_git(tmp_path, monkeypatch):

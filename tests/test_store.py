@@ -251,6 +251,8 @@ def test_scaling_is_measured_on_votes_and_on_jobs_that_sleep(place, monkeypatch)
 
 def test_votes_that_were_cast_again_are_compared(whole, layout, tmp_path):
     plans = _plans()
+    shutil.copytree(layout.data, "data/other")
+    shutil.copytree(layout.runs, "runs/other", ignore=lambda folder, names: {"votes"})
     with pytest.raises(FileNotFoundError, match=r"votes/one/.* is missing"):
         kernels.jobs_again(plans, Layout("other"), ALONE, tmp_path)
     (moved,) = {task.out.parent for job in kernels.jobs_again(plans, layout, ALONE, tmp_path) for task in job}
