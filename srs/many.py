@@ -120,12 +120,13 @@ def certify_many(
         require_sampler("reference", reference)
         if r is not None:
             raise ValueError(f"reference = {reference!r} has no meaning with r = {r}: a test at a radius has no audit")
+    names, classes = (None if given is None else list(given) for given in (names, classes))
     sheet = _Sheet(Path(out), format, Certificate if r is None else RadiusCertificate, names is not None, classes)
     require_place(sheet.out, "out")
     work = {
         "r": r,
         "format": format,
-        "classes": classes and list(classes),
+        "classes": classes,
         "output_key": output_key,
         **config.model_dump(mode="json"),
         "sampler": sampler.model_dump(mode="json"),

@@ -102,11 +102,15 @@ def test_data_come_in_many_forms(model, tmp_path, labelled):
     assert ("0,0," in rows) if labelled else all(re.match(r"\d+,,-?\d+,[\d.e-]+,,", row) for row in rows.splitlines()[1:])
 
 
-def test_names_and_classes_are_columns(model, out):
+@pytest.mark.parametrize("arrays", [False, True])
+def test_names_and_classes_are_columns(model, out, arrays):
     names = [f"a, \u00e9 \udcff {i}.png" for i in range(40)]  # as Linux has them
-    found = srs.certify_many(model, PAIRS, out=out, names=names, classes=list("abcdefghij"), **ASK)
+    classes = list("abcdefghij")
+    if arrays:
+        names, classes = pd.Series(names, index=range(9, 49)), np.array(classes)
+    found = srs.certify_many(model, PAIRS, out=out, names=names, classes=classes, **ASK)
     rows = pd.read_csv(out, encoding_errors="surrogateescape", keep_default_na=False)
-    assert rows["file"].tolist() == names
+    assert rows["file"].tolist() == list(names)
     assert rows["named"].tolist() == ["" if one.prediction < 0 else "abcdefghij"[one.prediction] for one in found.certificates]
 
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,6 +90,15 @@ def test_votes_are_those_of_the_samplers(whole, layout, trained, digits):
         assert (votes.seconds > 0).all()
     with pytest.raises(ValueError, match="some of these draws are none of those"):
         whole.of(whole.plan.reference, 0, np.arange(320))
+
+
+def test_votes_that_need_no_starts_are_the_same_once_there_are_some(whole, place, layout):
+    starts = {"model": place / "runs/tiny/models/one/model.pt", "data": layout.dataset("digits"), "starts": Path(__file__)}
+    store = VoteStore(whole.folder, whole.timings, whole.plan, 500, starts)
+    assert all(store.origin(sampler, 0) == whole.origin(sampler, 0) for sampler in whole.draws)
+    amortized = StandardSampler(solver=Solver(steps=1), start="mean")
+    store.draws[amortized] = whole.draws[whole.plan.reference]
+    assert store.origin(amortized, 0)["sha256 of starts"]
 
 
 def test_certificates_are_those_of_certify(whole, layout, trained, digits):

@@ -1,5 +1,7 @@
+import copy
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +96,17 @@ def test_training_learns(trained, digits):
     measured = evaluate(trained, digits.test, Training(sigma=0.25, seed=1))
     assert measured["validation_accuracy"] > 0.4
     assert measured["validation_residual"] < 0.01
+
+
+def test_a_lost_row_is_not_right(trained, digits):
+    """argmax of NaN is class 0."""
+    chosen = digits.test.labels == 0
+    zeros = replace(digits.test, pixels=digits.test.pixels[chosen], labels=digits.test.labels[chosen])
+    lost = copy.deepcopy(trained)
+    with torch.no_grad():
+        lost.classifier.linear.bias.fill_(torch.nan)
+    assert evaluate(trained, zeros, Training(sigma=0.25))["validation_accuracy"] > 0.5
+    assert evaluate(lost, zeros, Training(sigma=0.25))["validation_accuracy"] == 0
 
 
 RESNET = ("resnet-110", {"depth": 8, "widths": (4, 8, 16)})

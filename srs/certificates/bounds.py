@@ -6,6 +6,7 @@ and Robbins (1970) for the sequential certificates.
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -54,14 +55,8 @@ def hypergeometric_upper(marked: int, sample: int, population: int, alpha: float
         )
     _check_level(alpha)
     enough = alpha * (1 - 1e-10 - 2e-14 * population)  # log-gamma functions make a tail less exact than that, relatively
-    low, high = marked, population - (sample - marked)  # between what was seen marked and what was not seen unmarked
-    while low < high:  # the tail falls as M grows
-        middle = (low + high + 1) // 2
-        if _hypergeometric_tail(marked, sample, middle, population) >= enough:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    more = range(marked + 1, population - (sample - marked) + 1)  # than were seen marked; the tail falls as M grows
+    return marked + bisect_left(more, True, key=lambda m: _hypergeometric_tail(marked, sample, m, population) < enough)
 
 
 def _hypergeometric_tail(marked: int, sample: int, marked_in_all: int, population: int) -> float:
@@ -258,13 +253,7 @@ def smallest_audit(
     def certifies(audit: int) -> bool:
         return largest_radius(n, alpha, 1.0, audit, estimator, split, census) > 0
 
-    if not certifies(n):
-        return None
-    low, high = 0, n
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if certifies(middle) else (middle, high)
-    return high
+    return 1 + bisect_left(range(1, n + 1), True, key=certifies) if certifies(n) else None
 
 
 def planned_radius(n: int, audit: int, alpha: float, split: float = 0.5, votes: float = 0.9, mismatch: float = 0.01) -> float:

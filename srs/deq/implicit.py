@@ -49,13 +49,11 @@ def implicit_solve(
     return z, fz, z_in, solution
 
 
-def differentiable(
-    deq: DEQ, forward: Solver, backward: Solver, start: str = "initial", compact: bool = True
-) -> Callable[[Tensor], Tensor]:
+def differentiable(deq: DEQ, forward: Solver, backward: Solver, start: str = "initial") -> Callable[[Tensor], Tensor]:
     """The map from images (B, ...) to logits (B, classes), with implicit gradients.
 
     A row whose state or logits are not finite has logits 0 and gradient 0: it says nothing, and spoils no mean. ``start``: as
-    :func:`starting_state` has it; ``compact``: as :func:`implicit_solve`.
+    :func:`starting_state` has it.
     """
 
     def logits(x: Tensor) -> Tensor:
@@ -64,7 +62,7 @@ def differentiable(
             x.register_hook(_without_lost_rows)  # 0 NaN = NaN: a lost row's gradient is lost on its way back
         injection = deq.inject(x)
         z0 = starting_state(deq, injection, start)
-        z, _, _, solution = implicit_solve(deq.f, z0, injection, forward, backward, compact)
+        z, _, _, solution = implicit_solve(deq.f, z0, injection, forward, backward)
         out = deq.head(z)
         kept = solution.finite & out.isfinite().all(dim=1)
         return torch.where(kept[:, None], out, 0.0)

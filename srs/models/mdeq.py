@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval, parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from srs.common.settings import Section
+from srs.models.images import ImageConfig, ImageNetwork
 
 
-class MDEQConfig(Section):
+class MDEQConfig(ImageConfig):
     """Every size of an MDEQ. Channel statistics ``mean`` and ``std`` make the model's first layer, in pixel units.
 
     ``bottleneck_affine``: whether BatchNorm has an affine part within the head's bottlenecks. Its default is for checkpoints
@@ -28,10 +28,6 @@ class MDEQConfig(Section):
     channels: tuple[int, ...] = Field(min_length=1)
     head_channels: tuple[int, ...]
     final_channels: int = Field(ge=1)
-    num_classes: int = Field(10, ge=2)
-    image_size: int = Field(32, ge=1)
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.25, 0.25, 0.25)
     stem_strides: tuple[int, int] = (1, 1)
     expansion: int = Field(5, ge=1)
     groups: int = Field(8, ge=1)
@@ -47,8 +43,6 @@ class MDEQConfig(Section):
     def _sizes_fit(self) -> "MDEQConfig":
         if len(self.head_channels) != len(self.channels):
             raise ValueError(f"head_channels {self.head_channels} needs one entry for each of channels {self.channels}")
-        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ValueError(f"mean {self.mean} and std {self.std} need equal length and positive deviations")
         if any(c % self.groups for c in self.channels):
             raise ValueError(f"channels {self.channels} must be multiples of groups {self.groups}")
         unit = self.stem_strides[0] * self.stem_strides[1] * 2 ** (len(self.channels) - 1)
@@ -233,18 +227,15 @@ class MDEQHead(nn.Module):
         return self.linear(self.final(out).mean(dim=(2, 3)))
 
 
-class MDEQ(nn.Module):
+class MDEQ(ImageNetwork):
     """MDEQ image classifier; implements :class:`srs.deq.definition.DEQ` on flat states (B, D).
 
     Input normalization is the first layer: noise and radii live in pixel units of [0, 1].
     """
 
     def __init__(self, config: MDEQConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width, inputs = config.channels[0], len(config.mean)
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
         first, second = config.stem_strides
         stem = [_conv(inputs, width, 3, stride=first), nn.BatchNorm2d(width), nn.ReLU()]
         stem += [_conv(width, width, 3, stride=second), nn.BatchNorm2d(width), nn.ReLU()]
@@ -259,7 +250,7 @@ class MDEQ(nn.Module):
 
     def inject(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in pixel units -> injection (B, C_0, h, w), added at the highest resolution."""
-        return self._in_pieces(lambda x: self.stem((x - self.mean) / self.std).contiguous(), x)
+        return self._in_pieces(lambda x: self.stem(self.normalize(x)).contiguous(), x)
 
     def initial_state(self, injection: Tensor) -> Tensor:
         """Zeros (B, D)."""
@@ -306,8 +297,7 @@ class MDEQ(nn.Module):
 
         Raises ValueError in training mode, where BatchNorm is not a fixed linear map.
         """
-        if self.training:
-            raise ValueError("a model in training mode cannot be folded: call model.eval() first")
+        self.require_foldable()
         self._remove_weight_norm()
         self._merge_batch_norm()
         if cache is not None:

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from scipy import optimize
 from torch import Tensor, nn
 
-from srs.common.settings import Section
+from srs.models.images import ImageConfig, ImageNetwork
 from srs.models.spectrum import frobenius_norm, least_eigenvalue, rounding, spectral_norm
 
 _SAFETY = 1 + 1e-9  # double precision's rounding in a norm of a row and what is made of it is below
 
 
-class MonDEQConfig(Section):
+class MonDEQConfig(ImageConfig):
     """Every size of a monDEQ. Channel statistics ``mean`` and ``std`` make the model's first layer, in pixel units.
 
     ``size`` units; ``monotonicity`` m; ``lipschitz``: a bound on the map from pixels to logits, l2 to l2, or None.
@@ -34,16 +34,9 @@ class MonDEQConfig(Section):
     size: int = Field(ge=1)
     monotonicity: float = Field(1.0, gt=0)
     lipschitz: float | None = Field(None, gt=0)
-    num_classes: int = Field(10, ge=2)
     image_size: int = Field(8, ge=1)
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
-
-    @model_validator(mode="after")
-    def _statistics_fit(self) -> "MonDEQConfig":
-        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ValueError(f"mean {self.mean} and std {self.std} need equal length and positive deviations")
-        return self
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ class Bounds:
     terms: int
 
 
-class MonDEQ(nn.Module):
+class MonDEQ(ImageNetwork):
     """Monotone DEQ image classifier; implements :class:`srs.deq.definition.DEQ` on states v (B, size).
 
     Input normalization is the first layer: noise and radii live in pixel units of [0, 1]. What is proved, is proved of the
@@ -76,10 +69,7 @@ class MonDEQ(nn.Module):
     """
 
     def __init__(self, config: MonDEQConfig):
-        super().__init__()
-        self.config = config
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
+        super().__init__(config)
         size, pixels = config.size, config.image_size**2
         self.input, self.output = nn.Linear(len(config.mean) * pixels, size), nn.Linear(size, config.num_classes)
         self.a, self.b = (nn.Parameter(torch.randn(size, size) / (2 * size**0.5)) for _ in range(2))
@@ -90,7 +80,7 @@ class MonDEQ(nn.Module):
     def inject(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in pixel units -> injection (B, size + 1): U x + b and, to bound its rounding, ||x||, of the
         normalized x."""
-        x = ((x - self.mean) / self.std).flatten(1)
+        x = self.normalize(x).flatten(1)
         return torch.cat([self.input(x), x.norm(dim=1, keepdim=True)], dim=1)
 
     def initial_state(self, injection: Tensor) -> Tensor:
@@ -138,8 +128,7 @@ class MonDEQ(nn.Module):
     def fold(self) -> "MonDEQ":
         """Replace A and B by W and its R, in place; for evaluation. What is proved is proved of this W, whatever A and B were.
         Returns itself. Raises ValueError in training mode, as other models do."""
-        if self.training:
-            raise ValueError("a model in training mode cannot be folded: call model.eval() first")
+        self.require_foldable()
         if not self._folded:
             self.register_buffer("weight", self._make_weights()[0].detach())
             self.register_buffer("resolvent", self._inverse())

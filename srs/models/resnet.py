@@ -7,16 +7,15 @@ pooling, a linear layer.
 from itertools import pairwise
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from srs.common.settings import Section
+from srs.models.images import ImageConfig, ImageNetwork
 
 
-class ResNetConfig(Section):
+class ResNetConfig(ImageConfig):
     """Every size of a ResNet. Channel statistics ``mean`` and ``std`` make the model's first layer, in pixel units.
 
     ``shortcut`` where resolution and width change: "pad" (He et al., option A: every second pixel, zero channels; no
@@ -25,10 +24,6 @@ class ResNetConfig(Section):
 
     depth: int = Field(110, ge=8)
     widths: tuple[int, int, int] = (16, 32, 64)
-    num_classes: int = Field(10, ge=2)
-    image_size: int = Field(32, ge=1)
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.25, 0.25, 0.25)
     shortcut: Literal["pad", "projection"] = "pad"
 
     @model_validator(mode="after")
@@ -37,8 +32,6 @@ class ResNetConfig(Section):
             raise ValueError(f"depth = {self.depth} must be 6n + 2 for three stages of n two-layer blocks: 8, 14, 20, ..., 110")
         if self.widths[0] < 1 or any(a > b for a, b in pairwise(self.widths)):
             raise ValueError(f"widths {self.widths} must be positive and must not shrink: shortcuts cannot drop channels")
-        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ValueError(f"mean {self.mean} and std {self.std} need equal length and positive deviations")
         return self
 
 
@@ -93,14 +86,11 @@ class BasicBlock(nn.Module):
         return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class ResNet(ImageNetwork):
     """ResNet image classifier. Input normalization is the first layer: noise and radii live in pixel units of [0, 1]."""
 
     def __init__(self, config: ResNetConfig):
-        super().__init__()
-        self.config = config
-        self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
+        super().__init__(config)
         self.stem = ConvNorm(len(config.mean), config.widths[0], 3)
         blocks, inputs = [], config.widths[0]
         for stage, width in enumerate(config.widths):
@@ -113,7 +103,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in pixel units -> logits (B, classes)."""
-        out = self.blocks(F.relu(self.stem((x - self.mean) / self.std)))
+        out = self.blocks(F.relu(self.stem(self.normalize(x))))
         return self.linear(out.mean(dim=(2, 3)))
 
     def fold(self) -> "ResNet":
@@ -121,8 +111,7 @@ class ResNet(nn.Module):
 
         Raises ValueError in training mode, where BatchNorm is not a fixed linear map.
         """
-        if self.training:
-            raise ValueError("a model in training mode cannot be folded: call model.eval() first")
+        self.require_foldable()
         for module in self.modules():
             if isinstance(module, ConvNorm):
                 module.fold()

@@ -418,7 +418,8 @@ def evaluate(model: nn.Module, part: Images, config: Training) -> dict[str, floa
                 residual += residuals(model.f, solution.z, model.inject(x)).sum().item()
             else:
                 logits, residual = model(x), math.nan
-            correct += (logits.argmax(dim=1).cpu().numpy() == part.labels[rows]).sum()
+            right = logits.argmax(dim=1).cpu().numpy() == part.labels[rows]
+            correct += (right & logits.isfinite().all(dim=1).cpu().numpy()).sum()  # of a lost row argmax says class 0
     return {"validation_accuracy": float(correct / len(part)), "validation_residual": residual / len(part)}
 
 

@@ -18,7 +18,7 @@ from srs.votes.samplers import Sampler
 from study.common import code, engine
 from study.common.engine import Machine, Task
 from study.common.layout import Layout
-from study.votes.plan import VotePlans
+from study.votes.plan import VotePlans, is_amortized
 from study.votes.store import VoteStore, open_store, write_votes
 
 
@@ -29,7 +29,8 @@ def vote_jobs(plans: VotePlans, layout: Layout, settings: Machine) -> list[list[
         store = open_store(plans, layout, key)
         model = {"model": layout.model(key), "starts": layout.starts(key), "data": layout.dataset(plans.data(key))}
         for block in range(len(store.blocks)):
-            tasks = [_task(store, sampler, block, model, settings, rests_on) for sampler in store.draws]
+            samplers = sorted(store.draws, key=is_amortized)  # with starts and without, the network is loaded once each
+            tasks = [_task(store, sampler, block, model, settings, rests_on) for sampler in samplers]
             jobs.append([task for task in tasks if task.weight])
     return sorted(jobs, key=lambda job: -sum(task.weight for task in job))
 
@@ -37,6 +38,7 @@ def vote_jobs(plans: VotePlans, layout: Layout, settings: Machine) -> list[list[
 def _task(store: VoteStore, sampler: Sampler, block: int, model: dict, settings: Machine, rests_on: list[Path]) -> Task:
     name, origin, positions = store.name(sampler, block), store.origin(sampler, block), store.blocks[block]
     draws = [store.draws[sampler][p] for p in positions]
+    model = model | {"starts": model["starts"] if is_amortized(sampler) else None}
     noise = {"indices": store.index[positions], "sigma": store.plan.sigma, "seed": store.plan.seed}
     return Task(
         out=store.folder / f"{name}.npz",

@@ -18,7 +18,7 @@ from srs.data.datasets import Dataset, evenly_spaced
 from srs.votes.samplers import Sampler, Votes
 from study.common.engine import read_record, write_arrays
 from study.common.layout import Layout
-from study.votes.plan import VotePlan, VotePlans
+from study.votes.plan import VotePlan, VotePlans, is_amortized
 
 _SHARED = [name for name in Votes.TYPES if name != "seconds"]
 _FILES_HELD = 64
@@ -47,7 +47,7 @@ class VoteStore:
         drawn = [hashlib.sha256(self.draws[sampler][p].tobytes()).hexdigest()[:16] for p in positions]
         images = {"images": self.index[positions].tolist(), "draws": drawn}
         settings = {"sigma": self.plan.sigma, "seed": self.plan.seed, "sampler": sampler.model_dump(mode="json")}
-        return settings | images | self._cast_with
+        return settings | images | {name: digest for name, digest in self._cast_with.items() if _rests_on(name, sampler)}
 
     def of(self, sampler: Sampler, position: int, draws: np.ndarray) -> Votes:
         """Votes of one image. Raises ValueError where one of them is not to be cast, or was cast otherwise."""
@@ -106,6 +106,11 @@ class VoteStore:
             own = slice(end - len(self.draws[sampler][position]), end)
             found[int(position)] = Votes(**{kind: values[own] for kind, values in arrays.items()})
         return found
+
+
+def _rests_on(file: str, sampler: Sampler) -> bool:
+    """Whether a sampler's votes rest on what they are cast with: all but an amortized one's do without starts."""
+    return file != "sha256 of starts" or is_amortized(sampler)
 
 
 def _machine(record: dict) -> str:
