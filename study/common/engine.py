@@ -84,15 +84,9 @@ class Task:
     def perform(self) -> int:
         """Compute the result, unless it is there; returns the weight."""
         if not self.done:
-            partial = self.out.with_name(f".{self.out.name}.{uuid4().hex}.partial")  # another may be at it, elsewhere
-            partial.parent.mkdir(parents=True, exist_ok=True)
             self.record.unlink(missing_ok=True)
-            try:
+            with _replacing(self.out) as partial:
                 found = self.compute(partial, **self.arguments)
-                _remove(self.out)
-                os.replace(partial, self.out)
-            finally:
-                _remove(partial)
             _write_record(self.record, found | {"origin": self.origin})
         self.tidy()
         return self.weight
@@ -210,14 +204,22 @@ def _write_record(path: Path, found: dict) -> None:
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Arrays as one .npz, written at once or not at all; equal arrays give equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Where to make a file or a folder that takes the place of ``path`` once it is whole."""
     partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")  # another may be at it, elsewhere
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(partial, "wb") as file:
-            np.savez_compressed(file, **arrays)
+        yield partial
+        if partial.is_dir():  # which takes the place of nothing that is there
+            _remove(path)
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 def _remove(path: Path) -> None:
