@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: all processes of a test compute alike
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what tests say of the processor is of it
+os.environ.pop("DASK_SCHEDULER_ADDRESS", None)  # a user's cluster does not know the tests' tasks
 
 import numpy as np
 import pytest
@@ -55,8 +57,8 @@ def few(digits: Dataset) -> Dataset:
 
 @pytest.fixture(scope="session")
 def trained_state() -> dict:
-    """A tiny MDEQ, briefly trained: its logits are far apart and its solver converges. It is kept in tests/tiny.pt, so that
-    what rests on it is the same on every machine; `python tests/conftest.py` makes it anew."""
+    """A tiny MDEQ, briefly trained (:func:`train_tiny`): its logits are far apart and its solver converges. It is kept in
+    tests/tiny.pt, so that what rests on it is the same on every machine; `python tests/conftest.py` makes it anew."""
     return torch.load(TINY, weights_only=True)["model"]
 
 
@@ -107,6 +109,7 @@ def kill_when(condition, command: list[str], **given) -> None:
     """Run ``command`` and kill it with SIGKILL once ``condition`` holds."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **given)
     wait_until(lambda: condition() or process.poll() is not None)
+    assert process.poll() is None, "it ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
 
@@ -128,9 +131,14 @@ settings.register_profile("mutants", max_examples=25, derandomize=True, deadline
 settings.load_profile(os.getenv("HYPOTHESIS_PROFILE", "ci"))
 
 
-if __name__ == "__main__":
+def train_tiny(checkpoint: Path) -> dict:
+    """Both phases, unrolled and implicit."""
     schedule = Training(sigma=0.25, epochs=6, unrolled_steps=48, evaluate_every=6, learning_rate=0.01)
+    return train("mdeq-tiny", {}, prepare(DataConfig()), DataConfig(crop_padding=1), schedule, checkpoint)
+
+
+if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        made = train("mdeq-tiny", {}, prepare(DataConfig()), DataConfig(crop_padding=1), schedule, Path(folder) / "run.pt")
+        made = train_tiny(Path(folder) / "run.pt")
     assert made["history"][-1]["validation_accuracy"] > 0.4
     models.write_checkpoint({"model": made["model"]}, TINY)

@@ -19,6 +19,15 @@ def square(out: Path, *, n: int, log: Path, seconds: float = 0.0) -> dict:
     return {"worker": os.getpid(), "seconds": np.zeros(2)}
 
 
+def square_once_asked(out: Path, *, asked: Path, **given) -> dict:
+    """A :func:`square` that waits for the file ``asked``."""
+    for _ in range(12_000):
+        if asked.exists():
+            return square(out, **given)
+        time.sleep(0.01)
+    raise TimeoutError("nobody asked")
+
+
 def fail(out: Path) -> dict:
     out.write_text("half a result")
     raise ValueError("a task that fails")

@@ -351,10 +351,10 @@ CASES = [*FILE, *READINGS, *NAMES, *PARAMETERS, *SECTIONS, *ASKED]
 
 @pytest.mark.parametrize("call, words", [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_bad_input_is_refused_at_once_by_name(call, words, tmp_path):
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError) as refused:
         call(tmp_path)
-    assert time.perf_counter() - began < SECONDS
+    assert time.process_time() - began < SECONDS
     told = str(refused.value)
     assert all(word in told for word in words), told
 

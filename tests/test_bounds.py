@@ -231,6 +231,8 @@ def test_clear_errors():
         bounds.clopper_pearson_lower(6, 5, 0.05)
     with pytest.raises(ValueError, match="alpha = 1.5"):
         bounds.clopper_pearson_lower(3, 5, 1.5)
+    with pytest.raises(ValueError, match="alpha = 1e-160"):
+        bounds.clopper_pearson_lower(3, 5, 1e-160)
     for estimator in ESTIMATORS:
         with pytest.raises(ValueError, match="n1 = 5, n2 = 4"):
             bounds.serialized_bound(estimator, 10, 20, 5, 4, 0.01)

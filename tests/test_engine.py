@@ -8,12 +8,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from conftest import command_of, kill_when, wait_until
-from squares import fail, square, squares
+from squares import fail, square, square_once_asked, squares
 
 from study.common import engine
 from study.common.engine import Machine, Task, compute, read_record, tidy
@@ -52,12 +53,13 @@ def test_what_is_missing_is_computed_once(tmp_path, workers):
 
 def test_progress_is_told_while_a_job_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "LOOK", 0.05)
-    tasks = [task for job in squares(tmp_path, 6, 0.4) for task in job]
-    began, told = time.monotonic(), []
-    for weight in engine._performed([tasks[:3], tasks[3:]], Machine(workers=2)):
-        told.append((time.monotonic() - began, weight))
-    assert sum(weight for _, weight in told) == sum(task.weight for task in tasks) and len(told) == 6
-    assert told[-1][0] - told[0][0] > 0.5  # the first task of a job is told long before the last
+    first, *rest = (task for job in squares(tmp_path) for task in job)
+    held = [replace(task, compute=square_once_asked, arguments=task.arguments | {"asked": tmp_path / "asked"}) for task in rest]
+    told = []
+    for weight in engine._performed([[first, *held[:2]], held[2:]], Machine(workers=2)):
+        (tmp_path / "asked").touch()  # before that no job can end
+        told.append(weight)
+    assert sum(told) == sum(task.weight for task in (first, *rest)) and len(told) == 6
 
 
 def test_what_a_killed_task_went_on_by_goes_once_its_record_is_written(tmp_path, monkeypatch):
@@ -137,11 +139,12 @@ def test_killed_at_work_the_next_run_ends_alike(tmp_path, who):
     if who == "client":
         kill_when(some_are_done, command, env=HERE)
         wait_until(lambda: not _workers(root))  # whoever is left ends by himself
+        assert len(set(_computed(root))) < 8
     else:
         process = subprocess.Popen(command, env=HERE, stderr=subprocess.DEVNULL)
         wait_until(some_are_done)
         os.kill(max(_workers(root)), signal.SIGKILL)
-        process.wait(120)
+        assert process.wait(600) == 0 and set(_computed(root)) == set(range(8))  # the run itself went on
     compute(squares(root, 8), settings=Machine(workers=2))
     assert _results(root) == _results(undisturbed)
     computed = _computed(root)
@@ -169,6 +172,17 @@ def test_the_machine_is_a_section_of_params_yaml(tmp_path, monkeypatch):
     assert Machine.of_params() == Machine(workers=3, batch_size=5)
     Path("params.yaml").write_text("name: x\n")
     assert Machine.of_params() == Machine() and engine.device(Machine()) == "cpu"
+
+
+def test_each_local_worker_has_a_gpu_of_its_own(monkeypatch):
+    import distributed
+
+    monkeypatch.setattr(engine.machine, "prepare_device", lambda threads: "cuda")
+    monkeypatch.setattr(engine.torch.cuda, "device_count", lambda: 2)
+    assert engine._processors() == 2
+    for name, where in ((0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0"), ("tcp://one", "cuda")):
+        monkeypatch.setattr(distributed, "get_worker", lambda name=name: SimpleNamespace(name=name))
+        assert engine.device(Machine()) == where
 
 
 def test_two_engines_work_side_by_side_on_one_machine():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from dataclasses import asdict
 from fractions import Fraction
@@ -15,7 +16,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import srs
+from srs import many
 from srs.certificates import bounds
+from srs.common.resume import Journal
 from srs.many import Certified
 
 IMAGES = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -32,6 +35,34 @@ def model():
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "rows.csv"
+
+
+def test_rows_of_serialized_votes_are_audited_and_the_summary_says_what_is_no_guarantee(linear_deq, out):
+    data = [(linear_deq.at_true_radius(r), 0) for r in (0.9, 0.5, -0.5)]
+    ask = {"sigma": 0.5, "n": 200, "alpha": 0.05, "audit": 150, "reference": srs.StandardSampler(solver=srs.Solver(steps=10))}
+    ask |= {"sampler": srs.SerializedSampler(solver=srs.Solver(steps=2), chains=20)}
+    found = srs.certify_many(linear_deq, data, out=out, progress=False, **ask)
+    assert found.certificates == [srs.certify(linear_deq, x, index=i, **ask) for i, (x, _) in enumerate(data)]
+    assert all(one.audited and one.guarantee for one in found.certificates) and "guarantee" not in str(found)
+    loose = srs.certify_many(linear_deq, data, out=f"{out}2", progress=False, estimator="theorem_3_1", **ask)
+    assert str(loose).endswith("\nnot a guarantee")
+
+
+@pytest.mark.parametrize("kind", ["journal", "rows"])
+def test_what_is_added_is_on_disk_before_the_call_returns(kind, tmp_path, monkeypatch, model):
+    synced, path = [], tmp_path / "file"
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    if kind == "journal":
+        file, entries = Journal(path), [{"a": 1}, {"a": 2}]
+    else:
+        sheet = many._Sheet(path, "csv", srs.Certificate, files=False, classes=None)
+        found = asdict(srs.certify(model, IMAGES[0], sigma=0.5, n=300))
+        file, entries = sheet, [[{"index": i, "label": 3, "found": found, "seconds": 1.0}] for i in range(2)]
+    for count, entry in enumerate(entries, start=1):
+        file.append(entry)
+        assert len(synced) == count and synced[-1] == path.stat().st_size > 0
+    if kind == "journal":
+        file.close()
 
 
 class Interrupted(list):

@@ -19,6 +19,13 @@ from srs.votes.samplers import Votes
 from study.known_answers import LinearDEQ
 from study.starts import choose, held_out
 
+
+def test_fixed_points_that_are_all_lost_fit_no_start(linear_deq):
+    linear_deq.f = lambda z, u: z * torch.nan
+    with pytest.raises(FloatingPointError, match="none of 20 fixed points is finite"):
+        fit_starts(linear_deq, torch.rand(9, 6), 0.5, StartSettings(points=20, map="ridge"))
+
+
 ONE = Solver(method="naive", steps=1)
 FEW = StartSettings(points=400, epochs=30, width=8)
 

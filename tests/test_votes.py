@@ -152,16 +152,15 @@ def test_means_are_of_the_images_own_states(trained, digits, start):
 
 
 @pytest.mark.parametrize("carry", ["chain", "clean"])
-def test_a_carried_inverse_jacobian_saves_steps(trained, copies, carry):
-    broyden = Solver(method="broyden", steps=1)
-    settings = {"solver": broyden, "warmup": Solver(method="broyden", steps=12), "chains": 20}
-    draws = np.arange(400)
-    truth = StandardSampler(solver=Solver(method="broyden", steps=30)).sample(trained, copies, draws, 400).classes
-    plain = SerializedSampler(**settings).sample(trained, copies, draws, 400)
-    carried = SerializedSampler(**settings, carry=carry).sample(trained, copies, draws, 400)
-    assert carried.evaluations[20:].max() == 1
-    assert (carried.classes != plain.classes).any()
-    assert (carried.classes == truth).mean() > 0.5  # training differs from processor to processor, and this with it
+def test_a_carried_inverse_jacobian_comes_closer_in_as_many_steps(carry):
+    """The Jacobian of a linear f is the same everywhere: what was learned of it before serves every draw."""
+    deq = LinearDEQ(isotropic=False).eval()
+    copies, draws = NoisyCopies(deq.at_true_radius(0.1), 0, 0.5, 0), np.arange(400)
+    settings = {"solver": Solver(method="broyden", steps=2), "warmup": Solver(method="broyden", steps=12), "chains": 20}
+    plain = SerializedSampler(**settings).sample(deq, copies, draws, 400)
+    carried = SerializedSampler(**settings, carry=carry).sample(deq, copies, draws, 400)
+    assert carried.evaluations[20:].max() == plain.evaluations[20:].max() == 2
+    assert carried.residuals[20:].mean() < 0.5 * plain.residuals[20:].mean()  # 0.37 and 0.29 of it
 
 
 def test_a_carried_inverse_needs_broydens_method_and_is_no_plain_step():
