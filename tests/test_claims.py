@@ -328,6 +328,21 @@ def test_only_the_papers_claims_are_counted():
     assert claims.decided(lines) == {CONFIRMED: 1, CONTRADICTED: 0, UNDECIDED: 1, claims.UNKNOWN: 0, ABSENT: 0}
 
 
+def test_verdicts_on_stand_in_data_are_told_apart():
+    lines = pd.DataFrame(
+        {
+            "whose": ["the paper"] * 4 + ["ours"],
+            "verdict": [CONFIRMED, CONTRADICTED, CONTRADICTED, UNDECIDED, CONFIRMED],
+            "data": ["digits", "digits", "", "mnist", "digits"],
+        }
+    )
+    tally, stand_ins = claims.read_tally(lines)
+    assert tally == "Of the paper's 4 claims: 1 confirmed, 2 contradicted, 1 not decided at this size."
+    assert stand_ins.startswith("On digits, which stand in") and "claims: 1 confirmed, 1 contradicted; by" in stand_ins
+    assert stand_ins.endswith("on the paper's own data: 1 contradicted.")
+    assert claims.read_tally(lines[lines["data"] == ""]) == ["Of the paper's 1 claims: 1 contradicted."]
+
+
 def test_a_claim_without_a_test_is_refused():
     with pytest.raises(ValueError, match="quantity.*speed-up"):
         claims.Claim(claim="x", source="y", quantity="speedup")
@@ -354,6 +369,12 @@ def test_a_mean_that_few_images_make_is_not_enough(tmp_path):
     assert found["verdict"] == CONFIRMED and "smaller for 12 of 12" in found["found"]
     found = _judged(Made(_rows(**{"MDEQ-30A": whole, "SRS-MDEQ-3A": worse, "MDEQ-3A": ours}), tmp_path), **told)
     assert found["verdict"] == CONTRADICTED
+
+
+def test_a_difference_of_radii_that_is_one_on_all_images_is_decided(tmp_path):
+    told = {"quantity": "relative radius difference", "row": "SRS-MDEQ-3A", "against": "MDEQ-3A", "most": 0}
+    rows = {"MDEQ-30A": [1.0] * 12, "SRS-MDEQ-3A": [1.0] * 12, "MDEQ-3A": [0.0] * 12}  # which certifies nothing
+    assert _judged(Made(_rows(**rows), tmp_path), **told)["verdict"] == CONFIRMED
 
 
 def test_a_change_has_an_interval_also_where_next_to_all_is_alike():

@@ -76,6 +76,11 @@ def test_a_difference_counts_image_by_image():
     assert _compare(_line("one", published), _line("one", ours)).loc["certified at 0", "within"]
 
 
+def test_of_one_image_no_radius_is_judged():
+    assert pd.isna(_compare(_line("one", [0.50]), _line("one", [0.49])).loc["ACR", "within"])
+    assert not _compare(_line("one", [0.50] * 2), _line("one", [0.49] * 2)).loc["ACR", "within"]
+
+
 def test_costs_are_ratios_without_a_verdict():
     table = _compare(_line("one", [0.3] * 9), _line("one", [0.3] * 9, seconds=3.0))
     assert table.loc["seconds an image", "difference"] == 1.5 and pd.isna(table.loc["seconds an image", "within"])
@@ -224,6 +229,40 @@ def test_other_weights_and_other_settings_are_told_apart(profile, monkeypatch):
     _publish(profile, settings="another")
     told, page = _told(profile, monkeypatch)
     assert "0 of 0 cells" in told and "of other settings: not compared" in page
+
+
+def test_starts_that_were_fitted_anew_are_no_other_network(profile, monkeypatch):
+    _publish(
+        profile,
+        files=json.loads(json.dumps(comparison.facts(comparison.Profile("smoke"))))["runs"]["small-050"]["files"]
+        | {"starts": "x"},
+    )
+    told, page = _told(profile, monkeypatch)
+    assert "0 of 1 networks were trained anew" in told and "the same, its starts fitted anew" in page
+    found = pd.read_csv(profile / "comparison.csv")
+    assert set(found["over"].dropna()) == {"images"}
+
+
+@pytest.mark.parametrize("field", ["base", "pretrained"])
+def test_what_a_network_was_trained_on_from_is_of_its_settings(profile, field):
+    one = comparison.Profile("smoke")
+    before = comparison._trained(one, "small-050")
+    given = {field: "resnet-050"}
+    one.runs["small-050"] = one.runs["small-050"].model_copy(update=given)
+    after = comparison._trained(one, "small-050")
+    one.runs["resnet-050"] = one.runs["resnet-050"].model_copy(update={"training": {"epochs": 99}})
+    assert before != after != comparison._trained(one, "small-050")
+
+
+def test_names_of_digits_are_names(tmp_path):
+    rows = _line("012", [0.1, 0.2], group="1", method="7")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "timings/certificates").mkdir(parents=True)
+    rows.drop(columns="seconds").to_csv(tmp_path / "results/certificates.csv", index=False)
+    rows[["seconds"]].to_csv(tmp_path / "timings/certificates/seconds.csv", index=False)
+    assert cells.read(tmp_path)[["run", "group", "method", "design"]].drop_duplicates().values.tolist() == [
+        ["012", "1", "7", ""]
+    ]
 
 
 def test_nothing_published_and_torn_files_are_told_and_fail_nothing(profile, monkeypatch):

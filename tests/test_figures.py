@@ -28,7 +28,9 @@ def test_plots_are_labelled(rows, digits):  # noqa: F811
             "SRS-MDEQ-3A",
         ]
     )
-    votes = figures.plot_votes(digits.test, 0, {"A": np.arange(30) % 10, "B": np.full(30, -1)}, n0=10, sigma=0.5, seed=0)
+    votes = figures.plot_votes(
+        digits.test, 0, {"A": np.arange(30) % 10, "B": np.full(30, -1)}, n0=10, sigma=0.5, seed=0, shown=10
+    )
     assert len(votes.axes) == 11 and votes.axes[1].get_xlabel().split("\n")[1:] == ["0", "?"]
     history = pd.DataFrame(
         {
@@ -195,6 +197,11 @@ def test_a_figure_is_told_in_words(rows):  # noqa: F811
     twin = rows.assign(method=rows["method"].replace("MDEQ-30A", "MDEQ-30A stopped"))
     told = results.described(figures.plot_curves(pd.concat([rows, twin]), "MDEQ-30A"))
     assert "MDEQ-30A and MDEQ-30A stopped, as one curve" in told
+    figure, (picture, axes) = plt.subplots(1, 2)
+    picture.imshow(np.zeros((2, 2)))
+    picture.set(xlabel="label 0", title="image")
+    axes.set(xlabel="turn", ylabel="residual")
+    assert results.described(figure) == "residual against turn. Panels: image"
     plt.close("all")
 
 

@@ -71,7 +71,7 @@ def test_the_worst_case_is_named():
         line | {"design": "released_code, first_batch", "guarantee": False, "case": "late", "false": 90, "rate": 0.9},
     ]
     told = record.read_coverage(pd.DataFrame(found))
-    assert "false in at most 1 of 100 runs" in told and "the first batch, in 90 of 100 (late)" in told
+    assert "false in at most 1 of 100 runs" in told and "the first batch, in 90 of 100 of its worst case" in told
     none = record.worst_cases(pd.DataFrame(found[1:2]))
     both = record.worst_cases(pd.DataFrame([found[2], found[2] | {"case": "linear"}]))
     assert none["case"].tolist() == ["none has any"] and both["case"].tolist() == ["late and linear"]

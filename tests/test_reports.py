@@ -1,11 +1,14 @@
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import nbformat
 import numpy as np
@@ -18,7 +21,7 @@ from srs.certificates.certify import Confidence
 from study import params
 from study.common.engine import Machine, compute
 from study.common.layout import Layout
-from study.reports import cells, printed, recompute
+from study.reports import cells, printed, publish, recompute
 from study.reports import results as reports
 from study.reports.profile import Profile
 from study.reports.raw import RawVotes
@@ -43,7 +46,7 @@ def place(started, trained_state, tmp_path_factory, digits):
         shown["votes"]["groups"] = {"small-050": shown["votes"]["groups"]["small-050"]}
         shown["runs"]["small-050"]["repeats"] = 0  # no other network is trained here
         shown["report"] |= {"consistency": None, "plain": None, "votes": True}
-        shown["report"] |= {"small": {"main": "small-050", "levels": ["small-050"]}}
+        shown["report"] |= {"small": {"main": "small-050", "levels": ["small-050"]}, "pages": {"votes": ["24_cifar10"]}}
         (layout.runs / "shown.json").write_text(json.dumps(shown))
         layout.data.mkdir(parents=True)
         digits.save(layout.dataset("digits"))
@@ -104,7 +107,7 @@ def test_the_votes_of_a_row_are_those_of_its_images(results):
 def test_the_published_twin_has_the_papers_rows_alone(results, monkeypatch):
     asked, captions = [], []
     monkeypatch.setattr(results, "twin", lambda item, rows, radii: asked.extend(rows))
-    monkeypatch.setattr("study.reports.tables.cost_table", lambda rows, reference, caption: captions.append(caption))
+    monkeypatch.setattr("study.reports.tables.cost_table", lambda rows, reference, caption, more: captions.append(caption))
     results.comparison("table_2", "small-050")
     assert "MDEQ-30A as released: what the paper's released code does" in captions[0]
     assert "(not a guarantee). Whether the published baseline stopped so is not known" in captions[0]
@@ -276,6 +279,12 @@ def test_published_votes_give_the_published_certificates_and_tables(place, tmp_p
     assert f"{len(tables):,} published cells of tables, 0 of them not as computed here." in told
     assert not list((tmp_path / "without/runs/smoke").glob("votes*"))
 
+    spoilt = tables.assign(text=["spoilt", *tables["text"][1:]])
+    spoilt.to_csv(snapshot / "tables.csv.xz", index=False)
+    told = _recomputed(tmp_path / "spoilt", monkeypatch, capsys, code=1)
+    assert f"{len(tables):,} published cells of tables, 1 of them not as computed here." in told
+    tables.to_csv(snapshot / "tables.csv.xz", index=False)
+
     whole = (snapshot / "tables.csv.xz").read_bytes()
     (snapshot / "tables.csv.xz").write_bytes(whole[:-9])
     monkeypatch.setattr(sys, "argv", ["recompute", "smoke", str(tmp_path / "torn")])
@@ -304,18 +313,43 @@ def test_published_votes_give_the_published_certificates_and_tables(place, tmp_p
     assert RawVotes(results).clean("small-050", "sequential", "AS-MDEQ-1N") == clean and len(clean) == 2
 
 
-def _recomputed(root, monkeypatch, capsys):
-    """What the command says of a profile whose cells are all as published."""
+def _recomputed(root, monkeypatch, capsys, code=0):
+    """What the command says, which ends with ``code``: 0 where all cells are as published."""
     monkeypatch.setattr(sys, "argv", ["recompute", "smoke", str(root)])
     with pytest.raises(SystemExit) as ended:
         recompute.main()
-    assert ended.value.code == 0
+    assert ended.value.code == code
     return capsys.readouterr().out.splitlines()
+
+
+def test_images_in_an_absolute_place_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data/snapshots/p").mkdir(parents=True)
+    recompute._archive(Path("data/snapshots/p/results.zip"), {Path("runs/p/x"): b""})
+    profile = SimpleNamespace(data={"d": {"name": "folder", "root": "/images"}})
+    monkeypatch.setattr(recompute, "Profile", lambda name: profile)
+    with pytest.raises(ValueError, match="data.root = '/images' must lie below the study's root"):
+        recompute.unpack("p", tmp_path / "new")
+
+
+def test_stale_reports_are_not_published(place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(publish.subprocess, "run", lambda *given, **more: SimpleNamespace(returncode=1))
+    monkeypatch.setattr(publish, "publish", Mock(side_effect=AssertionError("published")))
+    with pytest.raises(SystemExit, match="not those of the present parameters and code: run `make repro` first"):
+        publish.main()
 
 
 def test_reports_that_look_at_single_votes_are_known():
     looks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb") if "study.reports.raw" in path.read_text()}
     assert looks == {"10_table2", *recompute._LOOKS}  # table 2's looks where there are votes
+
+
+def test_margins_are_published_where_audits_by_margin_are_compared(results, tmp_path):
+    results.report.pages.everything.append(recompute._AUDITS)
+    with zipfile.ZipFile(recompute.pack_votes(results, tmp_path / "votes")[0]) as archive:
+        cast = [np.load(io.BytesIO(archive.read(name))) for name in archive.namelist() if "timings" not in name]
+    assert len(cast) > 3 and all(np.isfinite(one["margins"]).all() for one in cast)
 
 
 def test_a_file_of_votes_that_is_too_large_is_not_published(results, monkeypatch, tmp_path):

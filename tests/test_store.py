@@ -5,20 +5,25 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import srs
-from srs.certificates.certify import Confidence
+from srs.certificates.certify import CertifySettings, Confidence
+from srs.data.datasets import Dataset, evenly_spaced
 from srs.deq.interface import LOOKED_AT
 from srs.deq.solvers import Solver
 from srs.models import write_checkpoint
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import UNDECIDED, SerializedSampler, StandardSampler
-from study import kernels, scaling
+from srs.votes.samplers import UNDECIDED, SerializedSampler, StandardSampler, Votes
+from study import arithmetic, coverage, kernels, scaling
 from study.common.engine import Machine, compute, write_arrays
 from study.common.layout import Layout
+from study.robustness import attack_jobs
+from study.votes import table
 from study.votes.cast import vote_jobs
 from study.votes.plan import VotePlans
 from study.votes.store import VoteStore, open_store
@@ -68,6 +73,67 @@ def whole(place):
         layout, plans = Layout("tiny"), _plans()
         compute(vote_jobs(plans, layout, ALONE), settings=ALONE)
         yield open_store(plans, layout, "one")
+
+
+def test_attacks_are_made_once_and_again_where_alpha_is_another(layout):
+    solvers = {"forward": {"steps": 2}, "backward": {"method": "broyden", "steps": 2}}
+    chosen = {"runs": {"one": "SRS-2A"}, "images": 2, "n": 40, "radii": [0, 0.5], "samples": [0], "pgd": {"steps": 1} | solvers}
+
+    def tasks(alpha=0.05):
+        return attack_jobs(_plans(), chosen, alpha, layout, ALONE)["one"]
+
+    compute([tasks()], settings=ALONE)
+    assert all(task.done for task in tasks()) and not any(task.done for task in tasks(alpha=0.01))
+    found = pd.concat(pd.read_csv(task.out) for task in tasks())
+    voted_on = evenly_spaced(len(Dataset.load(layout.dataset("digits")).test), 4)
+    assert found.loc[found["attack"] == "none", "index"].tolist() == voted_on[evenly_spaced(4, 2)].tolist()
+
+
+def test_arithmetic_is_compared_once_an_image(layout):
+    asked = {"run": "one", "images": 2, "n": 20, "n_alone": 5, "chains": 5}
+
+    def jobs(**other):
+        runs, models = {"one": {"model": "tiny", "sigma": 0.25}}, {"tiny": {"data": "digits", "preset": "mdeq-tiny"}}
+        return arithmetic.arithmetic_jobs(runs, models, asked | other, layout, ALONE)
+
+    compute(jobs(), settings=ALONE)
+    assert all(task.done for job in jobs() for task in job) and not any(task.done for job in jobs(n=30) for task in job)
+    found = arithmetic.gathered(jobs()[0][0].out.parent)
+    one = pd.read_csv(jobs()[0][0].out)
+    assert (found["images"] == 2).all() and found["votes"].tolist() == (2 * one["votes"]).tolist()
+
+
+def test_coverage_is_computed_once_and_gathered_case_by_case(layout):
+    asked = {"runs": 2, "n": 30, "n0": 5, "chains": 5, "audit": 10}
+
+    def jobs(**other):
+        return coverage.coverage_jobs(asked | other, layout)
+
+    compute(jobs(), settings=ALONE)
+    assert all(task.done for job in jobs() for task in job) and not any(task.done for job in jobs(runs=3) for task in job)
+    found = coverage.gathered(jobs()[0][0].out.parent)
+    assert found["case"].unique().tolist() == list(coverage.known_answers(1, 1)) and (found["runs"] == 2).all()
+
+
+def test_images_off_the_noises_grid_are_not_voted_on(layout, tmp_path):
+    task = vote_jobs(_plans(runs={"sigma": 5.0}), layout, ALONE)[0][0]
+    with pytest.raises(ValueError, match="sigma = 5.0 is too large for these images"):
+        task.compute(tmp_path / "votes.npz", **task.arguments)
+
+
+def test_no_class_has_no_mismatched_votes():
+    chain, reference = SerializedSampler(chains=20), StandardSampler()
+
+    def votes(sampler, position, draws):
+        cast = Votes.blank(len(draws))
+        cast.classes[:] = UNDECIDED if sampler is chain else 0
+        return cast
+
+    store = SimpleNamespace(
+        plan=SimpleNamespace(reference=reference), index=[0], of=votes, complete=lambda *_: True, pace=lambda _: 0.0
+    )
+    found = table._certificate(store, 0, chain, CertifySettings(sigma=0.5, n0=20, n=50, alpha=0.05, audit=40))
+    assert (found["prediction"], found["n_a"], found["mismatched"]) == (srs.ABSTAIN, 0, 0)
 
 
 def _classes(store):

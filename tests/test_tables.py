@@ -1,11 +1,12 @@
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from scipy import stats
+from scipy import integrate, special, stats
 
 from srs.certificates import bounds
 from srs.deq.solvers import Solver
@@ -98,8 +99,8 @@ def test_seconds_that_no_machine_told_are_not_known(rows):
         tables.NOT_KNOWN,
     ]
     table = tables.summary(rows, RADII, "MDEQ-30A")
-    told = tables.read_comparison(table, rows, "MDEQ-30A", {"SRS-MDEQ-3A": SerializedSampler()})
-    assert "for 20 % of MDEQ-30A's evaluations of f. " in told and "nan" not in told
+    told = tables.read_comparison(table, rows, "MDEQ-30A", {"MDEQ-30A": StandardSampler(), "SRS-MDEQ-3A": SerializedSampler()})
+    assert told.endswith("for 20 % of MDEQ-30A's evaluations of f.") and "nan" not in told
 
 
 def test_cells_beyond_reach_are_no_zeros(table):
@@ -151,6 +152,7 @@ def test_differences_that_round_to_nothing_have_no_sign():
     assert numbers.points(-0.001, -0.25, 0.0) == "0 points (-25 to 0)"
     assert numbers.points(0.1, np.nan, np.nan) == "+10 points (no interval: one image, or no spread)"
     assert numbers.measured(0.5, np.nan, np.nan) == "0.500" and numbers.measured(-1e-5, 0, 1) == "0.000 [0.000, 1.000]"
+    assert numbers.proper(Solver(stop="relative").described()).startswith("at most 30 Anderson steps, stopped at a relative")
     assert [numbers.often(n) for n in (1, 2, 3)] == ["once", "twice", "3 times"] and numbers.plural(1, "step") == "1 step"
 
 
@@ -179,8 +181,10 @@ def test_sentences_follow_the_numbers(rows, table):
     assert "**MDEQ-30A** certifies 75 % of 4 images" in text
     assert "**SRS-MDEQ-3A** certifies 100 % at r = 0 (+25 points against MDEQ-30A, paired 95 % interval -" in text
     assert "20 % of MDEQ-30A's evaluations of f and 25 % of its time" in text
-    assert "did not confirm 50.0 % of its audited votes" in text
-    assert "20 % of its draws, all that choose the class among them, are of the warm-up" in text
+    audits = tables.audit_columns(rows, "MDEQ-30A", samplers)
+    assert audits.loc["MDEQ-30A"].tolist() == [tables.BEYOND] * 3
+    assert audits.loc["SRS-MDEQ-3A"].tolist()[1:] == ["20", "50.0"]
+    assert tables.audit_columns(rows[rows["k"] == 0], "MDEQ-30A", samplers) is None
     worse = rows.copy()
     worse.loc[worse["method"] == "SRS-MDEQ-3A", "prediction"] = 4
     other = tables.summary(worse, RADII, "MDEQ-30A")
@@ -197,7 +201,7 @@ def test_sentences_follow_the_numbers(rows, table):
     ):
         published = {row: {"accuracy": shares} for row, shares in known.items()}
         text = tables.read_comparison(both, twice, "MDEQ-30A", named, published)
-        assert "**SRS-MDEQ-3A** and **SRS-MDEQ-1N** are one computation" in text
+        assert "**SRS-MDEQ-3A** and **SRS-MDEQ-1N** are one computation" in text and "**SRS-MDEQ-1N** certifies" not in text
         assert ("published rows of this pair differ is not explained" in text) == differ
     no_guarantee = rows.assign(guarantee=rows["method"] == "MDEQ-30A")
     table = tables.summary(no_guarantee, RADII, "MDEQ-30A")
@@ -231,6 +235,27 @@ def test_paired_intervals_hold_wherever_the_truth_lies(images, alpha):
         chance = stats.multinomial.pmf(np.c_[gained, lost, images - gained - lost], images, [p, q, 1 - p - q])
         held = (low <= p - q + 1e-12) & (p - q - 1e-12 <= high)
         assert chance[held].sum() >= 1 - alpha, (p, q)
+
+
+@pytest.mark.parametrize("gained, lost, images", [(1, 5, 500), (3, 2, 100), (30, 10, 250)])
+@pytest.mark.parametrize("tail", [0.025, 2.5e-5])
+def test_ends_of_paired_intervals_hold_in_far_tails(gained, lost, images, tail):
+    """The lower end against adaptive integration over the share of images that differ, by both of its distributions."""
+    low, differ = statistics.paired_interval(gained, lost, images, 2 * tail)[0], gained + lost
+
+    def chance(share, one):
+        return one.pdf(share) * special.betainc(gained, lost + 1, np.clip((1 + low / share) / 2, 0, 1))
+
+    chances = []
+    for one in (stats.beta(differ, images - differ + 1), stats.beta(differ + 1, images - differ)):
+        ends = pairwise(one.ppf([1e-12, 1e-6, 0.01, 0.5, 0.99, 1 - 1e-6, 1 - 1e-12]))
+        chances.append(sum(integrate.quad(chance, *part, (one,), epsabs=0, epsrel=1e-8)[0] for part in ends))
+    assert max(chances) == pytest.approx(tail, rel=1e-4)
+
+
+def test_a_row_that_selects_no_class_has_the_reach_of_its_draws(rows):
+    lost = rows.assign(k=0, n1=0, n2=0, radius=0.0)
+    assert tables.reachable(lost)["SRS-MDEQ-3A"] == bounds.largest_radius(1_000, 0.001, 0.5, audit=1_000) > 0.5
 
 
 def test_paired_differences_look_at_the_radius_and_at_the_same_images_alone(rows):

@@ -17,8 +17,9 @@ def test_little_follows_from_an_undertrained_baseline(right, follows):
     rows = pd.concat([_rows("SRS-MDEQ-3A", [0.5] * 20, k=200), _rows("ResNet-110", [0.5] * 20, wrong=15)])
     told = takeaways.baselines(rows, {"ResNet-110": right, "MDEQ-30A": 60}, 100)
     assert told[0].startswith("SRS-MDEQ-3A at r = 0: +75 points against ResNet-110, paired 95 % interval +")
-    assert told[0].endswith("So, for certificates alone: pick SRS-MDEQ-3A.")
-    assert [("little of ResNet-110" in line and "42 [32, 53] percent" in line) for line in told[1:]] == [True][follows:]
+    (line,) = told
+    assert line.endswith("So, for certificates alone: pick SRS-MDEQ-3A.") == follows
+    assert ("little of ResNet-110" in line and "42 [32, 53] percent" in line) == (not follows)
 
 
 def test_a_serialized_row_is_held_against_five_steps_from_scratch_too():
@@ -61,6 +62,32 @@ def test_closer_in_words_with_and_without_a_spread():
     assert takeaways.told_closer(np.zeros(3)).startswith("0.000 (no interval: one image, or no spread), 0.000 in the median")
     told = takeaways.told_closer(np.array([-0.2, -0.1, 0.1]))
     assert "serialized is closer on 2 of 3 images, further on 1" in told and told.startswith("-0.067 (-0.")
+
+
+def test_what_training_otherwise_changes_is_told():
+    rows = {name: [0.3, 0.5, 0.4] for name in ("MDEQ-30A standard", "MDEQ-30A consistency")} | {
+        "MDEQ-30A adv": [0.51, 0.7, 0.6]
+    }
+    variants = pd.concat([_rows(name, radii) for name, radii in rows.items()])
+    jacobian = pd.concat([_rows(f"MDEQ-30A {how} Jacobian", [0.3, 0.5, 0.4]) for how in ("with", "without")])
+    attacked = {0.0: (-0.2, -0.3, -0.1), 0.25: (0.0, -0.1, 0.1), 0.5: (0.2, 0.1, 0.3)}
+    one, two, three = takeaways.training_variants((15, 20), attacked, variants, {"MDEQ-30A": attacked}, jacobian)
+    assert "attacks from epoch 15 of 20 on" in one and "augmentation at r = 0.5, and less at r = 0, beyond" in one
+    assert "adv +0.203 (+0." in two and two.endswith("consistency 0.000 (alike on every image).")
+    assert "changes by -20 points (-30 to -10) for MDEQ-30A, its ACR by 0.000 (alike on every image) (the" in three
+
+
+def test_the_chosen_rows_are_told_a_noise_level_each():
+    spent = {"MDEQ-30A": 30_000, "MDEQ-30A stopped": 12_000, "AS-MDEQ-1N": 1_000}
+    rows = {
+        "a": pd.concat([_rows(row, [0.5] * 20, evaluations=each) for row, each in spent.items()]),
+        "b": pd.concat([_rows(row, [0.5] * 20, wrong=20) for row in (*spent, "MDEQ-5A")]),
+    }
+    one, two, few = past.read_chosen(rows, {"a": "AS-MDEQ-1N", "b": "AS-MDEQ-1N"}, "MDEQ-30A")
+    assert one.startswith("a: AS-MDEQ-1N at r = 0: 0 points against MDEQ-30A") and "MDEQ-5A" not in one
+    assert one.endswith("; MDEQ-30A takes 30.0× its evaluations of f and MDEQ-30A stopped takes 12.0× its evaluations of f.")
+    assert two.endswith("Its ACR less that of MDEQ-5A, without an audit, too: 0.000 (alike on every image).")
+    assert few.startswith("MDEQ-30A certifies too few images for a loss to show at b (0 [0, ")
 
 
 def test_how_many_images_must_be_lost_for_a_loss_to_show():

@@ -18,7 +18,7 @@ LINE = ["run", "group", "design", "method", "n", "alpha", "sigma"]
 
 CERTIFICATES = "certificates.csv.xz"  # of a snapshot
 _RESULT, _SECONDS = "results/certificates.csv", "timings/certificates/seconds.csv"  # of a folder of runs
-_TEXTS = ["design", "estimator", "audit_draw", "classifier"]
+_TEXTS = ["run", "group", "design", "method", "estimator", "audit_draw", "classifier"]
 _VERBATIM = {"dtype": str, "keep_default_na": False}
 
 Spread = Mapping[tuple[str, str, str, str], float]  # of (kind of run, design, method, cell): a half-width
@@ -90,7 +90,8 @@ def compare(
             half = None if run in same else spread.get((kinds[run], design, method, cell))
             difference = values[1] - values[0]
             lower, upper = joint(difference, *interval, half or 0.0)
-            row |= {"difference": difference, "lower": lower, "upper": upper, "within": bool(lower <= 0 <= upper)}
+            within = pd.NA if np.isnan(lower) else bool(lower <= 0 <= upper)  # NaN: of one image
+            row |= {"difference": difference, "lower": lower, "upper": upper, "within": within}
             found.append(row | {"over": "images" if half is None else "images and trainings"})
     columns = [*LINE, "cell", "images", "published", "yours", "difference", "lower", "upper", "within", "over"]
     return pd.DataFrame(found, columns=columns).astype({"within": "boolean"})
@@ -104,8 +105,8 @@ def _cells(published: pd.DataFrame, ours: pd.DataFrame, radii: Sequence[float]) 
         yield f"certified at {r:g}", (before.mean(), after.mean()), paired_interval(gained, lost, len(before))
     acr = [average_certified_radius(side) for side in (published, ours)]
     change = counted_radii(ours).to_numpy() - counted_radii(published).to_numpy()
-    interval = (acr[1] - acr[0],) * 2 if np.ptp(change) == 0 else mean_interval(change)
-    yield "ACR", tuple(acr), interval
+    alike = len(change) > 1 and np.ptp(change) == 0
+    yield "ACR", tuple(acr), (acr[1] - acr[0],) * 2 if alike else mean_interval(change)
     for cost in ("evaluations", "seconds"):
         yield f"{cost} an image", (published[cost].mean(), ours[cost].mean()), None
 

@@ -137,14 +137,26 @@ def decided(lines: pd.DataFrame) -> dict[str, int]:
     return {name: int(counts.get(name, 0)) for name in VERDICTS}
 
 
-def about_stand_ins(lines: pd.DataFrame) -> str:
-    """How many of the decided claims of a :func:`table` are decided on stand-in data alone, which cannot settle them."""
-    settled = lines[lines["verdict"].isin([CONFIRMED, CONTRADICTED])]
+def read_tally(lines: pd.DataFrame) -> list[str]:
+    """:func:`decided` in words; and how many of the verdicts are on stand-in data, which cannot settle the paper's claims."""
+    tally = {verdict: count for verdict, count in decided(lines).items() if count}
+    told = [f"Of the paper's {sum(tally.values())} claims: {_counts(tally)}."]
+    settled = lines[(lines["whose"] == "the paper") & lines["verdict"].isin([CONFIRMED, CONTRADICTED])]
     for_us = settled[settled["data"] != ""]
     if for_us.empty:
-        return ""
+        return told
     names = listed(list(dict.fromkeys(name for data in for_us["data"] for name in data.split(", "))))
-    return f"{len(for_us)} of these {len(settled)} verdicts are on {names}, which stand in for the paper's images."
+    theirs = settled[settled["data"] == ""]["verdict"].value_counts()
+    told.append(
+        f"On {names}, which stand in for the paper's images and cannot settle its claims: "
+        f"{_counts(for_us['verdict'].value_counts())}; by arithmetic, where the truth is known, or on the paper's own data: "
+        f"{_counts(theirs) or 'none'}."
+    )
+    return told
+
+
+def _counts(tally: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in tally.items())
 
 
 def verdict(intervals: Iterable[Interval], least: float = -math.inf, most: float = math.inf) -> str:
@@ -399,7 +411,7 @@ def _said_beside(case: _Case, rows: pd.DataFrame, row: str, other: str) -> str:
 
 def _all_pairs(case: _Case) -> Finding:
     """All pairs of a list's serialized rows at r = 0, those apart that differ in their solver, too, where the list varies
-    what warms up: intervals that hold together (Bonferroni)."""
+    what warms up: simultaneous intervals (Bonferroni)."""
     key, draws = case.key, case.list_of(case.key, case.claim.draws)
     samplers = {name: s for name, s in case.results.samplers(key, draws).items() if s.audited}
     pairs = [(a, b) for a, b in combinations(samplers, 2) if samplers[a].solver == samplers[b].solver]
@@ -415,7 +427,7 @@ def _all_pairs(case: _Case) -> Finding:
     what = (
         f'the largest difference of {which}, "{a}" against "{b}"' if found[a, b][0] else f"none of {which} differs on balance"
     )
-    told = f"r = 0: {what}: {points(*found[a, b], marks=(0, *limits))}, intervals that hold together"
+    told = f"r = 0: {what}: {points(*found[a, b], marks=(0, *limits))}, simultaneous intervals (Bonferroni)"
     told += _told_selection(rows, samplers)
     radii = tables.simultaneous(tables.acr_difference, rows, pairs, LEVEL)
     c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
@@ -465,7 +477,7 @@ def _radius_difference(case: _Case) -> Finding:
     closer = differences(rows, row, case.reference) - differences(rows, other, case.reference)
     if not len(closer):
         return Finding("no image has a radius by the reference", UNDECIDED, 0)
-    low, high = mean_interval(closer, LEVEL)
+    low, high = mean_interval(closer, LEVEL) if np.ptp(closer) or len(closer) == 1 else (closer.mean(), closer.mean())
     smaller, differing = int((closer < 0).sum()), int((closer != 0).sum())
     signs = bounds.clopper_pearson_interval(smaller, differing, LEVEL) if differing else (0.0, 1.0)
     shares = [100 * share for share in signs]

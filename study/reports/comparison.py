@@ -20,12 +20,15 @@ from pathlib import Path
 import pandas as pd
 
 from srs.common.resume import sha256
+from srs.starts import StartSettings
 from study.common import params_file
 from study.common.snapshot import SNAPSHOTS
 from study.reports import cells, index, items, printed
 from study.reports.numbers import difference
 from study.reports.profile import Profile
+from study.starts import Starts
 
+_REFITTED = "the same, its starts fitted anew"
 _COSTS = ("evaluations an image", "seconds an image")
 _STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -43,16 +46,27 @@ def facts(profile: Profile) -> dict:
     trained, on which images) and ``seed``, the hashes of its ``files``, and the ``machines`` that cast its votes."""
     runs = {}
     for key in profile.plans.plans:
-        schedule = profile.schedule(key)
-        seed = schedule.pop("seed")
-        spec = profile.plans.models[profile.runs[key].model]
-        made_by = [spec.model_dump(mode="json"), schedule, profile.data[spec.data], profile.runs[key].base]
-        settings = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
+        settings = hashlib.sha256(json.dumps(_trained(profile, key), sort_keys=True).encode()).hexdigest()[:12]
         files = {"model": profile.layout.model(key), "starts": profile.layout.starts(key)}
         hashes = {name: sha256(path) for name, path in files.items() if path is not None}
+        seed = profile.schedule(key)["seed"]
         runs[key] = {"settings": settings, "seed": seed, "files": hashes, "machines": profile.machines[key]}
     versions = {name: version(name) for name in ("torch", "numpy", "scipy")}
     return {"versions": {"Python": platform.python_version(), **versions}, "runs": runs}
+
+
+def _trained(profile: Profile, key: str) -> list:
+    """How a run was trained, on which images, but for its seed; and that which it went on from."""
+    run, schedule = profile.runs[key], profile.schedule(key)
+    del schedule["seed"]
+    spec, base = profile.plans.models[run.model], None
+    if run.base is not None:
+        base = [
+            *_trained(profile, run.base),
+            Starts(**profile.starts).model_dump(mode="json", include={*StartSettings.model_fields}),
+        ]
+    before = [] if run.pretrained is None else [_trained(profile, run.pretrained)]
+    return [spec.model_dump(mode="json"), schedule, profile.data[spec.data], base, *before]
 
 
 def pages(profile: Profile) -> list[Path]:
@@ -69,12 +83,13 @@ class Comparison:
         self.printed = printed.compare(tables, printed.read(pages(profile)))
         self.ours, rows = facts(profile), cells.read(profile.layout.runs)
         self.runs = {key: self._standing(key) for key in self.ours["runs"]}
-        compared = [key for key, standing in self.runs.items() if standing in ("the same files", "trained anew")]
+        compared = [key for key, standing in self.runs.items() if standing in ("the same files", _REFITTED, "trained anew")]
         rows, certificates = (table[table["run"].isin(compared)] for table in (rows, certificates))
         self.same = {key for key in compared if self.runs[key] == "the same files"}
         radii = {key: profile.report.radii[profile.plans.data(key)] for key in compared}
         kinds = {key: self.ours["runs"][key]["settings"] for key in compared}
-        self.cells = cells.compare(certificates, rows, radii, kinds, self.same)
+        trained_once = self.same | {key for key in compared if self.runs[key] == _REFITTED}
+        self.cells = cells.compare(certificates, rows, radii, kinds, trained_once)
         self.changed, self.certificates = cells.changed_votes(certificates, rows, self.same)
 
     def _standing(self, key: str) -> str:
@@ -83,7 +98,9 @@ class Comparison:
             return "not published"
         if (ours["settings"], ours["seed"]) != (theirs["settings"], theirs["seed"]):
             return "of other settings: not compared"
-        return "the same files" if ours["files"] == theirs["files"] else "trained anew"
+        if ours["files"] == theirs["files"]:
+            return "the same files"
+        return _REFITTED if ours["files"]["model"] == theirs["files"]["model"] else "trained anew"
 
     @property
     def lines(self) -> list[str]:

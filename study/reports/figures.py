@@ -167,9 +167,7 @@ def _plot_level(axes: Axes, part: pd.DataFrame, methods: Sequence[str]) -> None:
     axes.legend(fontsize=8)
 
 
-def plot_votes(
-    part: Images, index: int, votes: dict[str, np.ndarray], n0: int, sigma: float, seed: int, shown: int = 10
-) -> Figure:
+def plot_votes(part: Images, index: int, votes: dict[str, np.ndarray], n0: int, sigma: float, seed: int, shown: int) -> Figure:
     """One image, its first counted noisy copies, and each method's vote on every one of them."""
     image = part.images(np.array([index]))[0]
     copies = NoisyCopies(image, index, sigma, seed)(np.arange(n0, n0 + shown))
@@ -184,7 +182,7 @@ def plot_votes(
     axes[0].set_xlabel(f"label {part.labels[index]}\n{names}", fontsize=8)
     for j in range(shown):
         cast = [int(v[n0 + j]) for v in votes.values()]
-        axes[j + 1].set_title(f"draw {j + 1}", fontsize=9)
+        axes[j + 1].set_title(f"draw {n0 + j}", fontsize=9)
         axes[j + 1].set_xlabel("\n".join([" ", *("?" if c == UNDECIDED else str(c) for c in cast)]), fontsize=8)
     figure.subplots_adjust(wspace=0.15)
     return figure

@@ -152,8 +152,7 @@ def read_costs(table: pd.DataFrame, reference: str, r: float) -> str:
 def read_claims(lines: pd.DataFrame) -> str:
     """What :func:`study.reports.claims.table` decides of the paper's claims, and what not (Markdown)."""
     paper = lines[lines["whose"] == "the paper"]
-    told = [f"{count} {verdict}" for verdict, count in claims.decided(lines).items() if count]
-    found = [f"Of the paper's {len(paper)} claims, in words and by thresholds of ours (data/claims.yaml): {', '.join(told)}."]
+    found = [" ".join([*claims.read_tally(lines), "Words of the claims and thresholds are ours (data/claims.yaml)."])]
     for verdict in (claims.CONFIRMED, claims.CONTRADICTED):
         for line in paper[paper["verdict"] == verdict].itertuples():
             over = f", over {line.trainings} trainings (the interval, too)" if line.trainings > 1 else ""

@@ -22,7 +22,7 @@ from study.speed import methods_table, timed
 from study.starts import Starts, held_out
 from study.votes.rows import stopped
 
-_OVER = "speed over "  # in names of columns
+_OVER = "speed over "
 
 
 def choice(results: Results, key: str) -> str:
@@ -38,10 +38,15 @@ def speeds(results: Results, key: str) -> pd.DataFrame:
     runs = timed(results.layout, key)
     table = methods_table(runs, results.reference(key, "past"))
     for name in timed_baselines(table):
-        table[_OVER + name] = [tables.times(*tables.timed_speed_up(runs, row, name)) for row in table["method"]]
+        table[over(name)] = [tables.times(*tables.timed_speed_up(runs, row, name)) for row in table["method"]]
     known = {name: "; ".join(map(str, runs[name].unique())) for name in ("hardware", "torch")}
     known |= {"n": runs["n"].max(), "certificates": len(runs) // len(table), "images": runs["index"].nunique()}
     return table.assign(**known)
+
+
+def over(name: str) -> str:
+    """The column of :func:`speeds` in which seconds are compared with a baseline's."""
+    return _OVER + name
 
 
 def timed_baselines(speed: pd.DataFrame) -> list[str]:
@@ -57,7 +62,7 @@ def baselines(reference: str) -> list[str]:
 def read_speed(speed: pd.DataFrame, row: str) -> str:
     """How much faster a row is than what it is compared with."""
     fast = speed.set_index("method").loc[row]
-    told = [f"{fast[_OVER + name]} as fast as {name}" for name in timed_baselines(speed)]
+    told = [f"{fast[over(name)]} as fast as {name}" for name in timed_baselines(speed)]
     return f"**{row}** is {listed(told)}, by {plural(int(fast['certificates']), 'certificate')} of each."
 
 
@@ -67,8 +72,8 @@ def read_plain(methods: Sequence[str]) -> str:
 
 
 def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
-    """Where a row certifies least beside the reference, over all radii at which one of the two changes: intervals that hold
-    together at 95 %."""
+    """Where a row certifies least beside the reference, over all radii at which one of the two changes: simultaneous 95 %
+    intervals."""
     both = rows[rows["method"].isin([row, reference])]
     radii = np.unique(both["radius"])  # between two of these nothing changes
     found = [tables.paired_difference(both, row, reference, r, alpha=0.05 / len(radii)) for r in radii]
@@ -85,29 +90,24 @@ def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
     )
     return (
         f"**{row}**, chosen on held-out images: {verdict}; at its worst, r = {bounds.shown(worst['r'])}, the difference is "
-        f"{points(*worst[['difference', 'lower', 'upper']])} (all radii's intervals hold together)."
+        f"{points(*worst[['difference', 'lower', 'upper']])} (an interval that is simultaneous over all radii)."
     )
 
 
-def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference: str) -> str:
-    """The chosen rows in a sentence or two: at r = 0 against the reference, and how fast; and where that certifies next to
-    nothing."""
-    told, few, others = [], [], baselines(reference)
+def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference: str) -> list[str]:
+    """The chosen row at each noise level: at r = 0 against the reference, its ACR against that of few steps from scratch, and
+    what it saves; and where the reference certifies next to nothing."""
+    told, few, short = [], [], truncated(reference)
     for title, row in chosen.items():
         part = rows[title]
-        fast = [tables.saved(part, row, name) for name in others]
-        told.append(f"{title}: {row} {points(*tables.paired_difference(part, row, reference))}, {listed(fast)}")
+        difference = tables.against(tables.paired_difference(part, row, reference), reference)
+        saved = [f"{name} takes {tables.saved(part, row, name)} its evaluations of f" for name in baselines(reference)]
+        told.append(f"{title}: {row} at r = 0: {difference}; {listed(saved)}.")
+        if short in set(part["method"]):
+            told[-1] += f" Its ACR less that of {short}, without an audit, too: {told_acr(part, row, short)}."
         standard = part[part["method"] == reference]
         few += [f"{title} ({told_share(standard, 0.0)})"] if shows_no_loss(standard) else []
-    more = f" {reference} certifies too few images for a loss to show at {listed(few)}." if few else ""
-    short = truncated(reference)
-    if all(short in set(part["method"]) for part in rows.values()):
-        gains = [f"{told_acr(rows[title], row, short)} at {title}" for title, row in chosen.items()]
-        more += f" ACR of the chosen row less that of {short}, from scratch and without an audit, too: {'; '.join(gains)}."
-    takes = f"{listed(others)} {'take' if len(others) > 1 else 'takes'}"
-    return (
-        f"Each chosen row less {reference} at r = 0; then how many times its evaluations of f {takes}: {'; '.join(told)}.{more}"
-    )
+    return told + ([f"{reference} certifies too few images for a loss to show at {listed(few)}."] if few else [])
 
 
 def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str]) -> str:

@@ -48,7 +48,8 @@ _LINKED = (
     "data/snapshots",
 )
 _CASTS = "00_method"  # a report that casts votes of its own
-_LOOKS = ("22_record", "23_past_the_paper", "24_cifar10")  # reports that look at single votes
+_AUDITS = "22_record"  # a report that compares audits, some of them with a census
+_LOOKS = (_AUDITS, "23_past_the_paper", "24_cifar10")  # reports that look at single votes
 _JUDGED = ["prediction", "radius", "votes", "evaluations", "seconds"]
 
 
@@ -71,11 +72,12 @@ def pack_results(profile: Profile, target: Path) -> Path:
 def pack_votes(profile: Profile, target: Path) -> list[Path]:
     """The votes of a profile in the folder ``target``, a file a run.
 
-    Margins are left out unless a census reads them, residuals unless a list `consistency` shows them. Raises ValueError for a
-    file over 25 MB.
+    Margins are left out unless a census reads them, or the page that compares audits, residuals unless a list `consistency`
+    shows them. Raises ValueError for a file over 25 MB.
     """
     layout, written = profile.layout, []
     target.mkdir(parents=True)
+    doubted = profile.confidence.census > 0 or _AUDITS in profile.report.pages.names()
     for key, plan in profile.plans.plans.items():
         shown = [name for name, group in plan.groups.items() if group.kind == "consistency"]
         residuals = {plan.sampler(name, row) for name in shown for row in plan.groups[name].samplers}
@@ -83,7 +85,7 @@ def pack_votes(profile: Profile, target: Path) -> list[Path]:
         for sampler, draws in store.draws.items():
             for number, block in enumerate(store.blocks):
                 if any(len(draws[position]) for position in block):
-                    left_out = {"residuals": sampler in residuals, "margins": profile.confidence.census > 0}
+                    left_out = {"residuals": sampler in residuals, "margins": doubted}
                     vote, second = (folder / f"{store.name(sampler, number)}.npz" for folder in (store.folder, store.timings))
                     files |= {vote: _without(vote, [name for name, kept in left_out.items() if not kept])}
                     files |= {second: second.read_bytes()}

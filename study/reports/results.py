@@ -35,25 +35,27 @@ THEOREM, RELEASED_CODE = "Theorem 3.1 as printed", "released code"
 PAPERS = "the paper has N = 10,000 and, on CIFAR-10, 500 images"
 
 #: How every page is to be read.
-WORDS = (
-    "MDEQ-30A: standard smoothing, every noisy copy solved from scratch in 30 steps; stopped: each until its relative "
-    "residual is small (0.001 in our profiles), after 30 steps at the latest; SRS-: serialized, each solve from where the "
-    "one before ended, unless the row's name says otherwise; AS-: each from an amortized start, a function of the noisy copy "
-    "alone (mean: one constant state). A: Anderson's "
-    "method, N: naive iteration, B: Broyden's. N, a number: noisy copies of an image whose votes are counted; n0: those "
-    "that choose its class before; K: draws that are audited: the reference, a standard row, solves those of them again whose "
-    "serialized vote was for the class. Radii are l2, of pixels in [0, 1]; upper ends of what can be certified are rounded "
-    "down. Intervals have level 95 %: Clopper and Pearson's over images for a share, Fay and Lumbard's (2021; 0 lies outside "
-    "where the exact sign test rejects it) for a difference that is paired by image, Student's t over images for means and "
-    "(linearized) ratios, unless another is named. ACR, the average certified "
-    f"radius, is over all images, 0 for wrong or abstained ones; as released: wrong predictions' radii counted, too. {BEYOND}: "
-    "beyond the largest radius that N, K, alpha and its split between audit and votes allow, whatever the votes; or no value "
-    "there. "
-    "Costs are what a method alone would need, warm-up, audit and rows that are solved again alone included, but not the "
-    "fitting of a start, once a network; seconds of votes are evaluations of f at a row's usual pace, without the making of "
-    "noise, while other workers are at work: those of equal work differ, and say less than evaluations. Whole certificates "
-    "are timed in the report *past the paper*."
-)
+WORDS = {
+    "MDEQ-30A": "standard smoothing, every noisy copy solved from scratch in 30 steps of Anderson's method (A; N: naive "
+    "iteration, B: Broyden's method).",
+    "stopped": "each solve until its relative residual is small (0.001 in our profiles), after 30 steps at the latest.",
+    "SRS-": "serialized, each solve from where the one before ended, unless the row's name says otherwise.",
+    "AS-": "each solve from an amortized start, a function of the noisy copy alone (mean: one constant state).",
+    "N, n0, K": "noisy copies of an image: N, whose votes are counted; n0, that choose its class before; K, that are audited: "
+    "the reference, a standard row, solves those of them again whose serialized vote was for the class.",
+    "Radii": "l2, of pixels in [0, 1]; upper ends of what can be certified are rounded down.",
+    "Intervals": "of level 95 %: Clopper and Pearson's over images for a share, Fay and Lumbard's (2021; 0 lies outside where "
+    "the exact sign test rejects it) for a difference that is paired by image, Student's t over images for means and "
+    "(linearized) ratios, unless another is named.",
+    "ACR": "the average certified radius, over all images, 0 for wrong or abstained ones; as released: wrong predictions' "
+    "radii counted, too.",
+    BEYOND: "beyond the largest radius that N, K, alpha and its split between audit and votes allow, whatever the votes; or no "
+    "value there.",
+    "Costs": "what a method alone would need, warm-up, audit and rows that are solved again alone included, but not the "
+    "fitting of a start, once a network. Seconds of votes are evaluations of f at a row's usual pace, without the making of "
+    "noise, while other workers are at work: those of equal work differ, and say less than evaluations. Whole certificates are "
+    "timed in the report 23_past_the_paper.",
+}
 
 #: What the released baseline is, beside which its speed-ups are to be read.
 RELEASED = (
@@ -209,9 +211,11 @@ class Results(Profile):
         others = dict.fromkeys(machine for key in keys for machine in self.machines[key][1:] if machine not in timed)
         lines += [f"Votes were cast on {listed(list(others))}, too."] if others else []
         lines += [f"Images are evenly spaced among the test images. {self.about_data(keys)}"] if keys else []
-        told = "".join(f"<li>{line}</li>" for line in [*lines, *more, WORDS])
+        words = [f"<b>{term}</b>: {meaning}" for term, meaning in WORDS.items()]
+        rests, terms = ("".join(f"<li>{line}</li>" for line in shown) for shown in ([*lines, *more], words))
         style = "border: 1px solid #999; border-radius: 4px; padding: 0.6em 1em; font-size: 9pt; max-width: 75em"
-        display(HTML(f'<div class="rests-on" style="{style}"><b>What this rests on</b><ul>{told}</ul></div>'))
+        told = f"<b>What this rests on</b><ul>{rests}</ul>" if rests else ""
+        display(HTML(f'<div class="rests-on" style="{style}">{told}<b>Terms</b><ul>{terms}</ul></div>'))
 
     def networks(self, keys: Sequence[str]) -> list[str]:
         """A text for each run; a network that an earlier one has, too, is described there."""
@@ -259,9 +263,7 @@ class Results(Profile):
             return self.caption(item, text, sources, only=only)
         return f"<b>Not in the paper.</b> {text} {self.basis(sources, only=only)}"
 
-    def comparison(
-        self, item: str, key: str, kind: str | None = None, what: str = "", estimators: bool = False
-    ) -> pd.DataFrame:
+    def comparison(self, item: str, key: str, kind: str | None = None, what: str = "", estimators: bool = False) -> None:
         """Show a table of the paper that compares methods: ours, its cost, its published twin, and what it says.
 
         ``estimators``: serialized rows by the paper's own estimators stand below.
@@ -271,10 +273,6 @@ class Results(Profile):
         if item:
             self.twin(item, [row for row in table.index if in_paper(samplers[row])], self.radii(key))
         display(Markdown(tables.read_comparison(table, self.rows(key, kind), self.reference(key, kind), samplers, entries)))
-        if kind is None:
-            self.over_trainings(key)
-            self.with_more_draws(key)
-        return table
 
     def _with_cost(self, title: str, key: str, kind: str | None, estimators: bool = False) -> pd.DataFrame:
         """Show what a list of rows certifies, and what it costs; that table, without the rows of other ``estimators``."""
@@ -283,8 +281,12 @@ class Results(Profile):
         shown = tables.summary(every, self.radii(key), reference)
         table = shown.loc[rows["method"].unique()]
         display(tables.certified_table(shown, title, folded=[row for row in shown.index if row not in table.index]))
-        theirs = f" {released(reference)}: {RELEASED}" if released(reference) in table.index else ""
-        display(tables.cost_table(rows, reference, f"<b>Cost per image, ours.</b>{theirs}"))
+        samplers, n0 = self.samplers(key, kind), rows["n0"].iloc[0]
+        told = f" {released(reference)}: {RELEASED}" if released(reference) in table.index else ""
+        if warm := [row for row, sampler in samplers.items() if sampler.audited and sampler.warm_draws >= n0]:
+            told += f" All n0 = {n0:,} draws that choose the class are of the warm-up of {listed(warm)}."
+        audits = tables.audit_columns(rows, reference, samplers)
+        display(tables.cost_table(rows, reference, f"<b>Cost per image, ours.</b>{told}", audits))
         return table
 
     def with_more_draws(self, key: str) -> None:
@@ -294,6 +296,7 @@ class Results(Profile):
         for draws, group in plan.groups.items():
             if group.n <= main.n or reference not in group.samplers or not {*group.samplers} <= {*main.samplers}:
                 continue
+            display(Markdown(f"### {key} on more draws"))
             rows, text = self.rows(key, draws), "<b>On more draws, ours.</b> Certified accuracy in percent at l2 radius r. "
             table = self._with_cost(text + self.basis([(key, draws)]), key, draws)
             told = [tables.read_comparison(table, rows, reference, self.samplers(key, draws))]
@@ -324,7 +327,7 @@ class Results(Profile):
                 lines.append(place | {"acr": average_certified_radius(part), "lower": low, "upper": high})
         return pd.DataFrame(lines)
 
-    def side_by_side(self, item: str, parts: dict[str, tuple[str, str | None, str]], reference: str, what: str) -> pd.DataFrame:
+    def side_by_side(self, item: str, parts: dict[str, tuple[str, str | None, str]], reference: str, what: str) -> None:
         """Show certificates of rows of several runs (:meth:`combined`), and their published twin where they are an ``item`` of
         the paper."""
         radii, sources = self.radii(parts[reference][0]), list(dict.fromkeys((key, kind) for key, kind, _ in parts.values()))
@@ -333,7 +336,6 @@ class Results(Profile):
         display(tables.certified_table(table, self._certified(item, what, sources, only)))
         if item:
             self.twin(item, list(parts), radii)
-        return table
 
     def over_trainings(self, key: str) -> None:
         """Show how far a run's repeats under other seeds agree with it: its rows on the draws that all of them share."""
@@ -341,6 +343,7 @@ class Results(Profile):
         draws = self.shared(keys) if len(keys) > 1 else None
         if draws is None:
             return
+        display(Markdown(f"### {key} over trainings"))
         trained, radii = [self.rows(one, draws) for one in keys], self.radii(key)
         spread = tables.over_trainings(trained, radii)
         text = (
@@ -365,8 +368,6 @@ class Results(Profile):
         at = self.published["imagenet_radii" if "ImageNet" in setting else "cifar10_radii"]
         images = "" if "ImageNet" in setting else ", 500 images"
         caption = f"<b>{name}, as published</b> ({setting}; N = 10,000{images}, one A100), as far as it is known to us."
-        if not any("seconds" in entry for entry in entries.values()):
-            caption += " Its seconds are not known to us."
         display(tables.published_table(entries, at, rows, radii, caption))
 
     def combined(self, parts: dict[str, tuple[str, str | None, str]]) -> pd.DataFrame:
@@ -413,12 +414,12 @@ def described(figure: Figure) -> str:
         text.get_text() for legend in [*figure.legends, *filter(None, (a.get_legend() for a in shown))] for text in legend.texts
     ]
     titles = list(dict.fromkeys(filter(None, (axes.get_title() for axes in shown))))
-    below = [text for text in (axes.get_xlabel() for axes in shown) if "\n" not in text]  # but votes
+    plotted = [axes for axes in shown if not axes.images]
     across, up = (
         next(filter(None, (own, *others)), "")
         for own, others in (
-            (figure.get_supxlabel(), below),
-            (figure.get_supylabel(), [axes.get_ylabel() for axes in shown]),
+            (figure.get_supxlabel(), [axes.get_xlabel() for axes in plotted]),
+            (figure.get_supylabel(), [axes.get_ylabel() for axes in plotted]),
         )
     )
     told = [f"{up or 'pictures'} against {across}" if across and up else across or "pictures"]

@@ -168,6 +168,8 @@ class Requirements:
                 self._has(f"report.{name}", key)
             for kind, rows in SHOWN_ROWS[name].items():
                 self._has(f"report.{name}", size.main, kind, rows)
+                if kind.startswith("warmup"):
+                    self._several_serialized(size.main, kind)
             if name != "imagenet":
                 known(f"robustness.runs: report.{name}.main", size.main, self.attacked)
                 self._has(f"report.{name}", size.main, "samples", reference=False)
@@ -195,12 +197,26 @@ class Requirements:
             known("report.past", other, self.plans.runs)
             self._has("report.past", other, reference=False)
             self._same_images((other, None), (key, "past"))
+            self._same_draws((other, None), (key, "past"))
 
     def _several_samples(self, key: str) -> None:
-        """Whether a run's rows are there by several numbers of draws."""
+        """Whether a run's rows are there by several numbers of draws, on the same images."""
         groups = self.plans[key].groups
-        if len({group.n for group in groups.values() if group.kind == "samples"}) < 2:
+        found = {name: group for name, group in groups.items() if group.kind == "samples"}
+        if len({group.n for group in found.values()}) < 2:
             raise ValueError(f"votes.groups.{key} = {list(groups)} needs groups with the rows 'samples' of two n or more")
+        first, *others = found
+        for number, other in enumerate(others, start=1):
+            self._same_images((key, other), (key, first))
+            if (n := found[other].n) in [found[name].n for name in list(found)[:number]]:
+                raise ValueError(f"draws.{other}.n = {n} is another's, too: groups with the rows 'samples' differ in it")
+
+    def _several_serialized(self, key: str, kind: str) -> None:
+        """Whether a list compares serialized rows with one another."""
+        group = self.plans[key].group(kind)
+        rows = [row for row, sampler in self.plans[key].groups[group].samplers.items() if sampler.audited]
+        if len(rows) < 2:
+            raise ValueError(f"rows.{kind} needs two serialized rows or more, which are compared; it has {rows}")
 
     def _reaches_second_radius(self, key: str) -> None:
         """Whether a standard row of a run's main list can certify at the radius at which costs are compared."""
@@ -212,11 +228,13 @@ class Requirements:
             raise ValueError(f"report.radii.{data} = {self.report.radii[data]}: the second is wanted {most} for {key}")
 
     def _can_be_audited_otherwise(self, key: str) -> None:
-        """Whether a run's list `consistency` has more draws than the least audit that is tried on it."""
+        """Whether a run's list `consistency` has more draws than the least audit tried on it, and no audit of its own."""
         plan = self.plans[key]
         group = plan.group("consistency")
         if plan.groups[group].n <= LEAST_AUDIT:
             raise ValueError(f"draws.{group}.n = {plan.groups[group].n} is out of range: more than {LEAST_AUDIT} are audited")
+        if (audit := plan.groups[group].audit) is not None:
+            raise ValueError(f"draws.{group}.audit = {audit} must be left out: audits of several sizes are compared there")
 
     def _is_monotone(self, path: str, key: str) -> None:
         model = self.plans.runs[known(path, key, self.plans.runs)].model
@@ -238,10 +256,14 @@ class Requirements:
 
     def _same_images(self, *groups: tuple[str, str | None]) -> None:
         """Whether two groups that are compared image by image are of one size."""
-        plans = [(key, self.plans[key].group(kind), self.plans[key]) for key, kind in groups]
-        (_, name, plan), (_, other, agreed) = plans
-        images, wanted = plan.groups[name].images, agreed.groups[other].images
-        if images != wanted:
-            raise ValueError(
-                f"draws.{name}.images = {images} must be {wanted}, as in draws.{other}: they are compared image by image"
-            )
+        self._same("images", "image by image", *groups)
+
+    def _same_draws(self, *groups: tuple[str, str | None]) -> None:
+        """Whether two groups whose votes are compared have as many."""
+        self._same("n", "vote by vote", *groups)
+
+    def _same(self, field: str, how: str, *groups: tuple[str, str | None]) -> None:
+        (name, one), (other, agreed) = [(self.plans[key].group(kind), self.plans[key]) for key, kind in groups]
+        value, wanted = getattr(one.groups[name], field), getattr(agreed.groups[other], field)
+        if value != wanted:
+            raise ValueError(f"draws.{name}.{field} = {value} must be {wanted}, as in draws.{other}: they are compared {how}")

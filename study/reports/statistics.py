@@ -57,7 +57,8 @@ def paired_interval(gained: int, lost: int, images: int, alpha: float = 0.05) ->
     return _melded_end(gained, lost, images, alpha / 2), -_melded_end(lost, gained, images, alpha / 2)
 
 
-_NODES, _WEIGHTS = (part / 2 for part in np.polynomial.legendre.leggauss(200))
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
+_FARTHEST = 9.0  # normal scores, beyond which nothing counts
 
 
 @cache  # of few distinct counts a comparison of whole runs asks for thousands
@@ -66,16 +67,28 @@ def _melded_end(gained: int, lost: int, images: int, tail: float) -> float:
     Clopper and Pearson's lower ends, and T, of that of images that differ, that of their lower or of their upper ends: which of
     the two makes it least is known from its sign, P(B < 1/2) against ``tail``."""
     differ = gained + lost
-    upper = (lambda u: special.betaincinv(differ + 1, images - differ, u)) if differ < images else np.ones_like
     if gained == 0:  # B is 0
-        return -float(upper(np.float64(1 - tail)))
-    positive = special.betainc(gained, lost + 1, 0.5) < tail
-    share = special.betaincinv(differ, images - differ + 1, 0.5 + _NODES) if positive else upper(0.5 + _NODES)
+        return -1.0 if differ == images else -float(special.betainccinv(differ + 1, images - differ, tail))
+    if special.betainc(gained, lost + 1, 0.5) < tail:
+        share = differ, images - differ + 1
+    elif differ < images:
+        share = differ + 1, images - differ
+    else:  # T is 1
+        return 2 * float(special.betaincinv(gained, lost + 1, tail)) - 1
+    return optimize.brentq(lambda end: _chance_below(end, (gained, lost + 1), share) - tail, -1, 1)
 
-    def excess(end: float) -> float:
-        return float(_WEIGHTS @ special.betainc(gained, lost + 1, np.clip((1 + end / share) / 2, 0, 1))) - tail
 
-    return optimize.brentq(excess, -1, 1)
+def _chance_below(end: float, b: tuple[float, float], t: tuple[float, float]) -> float:
+    """P(T (2 B - 1) < end) for independent B and T, beta distributed with the parameters ``b`` and ``t``: by quadrature over
+    the normal scores of T, in which its tails are wide, from where T is |end|: below that the chance is 0 or 1."""
+    inside = special.betainc(*t, abs(end))
+    first = np.clip(special.ndtri(inside), -_FARTHEST, _FARTHEST)
+    half = (_FARTHEST - first) / 2
+    scores = first + half * (1 + _NODES)
+    nearer = special.betaincinv(*t, special.ndtr(scores)), special.betainccinv(*t, special.ndtr(-scores))
+    share = np.where(scores < 0, *nearer)
+    chances = special.betainc(*b, np.clip((1 + end / share) / 2, 0, 1))
+    return float(inside * (end > 0) + half * (_WEIGHTS * stats.norm.pdf(scores)) @ chances)
 
 
 def rejected(p_values: Sequence[float], level: float = 0.05) -> np.ndarray:

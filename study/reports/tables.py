@@ -14,6 +14,7 @@ from pandas.io.formats.style import Styler
 
 from srs.certificates import bounds
 from srs.votes.samplers import Sampler
+from study.common.plots import GREY
 from study.reports import numbers
 from study.reports.numbers import BEYOND, fixed, percent, plural
 from study.reports.statistics import (
@@ -37,7 +38,7 @@ ESTIMATOR_NAMES = {
 }
 Difference = tuple[float, float, float]  # and the ends of its interval
 _AUDITS = {"random": "random audit", "first_batch": "audit of the first batch"}
-_GREY = "color: #888; font-style: italic"
+_GREY = f"color: {GREY}; font-style: italic"
 _PAGE = "var(--pst-color-background, var(--jp-layout-color0, Canvas))"  # behind a first column that stays in sight
 _WRAPPED = "white-space: normal !important; min-width: 14em;"  # a rule for all cells of a table outranks that for one
 _TABLE_STYLES = [
@@ -83,14 +84,14 @@ def reachable(rows: pd.DataFrame) -> pd.Series:
     """The largest radius that each method's n, alpha, sigma and audit allow, by method, in table order."""
     settings = rows.groupby("method", sort=False).agg(
         {"n": "first", "alpha": "first", "sigma": "first", "estimator": "first", "split": "first", "k": "max", "census": "max"}
-    )  # an image without a selected class has no audit
+    )  # an image without a selected class has no audit; where none has, all draws could have been audited
     return pd.Series({method: _largest(row) for method, row in settings.iterrows()})
 
 
 def _largest(row: pd.Series) -> float:
     if not row["estimator"]:
         return bounds.largest_radius(int(row["n"]), row["alpha"], row["sigma"])
-    audit = int(row["k"]), row["estimator"], row["split"], int(row["census"])
+    audit = int(row["k"]) or int(row["n"]), row["estimator"], row["split"], int(row["census"])
     return bounds.largest_radius(int(row["n"]), row["alpha"], row["sigma"], *audit)
 
 
@@ -164,6 +165,24 @@ def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFr
     never_stops = reference == plain(reference) and stopped(reference) not in spent.index
     told += "; no solver that stops is in this list." if never_stops else "."
     return styled(shown if more is None else shown.join(more), told)
+
+
+def audit_columns(rows: pd.DataFrame, reference: str, samplers: Mapping[str, Sampler]) -> pd.DataFrame | None:
+    """What audited rows pay and what their audits found, over all images, for :func:`cost_table`: texts by method, a dash where
+    there is no audit; None where no row has one."""
+    shown, spent = {}, rows.groupby("method", sort=False)["evaluations"].mean()
+    for method, part in rows.groupby("method", sort=False):
+        audited, total = int(part["n2"].sum()), int(part[["n0", "n"]].iloc[0].sum())
+        cells = [BEYOND] * 3
+        if part["estimator"].iloc[0]:
+            audit = (part["n2"] + part["census"]).mean() / total * spent[reference]
+            cells[:2] = fixed(100 * audit / spent[method]), fixed(100 * samplers[method].warm_share(total))
+            cells[2] = fixed(100 * (1 - part["n1"].sum() / audited), 1) if audited else BEYOND
+        shown[method] = cells
+    if all(cells == [BEYOND] * 3 for cells in shown.values()):
+        return None
+    titles = ["audit (% of evaluations)", "warm-up (% of draws)", "not confirmed (% of audited votes)"]
+    return pd.DataFrame.from_dict(shown, orient="index", columns=titles)
 
 
 def baselines(reference: str, among: Sequence[str]) -> list[str]:
@@ -399,12 +418,12 @@ def paired_difference(rows: pd.DataFrame, method: str, other: str, r: float = 0.
 def simultaneous(
     difference: Callable[..., Difference], rows: pd.DataFrame, pairs: Sequence[tuple[str, str]], alpha: float = 0.05
 ) -> dict[tuple[str, str], Difference]:
-    """``difference`` of each of ``pairs``, with intervals that hold together at 1 - alpha (Bonferroni)."""
+    """``difference`` of each of ``pairs``, with simultaneous 1 - alpha intervals (Bonferroni)."""
     return {pair: difference(rows, *pair, alpha=alpha / len(pairs)) for pair in pairs}
 
 
 def differences_at(rows: pd.DataFrame, method: str, other: str, radii: Sequence[float]) -> dict[float, Difference]:
-    """The :func:`paired_difference` at each of ``radii`` that both rows reach, with intervals that hold together at 95 %."""
+    """The :func:`paired_difference` at each of ``radii`` that both rows reach, with simultaneous 95 % intervals."""
     reached = [r for r in radii if r <= reachable(rows)[[method, other]].min()]
     return {r: paired_difference(rows, method, other, r, alpha=0.05 / len(reached)) for r in reached}
 
@@ -412,7 +431,7 @@ def differences_at(rows: pd.DataFrame, method: str, other: str, radii: Sequence[
 def read_differences(method: str, other: str, found: Mapping[float, Difference]) -> str:
     """:func:`differences_at` as a line of a list."""
     cells = ", ".join(f"{numbers.difference(*cell, 100)} at r = {r:g}" for r, cell in found.items())
-    return f"- **{method}** against **{other}**, points with intervals that hold together at 95 %: {cells}."
+    return f"- **{method}** against **{other}**, points with simultaneous 95 % intervals (Bonferroni): {cells}."
 
 
 def joint_difference(trainings: Sequence[pd.DataFrame], method: str, other: str, r: float = 0.0) -> Difference:
@@ -456,10 +475,10 @@ def read_comparison(
         f"(95 % interval {numbers.interval(100 * ours['lower'], 100 * ours['upper'], unit=' %')}), with an ACR of "
         f"{table.loc[reference, ('ACR', 'ours')]:.3f}."
     ]
-    for method, part in rows.groupby("method", sort=False):
-        if method != reference:
-            audit = _read_audit(table, part, reference, samplers[method]) if part["estimator"].iloc[0] else ""
-            lines.append(_read_row(table, rows, method, reference) + audit)
+    first: dict[Sampler, str] = {}  # rows that are one computation are told once
+    for method in rows["method"].unique():
+        if first.setdefault(samplers[method].canonical(), method) == method != reference:
+            lines.append(_read_row(table, rows, method, reference))
     known = {row: entry.get("accuracy") for row, entry in (published or {}).items()}
     for a, b in combinations(rows["method"].unique(), 2):
         if a in samplers and b in samplers and samplers[a].canonical() == samplers[b].canonical():
@@ -495,24 +514,4 @@ def _read_row(table: pd.DataFrame, rows: pd.DataFrame, method: str, reference: s
         f"({against(paired_difference(rows, method, reference), reference)}), with an ACR of "
         f"{table.loc[method, ('ACR', 'ours')]:.3f}, for {percent(1 / fast['evaluations'])} of {reference}'s "
         f"evaluations of f{in_time}."
-    )
-
-
-def _read_audit(table: pd.DataFrame, part: pd.DataFrame, reference: str, sampler: Sampler) -> str:
-    method = part["method"].iloc[0]
-    audited = int(part["n2"].sum())
-    wrong = (
-        f"{percent(1 - part['n1'].sum() / audited, 1)} of its audited votes for the selected class, over all images"
-        if audited
-        else ""
-    )
-    n0, total = (int(count) for count in (part["n0"].iloc[0], (part["n0"] + part["n"]).iloc[0]))
-    chosen = ", all that choose the class among them," if sampler.warm_draws >= n0 else ""
-    audit = (part["n2"] + part["census"]).mean() / total * table.loc[reference, ("per image", "evaluations")]
-    return (
-        f" The audit is {percent(audit / table.loc[method, ('per image', 'evaluations')])} of its evaluations, and "
-        f"{percent(sampler.warm_share(total))} of its draws{chosen} are of the warm-up. "
-        f"{f'{reference} did not confirm {wrong}' if audited else 'None of its votes was audited'}. The largest radius that "
-        f"it can certify, whatever the votes, is {bounds.shown(table.loc[method, ('', 'largest r')])}; from independent "
-        f"votes it would be {bounds.shown(table.loc[reference, ('', 'largest r')])} (both rounded down)."
     )

@@ -1,5 +1,6 @@
 """What each report shows, in the two or three sentences that it opens with, computed from its results."""
 
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
@@ -42,11 +43,11 @@ def _over_trainings(results: Results, key: str, row: str, reference: str) -> str
     keys = results.trainings(key)
     shared = results.shared(keys, (row, reference)) if len(keys) > 1 else None
     if shared is None:
-        return "All that of one training."
+        return "All this is of one training."
     results.note([(one, shared) for one in keys])
     trained = [results.rows(one, shared) for one in keys]
     return (
-        f"All that of one training; over {len(keys)}, on {plural(trained[0]['index'].nunique(), 'image')}, the difference "
+        f"All this is of one training; over {len(keys)}, on {plural(trained[0]['index'].nunique(), 'image')}, the difference "
         f"at r = 0 is {points(*tables.joint_difference(trained, row, reference))}."
     )
 
@@ -110,8 +111,8 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
     (fewer, more), (smaller, larger) = _apart(shares), _apart(radii)
     levels = plural(len({results.sigma(key) for key, _ in sources}), "noise level")
     told = [
-        f"Of {plural(len(sources), 'network')} at {levels} three serialized steps certify fewer images at r = 0 than their "
-        f"reference, beyond the paired interval, for {_counted(fewer)}, and more for {_counted(more)}; on {images} images "
+        "Three serialized steps certify fewer images at r = 0 than the reference, beyond the paired interval, for "
+        f"{_counted(fewer, len(sources))} at {levels}, and more for {_counted(more)}; on {images} images "
         f"{told_least(images)}. Their ACR is smaller, each beyond its own interval, for {len(smaller) or 'none'}, and larger "
         f"for {len(larger) or 'none'}.",
     ]
@@ -137,8 +138,10 @@ def _apart(found: dict[str, tuple[float, float, float]]) -> tuple[list[str], lis
     return below, [name for name, (_, low, _) in found.items() if low > 0]
 
 
-def _counted(names: list[str]) -> str:
-    return f"{len(names)}, {listed(names)}" if names else "none"
+def _counted(names: list[str], among: int = 0) -> str:
+    """How many of how many networks (where told), and which."""
+    told = f"{len(names) or 'none'}" + (f" of {plural(among, 'network')}" if among else "")
+    return f"{told} ({listed(names)})" if names else told
 
 
 def _largest(standards: dict[str, pd.DataFrame]) -> str:
@@ -279,11 +282,10 @@ def warmup(results: Results) -> list[str]:
         (small, "restart"): "restarts",
     }
     slots = {small: results.slot("small"), large: results.slot("large")}
-    told = [f"{slots[source[0]]}, {what}: {_variants(results, source)}" for source, what in lists.items()]
+    told = [f"{slots[source[0]]}, {what}: {_variants(results, source)}, certified at r = 0." for source, what in lists.items()]
     restarts = results.rows(small, "restart")
     return [
-        f"Certified at r = 0, over all variants of a list, and the two that are furthest apart: {'; '.join(told)}. Intervals "
-        "hold together over all pairs of a list.",
+        *told,
         f"{slots[small]}: a warm-up for every batch, one turn of the chains, in place of one in all changes the ACR by "
         f"{told_acr(restarts, 'every batch', 'never')}, for {tables.saved(restarts, 'never', 'every batch')} the evaluations "
         "of f.",
@@ -295,7 +297,8 @@ def warmup(results: Results) -> list[str]:
 
 
 def _variants(results: Results, source: Source) -> str:
-    """The least and the most that a list's serialized rows certify at r = 0, their ACRs, and the two furthest apart."""
+    """The least and the most that a list's serialized rows certify at r = 0, their ACRs, and the two furthest apart, with an
+    interval that is simultaneous over all pairs of the list."""
     rows = results.rows(*source)
     rows = rows[rows["method"] != results.reference(*source)]
     shares, acr = (values.groupby(rows["method"]).mean() for values in (certified(rows, 0.0), counted_radii(rows)))
@@ -305,7 +308,9 @@ def _variants(results: Results, source: Source) -> str:
     ranges = f"{percent(shares.min())} to {percent(shares.max())} (ACR {fixed(acr.min(), 3)} to {fixed(acr.max(), 3)})"
     if abs(found[first, second][0]) < 0.005:
         return f"{ranges}, no two apart by half a point"
-    return f'{ranges}, "{first}" less "{second}" {points(*found[first, second])}'
+    return (
+        f'{ranges}; "{first}" less "{second}" {points(*found[first, second])}, simultaneous over {plural(len(pairs), "pair")}'
+    )
 
 
 def _starts(rows: pd.DataFrame) -> str:
@@ -325,9 +330,37 @@ def _other_starts(rows: pd.DataFrame) -> str:
     found = tables.simultaneous(tables.acr_difference, rows, [(row, "previous draw") for row in others])
     told = [f"{row} {change(*difference)}" for (row, _), difference in found.items()]
     return (
-        f"ACR less that of one Anderson step from the previous draw's state, intervals that hold together: {'; '.join(told)}. "
+        f"ACR less that of one Anderson step from the previous draw's state, simultaneous intervals: {'; '.join(told)}. "
         "Broyden's rows take two steps a draw."
     )
+
+
+def training_variants(
+    attack: tuple[int, int],
+    attacked: Mapping[float, tables.Difference],
+    variants: pd.DataFrame,
+    regular: Mapping[str, Mapping[float, tables.Difference]],
+    jacobian: pd.DataFrame,
+) -> list[str]:
+    """Of Tables 5 and 7: SmoothAdv ("adv" in names of rows; ``attack``: its first epoch of so many) and ``consistency``,
+    against Gaussian augmentation alone ("standard"), ``attacked`` by radius; and training without Jacobian regularization,
+    ``regular`` by row and radius."""
+    gained = [f"{r:g}" for r, (_, low, _) in attacked.items() if low > 0]
+    lost = [f"{r:g}" for r, (_, _, high) in attacked.items() if high < 0]
+    acr = [f"{how} {told_acr(variants, f'MDEQ-30A {how}', 'MDEQ-30A standard')}" for how in ("adv", "consistency")]
+    without = [
+        f"{points(*found[0.0])} for {row}, its ACR by {told_acr(jacobian, f'{row} without Jacobian', f'{row} with Jacobian')}"
+        for row, found in regular.items()
+    ]
+    return [
+        f"MDEQ-30A trained by SmoothAdv (attacks from epoch {attack[0]} of {attack[1]} on) "
+        "certifies more than the network trained with Gaussian augmentation at "
+        f"{'r = ' + ', '.join(gained) if gained else 'no radius'}, and less at {'r = ' + ', '.join(lost) if lost else 'none'}, "
+        "beyond simultaneous intervals.",
+        f"One training of each; the ACR less that of MDEQ-30A with Gaussian augmentation alone: {'; '.join(acr)}.",
+        "Without Jacobian regularization the share certified at r = 0 changes by "
+        f"{'; '.join(without)} (the shares' intervals are simultaneous over all radii).",
+    ]
 
 
 def which_to_pick(rows: pd.DataFrame, deq: str, network: str) -> str:
@@ -360,11 +393,13 @@ def baselines(rows: pd.DataFrame, right: dict[str, int], images: int) -> list[st
     told = []
     for network in (name for name in right if name.startswith("ResNet")):
         difference = tables.against(tables.paired_difference(rows, "SRS-MDEQ-3A", network), network)
-        told.append(f"SRS-MDEQ-3A at r = 0: {difference}. {which_to_pick(rows, 'SRS-MDEQ-3A', network)}")
         share, deq = right[network], right["MDEQ-30A"]
         if says_little(share, deq, images):
-            told.append(
+            follows = (
                 f"That says little of {network}: as it is trained here it is right on {tables.share(share, images)} percent of "
                 f"{images} held-out noisy images, the DEQ on {tables.share(deq, images)}."
             )
+        else:
+            follows = which_to_pick(rows, "SRS-MDEQ-3A", network)
+        told.append(f"SRS-MDEQ-3A at r = 0: {difference}. {follows}")
     return told

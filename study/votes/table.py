@@ -17,7 +17,7 @@ from srs.certificates.certify import (
     tally,
 )
 from srs.data.datasets import Dataset
-from srs.votes.samplers import Sampler, Votes
+from srs.votes.samplers import UNDECIDED, Sampler, Votes
 from study.common.layout import Layout
 from study.votes.plan import VotePlan, VotePlans
 from study.votes.store import VoteStore, open_store
@@ -113,7 +113,8 @@ def _certificate(store: VoteStore, position: int, sampler: Sampler, config: Cert
     mismatched = np.nan
     if store.complete(reference, position, every):
         top, _, counted = tally(votes, config)
-        mismatched = int(((counted == top) & (look_up(every).classes[config.n0 :] != top)).sum())
+        of_class = (counted == top) & (counted != UNDECIDED)  # no class: nothing of it is mismatched
+        mismatched = int((of_class & (look_up(every).classes[config.n0 :] != top)).sum())
     seconds = float(votes.evaluations.sum() * store.pace(sampler) + truth.evaluations.sum() * store.pace(reference))
     return _columns(certificate) | {"mismatched": mismatched, "votes": _hash(votes), "seconds": seconds}
 
