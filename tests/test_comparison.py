@@ -232,11 +232,8 @@ def test_other_weights_and_other_settings_are_told_apart(profile, monkeypatch):
 
 
 def test_starts_that_were_fitted_anew_are_no_other_network(profile, monkeypatch):
-    _publish(
-        profile,
-        files=json.loads(json.dumps(comparison.facts(comparison.Profile("smoke"))))["runs"]["small-050"]["files"]
-        | {"starts": "x"},
-    )
+    files = comparison.facts(comparison.Profile("smoke"))["runs"]["small-050"]["files"]
+    _publish(profile, files=files | {"starts": "another"})
     told, page = _told(profile, monkeypatch)
     assert "0 of 1 networks were trained anew" in told and "the same, its starts fitted anew" in page
     found = pd.read_csv(profile / "comparison.csv")

@@ -46,7 +46,7 @@ _VARIANTS = {
     "tuned": Look("#33B08C", "*", (0, (4, 1, 1, 1, 1, 1))),
     "clean start": Look("", "d", ":"),  # its colour is its method's
 }
-#: Verdicts in tables, what is none, and the alphas of the coverage study.
+#: Words in tables: verdicts, and what is none or not known.
 CONFIRMED_COLOR, CONTRADICTED_COLOR, GREY = "#0a8a4d", "#c33", "#888"
 #: The three estimators of serialized certificates.
 ESTIMATORS = {

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from study.reports.statistics import average_certified_radius, certified, counted_radii, mean_interval, paired_interval
+from study.reports.statistics import average_certified_radius, certified, counted_radii, difference_interval, paired_interval
 from study.reports.tables import reachable
 
 LINE = ["run", "group", "design", "method", "n", "alpha", "sigma"]
@@ -105,8 +105,7 @@ def _cells(published: pd.DataFrame, ours: pd.DataFrame, radii: Sequence[float]) 
         yield f"certified at {r:g}", (before.mean(), after.mean()), paired_interval(gained, lost, len(before))
     acr = [average_certified_radius(side) for side in (published, ours)]
     change = counted_radii(ours).to_numpy() - counted_radii(published).to_numpy()
-    alike = len(change) > 1 and np.ptp(change) == 0
-    yield "ACR", tuple(acr), (acr[1] - acr[0],) * 2 if alike else mean_interval(change)
+    yield "ACR", tuple(acr), difference_interval(change)
     for cost in ("evaluations", "seconds"):
         yield f"{cost} an image", (published[cost].mean(), ours[cost].mean()), None
 

@@ -29,7 +29,7 @@ from study.reports.items import stands_in
 from study.reports.numbers import change, decimals, interval, listed, percent, plural, points
 from study.reports.reach import N, reach
 from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, draws_told, mismatch, right_held_out
-from study.reports.statistics import certified, joint_ratio, mean_interval, paired_interval, ratio_interval
+from study.reports.statistics import certified, difference_interval, joint_ratio, paired_interval, ratio_interval
 from study.reports.takeaways import FEW, says_little
 from study.speed import timed as timed_runs
 from study.votes.plan import known
@@ -477,7 +477,7 @@ def _radius_difference(case: _Case) -> Finding:
     closer = differences(rows, row, case.reference) - differences(rows, other, case.reference)
     if not len(closer):
         return Finding("no image has a radius by the reference", UNDECIDED, 0)
-    low, high = mean_interval(closer, LEVEL) if np.ptp(closer) or len(closer) == 1 else (closer.mean(), closer.mean())
+    low, high = difference_interval(closer, LEVEL)
     smaller, differing = int((closer < 0).sum()), int((closer != 0).sum())
     signs = bounds.clopper_pearson_interval(smaller, differing, LEVEL) if differing else (0.0, 1.0)
     shares = [100 * share for share in signs]

@@ -274,6 +274,12 @@ class Results(Profile):
             self.twin(item, [row for row in table.index if in_paper(samplers[row])], self.radii(key))
         display(Markdown(tables.read_comparison(table, self.rows(key, kind), self.reference(key, kind), samplers, entries)))
 
+    def of_run(self, item: str, key: str, what: str = "", estimators: bool = False) -> None:
+        """Show a run's main rows (:meth:`comparison`) and, under headings of their own, what its repeats and more draws say."""
+        self.comparison(item, key, what=what, estimators=estimators)
+        self.over_trainings(key)
+        self.with_more_draws(key)
+
     def _with_cost(self, title: str, key: str, kind: str | None, estimators: bool = False) -> pd.DataFrame:
         """Show what a list of rows certifies, and what it costs; that table, without the rows of other ``estimators``."""
         rows, reference = self.rows(key, kind), self.reference(key, kind)

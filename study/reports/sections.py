@@ -1,6 +1,7 @@
 """The section ``report``: which run stands where the paper has which, and what every page needs of it."""
 
 from collections.abc import Iterable
+from itertools import combinations
 
 from pydantic import Field, field_validator
 
@@ -205,10 +206,9 @@ class Requirements:
         found = {name: group for name, group in groups.items() if group.kind == "samples"}
         if len({group.n for group in found.values()}) < 2:
             raise ValueError(f"votes.groups.{key} = {list(groups)} needs groups with the rows 'samples' of two n or more")
-        first, *others = found
-        for number, other in enumerate(others, start=1):
-            self._same_images((key, other), (key, first))
-            if (n := found[other].n) in [found[name].n for name in list(found)[:number]]:
+        for one, other in combinations(found, 2):
+            self._same_images((key, other), (key, one))
+            if (n := found[other].n) == found[one].n:
                 raise ValueError(f"draws.{other}.n = {n} is another's, too: groups with the rows 'samples' differ in it")
 
     def _several_serialized(self, key: str, kind: str) -> None:

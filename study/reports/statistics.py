@@ -49,6 +49,12 @@ def mean_interval(values: Sequence[float], alpha: float = 0.05, least: float = -
     return float(np.maximum(found.low, least)), float(found.high)
 
 
+def difference_interval(values: Sequence[float], alpha: float = 0.05) -> tuple[float, float]:
+    """A :func:`mean_interval` of differences, or the one that two images or more all have."""
+    values = np.asarray(values, float)
+    return (float(values.mean()),) * 2 if len(values) > 1 and np.ptp(values) == 0 else mean_interval(values, alpha)
+
+
 def paired_interval(gained: int, lost: int, images: int, alpha: float = 0.05) -> tuple[float, float]:
     """The interval of (gained - lost) / images of Fay and Lumbard (2021), at level 1 - alpha: Clopper and Pearson's for the
     share of images that differ and for that of these which are gained, melded. 0 lies outside exactly where the sign test of

@@ -170,6 +170,8 @@ def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFr
 def audit_columns(rows: pd.DataFrame, reference: str, samplers: Mapping[str, Sampler]) -> pd.DataFrame | None:
     """What audited rows pay and what their audits found, over all images, for :func:`cost_table`: texts by method, a dash where
     there is no audit; None where no row has one."""
+    if not (rows["estimator"] != "").any():
+        return None
     shown, spent = {}, rows.groupby("method", sort=False)["evaluations"].mean()
     for method, part in rows.groupby("method", sort=False):
         audited, total = int(part["n2"].sum()), int(part[["n0", "n"]].iloc[0].sum())
@@ -179,8 +181,6 @@ def audit_columns(rows: pd.DataFrame, reference: str, samplers: Mapping[str, Sam
             cells[:2] = fixed(100 * audit / spent[method]), fixed(100 * samplers[method].warm_share(total))
             cells[2] = fixed(100 * (1 - part["n1"].sum() / audited), 1) if audited else BEYOND
         shown[method] = cells
-    if all(cells == [BEYOND] * 3 for cells in shown.values()):
-        return None
     titles = ["audit (% of evaluations)", "warm-up (% of draws)", "not confirmed (% of audited votes)"]
     return pd.DataFrame.from_dict(shown, orient="index", columns=titles)
 
@@ -475,13 +475,13 @@ def read_comparison(
         f"(95 % interval {numbers.interval(100 * ours['lower'], 100 * ours['upper'], unit=' %')}), with an ACR of "
         f"{table.loc[reference, ('ACR', 'ours')]:.3f}."
     ]
-    first: dict[Sampler, str] = {}  # rows that are one computation are told once
-    for method in rows["method"].unique():
-        if first.setdefault(samplers[method].canonical(), method) == method != reference:
+    computed, first = {method: samplers[method].canonical() for method in rows["method"].unique()}, {}
+    for method, sampler in computed.items():
+        if first.setdefault(sampler, method) == method != reference:  # rows that are one computation are told once
             lines.append(_read_row(table, rows, method, reference))
     known = {row: entry.get("accuracy") for row, entry in (published or {}).items()}
-    for a, b in combinations(rows["method"].unique(), 2):
-        if a in samplers and b in samplers and samplers[a].canonical() == samplers[b].canonical():
+    for a, b in combinations(computed, 2):
+        if computed[a] == computed[b]:
             differ = None not in (known.get(a), known.get(b)) and known[a] != known[b]
             lines.append(
                 f"**{a}** and **{b}** are one computation under two names: one step of any solver from one start is f of "
