@@ -166,10 +166,14 @@ def test_what_models_have_in_common_is_said_once(results, boxes):
     assert reports.in_short(dict(zip("abcde", (0.5, 0.25, 1.0, 0.5, 0.5)))) == "5 networks, sigma = 0.25 to 1"
     results.rests_on()
     assert "small-025 (network as small-050, sigma = 0.25)" in boxes[0] and "small-050, small-025: 2 images" in boxes[0]
-    assert (
-        "Seconds of votes measured on 2 cores of X, torch 9.9.<" in boxes[0]
-        and "Votes were cast on an abacus, too." in boxes[0]
-    )
+    assert "Seconds of votes of small-050 and small-025 measured on 2 cores of X, torch 9.9.<" in boxes[0]
+    assert "Votes of small-025 were cast on an abacus, too, whose seconds are left out" in boxes[0]
+    assert "do not compare" not in boxes[0]
+    results.machines[twin].reverse()
+    results.rests_on()
+    assert "Seconds of votes of small-025 measured on an abacus." in boxes[1] and "do not compare" in boxes[1]
+    results.rests_on(seconds=False)
+    assert "Votes of small-025 were cast on an abacus and 2 cores of X, torch 9.9." in boxes[2] and "measured on" not in boxes[2]
 
 
 def test_where_data_stand_in_models_are_slots(results):

@@ -72,7 +72,7 @@ def test_where_the_reference_stopped_is_a_row_speed_ups_over_it_are_shown(rows, 
     assert tables.baselines("MDEQ-30A", wider["method"].unique()) == ["MDEQ-30A", "MDEQ-30A stopped"]
     assert tables.speed_up(wider, "SRS-MDEQ-3A", "MDEQ-30A stopped", "seconds") == pytest.approx((1.6, 1.6, 1.6))
     shown = tables.cost_table(wider, "MDEQ-30A", "").to_html()
-    assert "seconds, against MDEQ-30A stopped" in shown and "1.60×" in shown
+    assert "speed-up in seconds, against MDEQ-30A stopped" in shown and "1.60×" in shown
     assert "stopped" not in tables.cost_table(rows, "MDEQ-30A", "").to_html()
 
 
@@ -149,8 +149,9 @@ def test_cells_hold_no_idle_digits():
 
 def test_differences_that_round_to_nothing_have_no_sign():
     assert [numbers.signed(value) for value in (-0.3, 0.0, 0.4, 2.6, -1.2)] == ["0", "0", "0", "+3", "-1"]
-    assert numbers.points(-0.001, -0.25, 0.0) == "0 points (-25 to 0)"
+    assert numbers.points(-0.0001, -0.25, 0.0) == "0.0 points (-25.0 to 0.0)"
     assert numbers.points(0.1, np.nan, np.nan) == "+10 points (no interval: one image, or no spread)"
+    assert numbers.points(0.036, 0.007, 0.071) == "+3.6 points (+0.7 to +7.1)"
     assert numbers.measured(0.5, np.nan, np.nan) == "0.500" and numbers.measured(-1e-5, 0, 1) == "0.000 [0.000, 1.000]"
     assert numbers.proper(Solver(stop="relative").described()).startswith("at most 30 Anderson steps, stopped at a relative")
     assert [numbers.often(n) for n in (1, 2, 3)] == ["once", "twice", "3 times"] and numbers.plural(1, "step") == "1 step"
@@ -162,9 +163,31 @@ def test_ours_beside_the_published_where_ours_can_reach(rows):
     assert found.dropna()["published is"].tolist() == ["below", "within"]
     told = tables.read_beside(found, "digits")
     assert told.startswith(
-        "**1 of 2 published accuracies lies within our 95 % intervals** (digits), but not MDEQ-30A at r = 0 (below); these are "
+        "**1 of 2 published accuracies lies within our 95 % intervals** (digits); not MDEQ-30A at r = 0 (below); these are "
     )
-    assert told.endswith("average; 1 more lies beyond the radii that this N, K and alpha allow.")
+    assert told.endswith("error of their own; 1 more lies beyond the radii that this N, K and alpha allow.")
+
+
+def test_a_published_accuracy_is_outside_only_if_no_rounding_explains_it(rows):
+    upper = 100 * tables.certified_accuracy(rows[rows["method"] == "MDEQ-30A"], [0])["upper"].iloc[0]
+    where = [
+        tables.beside(rows, {"MDEQ-30A": {"accuracy": [theirs]}}, [0])["published is"].iloc[0]
+        for theirs in (upper - 0.1, upper + 0.4, upper + 0.6)
+    ]
+    assert where == ["within", "within", "above"]
+
+
+def test_shares_in_sentences_have_a_decimal_where_they_are_not_whole():
+    assert [numbers.portion(share) for share in (0.4, 0.532, 0.29, 1 / 3)] == ["40 %", "53.2 %", "29 %", "33.3 %"]
+    assert numbers.fixed(100 * 0.575) == "58" and numbers.fixed(100 * 0.575, 1) == "57.5"
+
+
+def test_tables_of_few_images_show_every_one():
+    """40 images are 2.5 points each: 57.5 % is not 57 %; 25 are 4, and 500 less than one."""
+    for right, images, shown in ((23, 40, "57.5 ["), (14, 25, "56 ["), (281, 500, "56 [")):
+        few = _rows("MDEQ-30A", [0.5] * images, wrong=images - right)
+        page = tables.certified_table(tables.summary(few, [0.0], "MDEQ-30A"), "").to_html()
+        assert f">{shown}" in page, images
 
 
 def test_published_twin_shows_what_is_not_known():
@@ -321,8 +344,8 @@ def test_an_interval_in_print_lies_on_the_side_where_it_is():
     """Rounded outwards to whole points its end would reach 0, or the limit of a claim."""
     assert numbers.points(0.024, 0.0088, 0.0515) == "+2.4 points (+0.8 to +5.2)"
     assert numbers.points(-0.012, -0.0279, -0.0003) == "-1.20 points (-2.79 to -0.03)"
-    assert numbers.points(-0.056, -0.0801, -0.0327) == "-6 points (-9 to -3)"
-    assert numbers.points(-0.056, -0.0801, -0.0327, marks=(-0.03, np.inf)) == "-5.6 points (-8.1 to -3.2)"
+    assert numbers.points(-0.06, -0.0801, -0.0327) == "-6 points (-9 to -3)"
+    assert numbers.points(-0.06, -0.0801, -0.0327, marks=(-0.03, np.inf)) == "-6.0 points (-8.1 to -3.2)"
     assert numbers.points(-0.02, -0.0298, 0.01, marks=(-0.03, 0.03)) == "-2.00 points (-2.98 to +1.00)"
     assert numbers.difference(-0.011, -0.0301, -0.0049, 100) == "-1.1 [-3.1, -0.4]"
     assert numbers.change(-1e-4, -2e-4, -1e-7) == "-0.000100 (-0.000200 to 0.000000)"  # no more than six decimals

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from test_tables import _rows
 
+from srs.certificates import bounds
+from srs.certificates.certify import ABSTAIN
 from study.reports import overview, past, tables, takeaways
 from study.reports.attacked import Attacked
 from study.reports.statistics import paired_interval
@@ -31,9 +33,21 @@ def test_a_serialized_row_is_held_against_five_steps_from_scratch_too():
         ]
     )
     told = takeaways.told_truncated(rows, "SRS-MDEQ-3A", "MDEQ-30A")
-    assert "its ACR differs from SRS-MDEQ-3A's by +0.100" in told and told.endswith("it takes 0.50× as many evaluations of f.")
+    assert "its ACR differs from SRS-MDEQ-3A's by +0.100" in told and told.endswith(
+        "it takes 0.50× as many evaluations of f, more of them with more draws and the same K."
+    )
     assert takeaways.told_truncated(rows, "MDEQ-5A", "MDEQ-30A") == ""
     assert takeaways.told_truncated(rows[rows["method"] != "MDEQ-5A"], "SRS-MDEQ-3A", "MDEQ-30A") == ""
+
+
+def test_what_more_draws_change_and_how_often_rows_abstain():
+    few, more = _rows("N = 100", [0.3, 0.2, 0.4, 0.0], k=50).assign(n=100), _rows("N = 1,000", [0.5, 0.2, 0.9, 0.1], k=50)
+    told = takeaways.more_samples("SRS-MDEQ-3A", pd.concat([few, more]))
+    assert told.startswith("SRS-MDEQ-3A: from N = 100 to N = 1,000 certified accuracy at r = 0 changes by 0 points (")
+    limits = tables.reachable(pd.concat([few, more])).map(bounds.shown)
+    assert told.endswith(f"from {limits.iloc[0]} to {limits.iloc[1]}; K stays 50.") and "the ACR by +0.200" in told
+    more.loc[[0, 2], "prediction"] = ABSTAIN
+    assert takeaways.abstained(pd.concat([few, more])) == '- Of 4 images they abstain: "N = 100" on 0; "N = 1,000" on 2.'
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ def _plot_level(axes: Axes, part: pd.DataFrame, methods: Sequence[str]) -> None:
         offset = 1 + 0.015 * (number - (len(methods) - 1) / 2)  # error bars side by side
         style = {"color": one.color, "marker": one.marker, "linestyle": one.line, "ms": 5, "capsize": 2}
         axes.errorbar(line["sigma"] * offset, line["acr"], error, label=method, **style)
+    axes.set_xticks(sorted(part["sigma"].unique()))
     axes.legend(fontsize=8)
 
 

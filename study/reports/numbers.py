@@ -29,7 +29,7 @@ def text(value: object) -> str:
 
 def fixed(value: float, digits: int = 0) -> str:
     """A number to so many decimals; what rounds to zero has no sign."""
-    shown = f"{value:,.{digits}f}"
+    shown = f"{round(value, 9):,.{digits}f}"  # 100 * 0.575 is 57.5, not a little less
     return shown.lstrip("-") if float(shown.replace(",", "")) == 0 else shown
 
 
@@ -88,7 +88,8 @@ def counted(value: float, digits: int, unit: str) -> str:
 
 def points(difference: float, low: float, high: float, marks: Iterable[float] = (0.0,)) -> str:
     """A difference of shares in percentage points, with its interval: a :func:`change`."""
-    return change(100 * difference, 100 * low, 100 * high, 0, " points", [100 * mark for mark in marks])
+    digits, marks = finer(100 * difference), [100 * mark for mark in marks]
+    return change(100 * difference, 100 * low, 100 * high, digits, " points", marks)
 
 
 def difference(value: float, low: float, high: float, scale: float = 1, digits: int = 0) -> str:
@@ -110,6 +111,17 @@ def measured(value: float, low: float, high: float, digits: int = 3) -> str:
 def percent(share: float, digits: int = 0) -> str:
     """A share, as in 40 %."""
     return f"{fixed(100 * share, digits)} %"
+
+
+def finer(value: float) -> int:
+    """To how many decimals a share or a difference of shares stands in a sentence, in percent: none where it is whole, else
+    one, so that differences are those of the shares beside them."""
+    return int(abs(value - round(value)) > 1e-6)
+
+
+def portion(share: float) -> str:
+    """A share in a sentence, as in 40 % or 53.2 % (:func:`finer`)."""
+    return percent(share, finer(100 * share))
 
 
 def plural(count: int, noun: str) -> str:

@@ -1,25 +1,23 @@
 """The study in five figures, each with a sentence that is computed: what the page that leads to all others shows."""
 
-import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from srs.certificates import bounds
 from study.common.plots import looks
-from study.reports import claims, index, tables
-from study.reports.items import as_table, stands_in
+from study.common.snapshot import SNAPSHOTS
+from study.reports import cells, claims, tables
+from study.reports.items import stands_in
 from study.reports.numbers import listed, percent, plural, points
 from study.reports.reach import ALPHA, SIGMA, N, reach
-from study.reports.results import Results, Source
+from study.reports.results import Results, Source, amount
 from study.reports.statistics import certified_accuracy, rejected
 from study.votes.rows import plain
 
-CIFAR10 = Path("reports/cifar10/24_cifar10.ipynb")  # CIFAR-10 itself, as published with the project
+CIFAR10 = SNAPSHOTS / "cifar10"  # CIFAR-10 itself, as published with the project
 
 
 def saved(rows: pd.DataFrame, reference: str, row: str) -> str:
@@ -34,28 +32,17 @@ def saved(rows: pd.DataFrame, reference: str, row: str) -> str:
 
 def curves(results: Results) -> tuple[pd.DataFrame, str]:
     """The main run's certified accuracies beside those of the published Table 2 (:func:`study.reports.tables.beside`). On
-    CIFAR-10 where the run or a published report has it; and a text that says on what."""
-    key = results.report.small.main
-    published, at = results.published["table2"], results.published["cifar10_radii"]
-    alone = stands_in(results.dataset(key).name)
-    if alone and CIFAR10.is_file():
-        ours, on = _from_report(CIFAR10, at)
-        return tables.with_published(ours, published, at), on
-    found, amount = results.beside(key)
-    return found, f"{results.plans.data(key)}, which stands in for CIFAR-10" if alone else f"CIFAR-10, this run: {amount}"
-
-
-def _from_report(path: Path, at: list[float]) -> tuple[pd.DataFrame, str]:
-    """Ours as ``beside`` has them, read from the cells of a report's table of these: 62 [47, 75], none beyond reach; and on
-    what they rest."""
-    page = next(data["text/html"] for data in index.outputs(path) if "<b>Ours and published" in data.get("text/html", ""))
-    cells = {(row, r): ours for row, r, ours, *_ in as_table(page)[2:]}
-    found = []
-    for row in dict.fromkeys(row for row, _ in cells):
-        known = [[float(x) for x in re.findall(r"[\d.]+", cells.get((row, f"{r:g}"), ""))] or [np.nan] * 3 for r in at]
-        found.append(pd.DataFrame(known, columns=["ours", "lower", "upper"]).assign(r=at, row=row))
-    amounts = dict.fromkeys(re.findall(r"\d[\d,]*[\w ]* images, N = [\d,]*\d", page))
-    return pd.concat(found), f"CIFAR-10, the report {path}{f': {listed(list(amounts))}' if amounts else ''}"
+    CIFAR-10 where the run, or the run of its name that is published with the project, has it; and a text that says on what."""
+    key, published = results.report.small.main, CIFAR10 / cells.CERTIFICATES
+    if not stands_in(results.dataset(key).name):
+        found, rests_on = results.beside(key)
+        return found, f"CIFAR-10, this run: {rests_on}"
+    if not published.is_file():
+        return results.beside(key)[0], f"{results.plans.data(key)}, which stands in for CIFAR-10"
+    table = cells.read_published(CIFAR10)
+    rows = table[(table[["run", "group", "design"]] == [key, "main", ""]).all(axis=1)]
+    found = tables.beside(rows, results.published["table2"], results.published["cifar10_radii"])
+    return found, f"CIFAR-10, as published in reports/cifar10: {amount(rows)}"
 
 
 def plot_beside(found: pd.DataFrame) -> Figure:

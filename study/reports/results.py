@@ -43,10 +43,10 @@ WORDS = {
     "AS-": "each solve from an amortized start, a function of the noisy copy alone (mean: one constant state).",
     "N, n0, K": "noisy copies of an image: N, whose votes are counted; n0, that choose its class before; K, that are audited: "
     "the reference, a standard row, solves those of them again whose serialized vote was for the class.",
-    "Radii": "l2, of pixels in [0, 1]; upper ends of what can be certified are rounded down.",
+    "Radii": "l2, of pixels in [0, 1]; largest radii are rounded down.",
     "Intervals": "of level 95 %: Clopper and Pearson's over images for a share, Fay and Lumbard's (2021; 0 lies outside where "
     "the exact sign test rejects it) for a difference that is paired by image, Student's t over images for means and "
-    "(linearized) ratios, unless another is named.",
+    "(linearized) ratios, unless another is named; each by itself unless it is called simultaneous.",
     "ACR": "the average certified radius, over all images, 0 for wrong or abstained ones; as released: wrong predictions' "
     "radii counted, too.",
     BEYOND: "beyond the largest radius that N, K, alpha and its split between audit and votes allow, whatever the votes; or no "
@@ -206,16 +206,31 @@ class Results(Profile):
             amounts.setdefault("; ".join([common, *audits]), {})[key] = None
         lines = [f"Networks: {'; '.join(self.networks(keys))}."] if keys else []
         lines += [f"{', '.join(runs)}: {common}." for common, runs in amounts.items()]
-        timed = dict.fromkeys(machine for key in keys if seconds for machine in self.machines[key][:1])
-        lines += [f"Seconds of votes measured on {listed(list(timed))}."] if timed else []
-        others = dict.fromkeys(machine for key in keys for machine in self.machines[key][1:] if machine not in timed)
-        lines += [f"Votes were cast on {listed(list(others))}, too."] if others else []
+        lines += self._told_machines(keys, seconds)
         lines += [f"Images are evenly spaced among the test images. {self.about_data(keys)}"] if keys else []
         words = [f"<b>{term}</b>: {meaning}" for term, meaning in WORDS.items()]
         rests, terms = ("".join(f"<li>{line}</li>" for line in shown) for shown in ([*lines, *more], words))
         style = "border: 1px solid #999; border-radius: 4px; padding: 0.6em 1em; font-size: 9pt; max-width: 75em"
         told = f"<b>What this rests on</b><ul>{rests}</ul>" if rests else ""
         display(HTML(f'<div class="rests-on" style="{style}">{told}<b>Terms</b><ul>{terms}</ul></div>'))
+
+    def _told_machines(self, keys: Sequence[str], seconds: bool) -> list[str]:
+        """On which machines the votes of which runs were cast; where ``seconds`` are shown, on which those were measured."""
+        cast, timed, untimed = {}, {}, {}
+        for key in keys:
+            machines = self.machines[key]
+            cast.setdefault(listed(machines), []).append(key)
+            timed.setdefault(machines[0], []).append(key)
+            if machines[1:]:
+                untimed.setdefault(listed(machines[1:]), []).append(key)
+        if not seconds:
+            return [f"Votes of {listed(runs)} were cast on {where}." for where, runs in cast.items()]
+        lines = [f"Seconds of votes of {listed(runs)} measured on {where}." for where, runs in timed.items()]
+        lines += ["Seconds of different machines do not compare."] if len(timed) > 1 else []
+        return lines + [
+            f"Votes of {listed(runs)} were cast on {where}, too, whose seconds are left out: a row without others shows none."
+            for where, runs in untimed.items()
+        ]
 
     def networks(self, keys: Sequence[str]) -> list[str]:
         """A text for each run; a network that an earlier one has, too, is described there."""
@@ -290,7 +305,7 @@ class Results(Profile):
         samplers, n0 = self.samplers(key, kind), rows["n0"].iloc[0]
         told = f" {released(reference)}: {RELEASED}" if released(reference) in table.index else ""
         if warm := [row for row, sampler in samplers.items() if sampler.audited and sampler.warm_draws >= n0]:
-            told += f" All n0 = {n0:,} draws that choose the class are of the warm-up of {listed(warm)}."
+            told += f" All n0 = {n0:,} draws that choose the class are solved by the warm-up in the rows {'; '.join(warm)}."
         audits = tables.audit_columns(rows, reference, samplers)
         display(tables.cost_table(rows, reference, f"<b>Cost per image, ours.</b>{told}", audits))
         return table

@@ -16,7 +16,7 @@ from srs.certificates import bounds
 from srs.votes.samplers import Sampler
 from study.common.plots import GREY
 from study.reports import numbers
-from study.reports.numbers import BEYOND, fixed, percent, plural
+from study.reports.numbers import BEYOND, finer, fixed, percent, plural, portion
 from study.reports.statistics import (
     average_certified_radius,
     certified,
@@ -97,7 +97,8 @@ def _largest(row: pd.Series) -> float:
 
 def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.DataFrame:
     """One line a method: (r, accuracy | lower | upper) for each radius (NaN beyond reach), largest radius, whether it is a
-    guarantee, ACR by both definitions, evaluations and seconds an image, and the speed-up in both against ``reference``."""
+    guarantee, on how many images, ACR by both definitions, evaluations and seconds an image, and the speed-up in both against
+    ``reference``."""
     limits = reachable(rows)
     table = {}
     for method, part in rows.groupby("method", sort=False):
@@ -105,6 +106,7 @@ def summary(rows: pd.DataFrame, radii: Sequence[float], reference: str) -> pd.Da
         accuracy[accuracy.index > limits[method]] = np.nan
         line = {(f"r = {r:.3g}", name): value for r, cells in accuracy.iterrows() for name, value in cells.items()}
         line["", "largest r"], line["", "guarantee"] = limits[method], bool(part["guarantee"].all())
+        line["", "images"] = len(part)
         line["ACR", "ours"] = average_certified_radius(part)
         line["ACR", "as released"] = average_certified_radius(part, released=True)
         line["per image", "evaluations"] = part["evaluations"].mean()
@@ -120,11 +122,12 @@ def certified_table(table: pd.DataFrame, caption: str, folded: Sequence[str] = (
     """The accuracies of a :func:`summary` in percent with their 95 % intervals, the largest radius, rounded down, and both
     ACRs. Rows without a guarantee are grey, and said to be none; those named ``folded`` stand folded below. None is marked as
     best: among so many rows that would be chance."""
-    shown = pd.DataFrame(index=table.index)
+    shown, images = pd.DataFrame(index=table.index), int(table["", "images"].min())
+    digits = int(images < 100 and 100 % images > 0)  # an image is more than a point, and no whole number of them
     for column in [c for c in dict.fromkeys(table.columns.get_level_values(0)) if c.startswith("r = ")]:
         cells = table[column]
         shown[column] = [
-            BEYOND if np.isnan(c.accuracy) else with_interval(c.accuracy, c.lower, c.upper) for c in cells.itertuples()
+            BEYOND if np.isnan(c.accuracy) else with_interval(c.accuracy, c.lower, c.upper, digits) for c in cells.itertuples()
         ]
     shown["largest r"] = table["", "largest r"].map(bounds.shown)
     shown["ACR"] = table["ACR", "ours"].map("{:.3f}".format)
@@ -139,7 +142,7 @@ def certified_table(table: pd.DataFrame, caption: str, folded: Sequence[str] = (
         caption,
         _styler(shown.loc[above], caption, css.loc[above]),
         below,
-        f"The paper's own estimators ({NO_GUARANTEE}). Their audits ask our reference here; the released code asks 10 steps",
+        f"The paper's own estimators ({NO_GUARANTEE}). Audits compare with our reference; the released code's with 10 steps",
     )
 
 
@@ -156,11 +159,12 @@ def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFr
     )
     for other in baselines(reference, spent.index):
         for unit in ("evaluations", "seconds"):
-            title = f"speed-up in {unit}" if other == reference else f"{unit}, against {other}"
-            shown[title] = [saved(rows, row, other, unit) for row in spent.index]
+            against_other = "" if other == reference else f", against {other}"
+            if not against_other or not np.isnan(spent.loc[other, unit]):
+                shown[f"speed-up in {unit}{against_other}"] = [saved(rows, row, other, unit) for row in spent.index]
     told = f"{caption} Speed-ups are against {reference}"
     if (rows["k"] > 0).any():
-        told += " (which makes the audits of serialized rows, too)"
+        told += " (which makes the audits of serialized rows, too: with more draws and the same K these weigh less)"
     told += " where the column names no other" if len(baselines(reference, spent.index)) > 1 else ""
     never_stops = reference == plain(reference) and stopped(reference) not in spent.index
     told += "; no solver that stops is in this list." if never_stops else "."
@@ -370,8 +374,8 @@ def accuracy_line(rows: pd.DataFrame, at: Mapping[str, float], limit: float = ma
 
 def beside(rows: pd.DataFrame, published: dict, at: Sequence[float]) -> pd.DataFrame:
     """Our certified accuracies beside published ones at the radii ``at``, in percent: columns row, r, ours, lower, upper (our
-    95 % interval; NaN beyond our reach), published, and whether that is within, below or above our interval. A published row
-    that ours lack stands beside the same stopped, where they have that."""
+    95 % interval; NaN beyond our reach), published, and whether that is below or above our interval, or may be
+    within (rounded as it is). A published row that ours lack stands beside the same stopped, where they have that."""
     reach, found = reachable(rows), []
     for row in (row if row in reach.index else stopped(row) for row in published):
         if row not in reach.index:
@@ -379,14 +383,11 @@ def beside(rows: pd.DataFrame, published: dict, at: Sequence[float]) -> pd.DataF
         ours = 100 * certified_accuracy(rows[rows["method"] == row], at)[["accuracy", "lower", "upper"]]
         ours[ours.index > reach[row]] = np.nan
         found.append(ours.rename(columns={"accuracy": "ours"}).reset_index().assign(row=row))
-    return with_published(pd.concat(found), published, at)
-
-
-def with_published(ours: pd.DataFrame, published: dict, at: Sequence[float]) -> pd.DataFrame:
-    """The columns row, r, ours, lower, upper of :func:`beside` with the others."""
+    ours = pd.concat(found)
     known = {(row, r): value for row, entry in published.items() for r, value in zip(at, entry["accuracy"])}
     value = pd.Series([known[plain(row), r] for row, r in zip(ours["row"], ours["r"])], index=ours.index)
-    where = np.select([value < ours["lower"], value > ours["upper"]], ["below", "above"], "within")
+    half = 0.5  # published accuracies are whole percents
+    where = np.select([value + half < ours["lower"], value - half > ours["upper"]], ["below", "above"], "within")
     return ours.assign(published=value, **{"published is": where}).reset_index(drop=True)
 
 
@@ -400,8 +401,9 @@ def read_beside(found: pd.DataFrame, on: str) -> str:
     inside = len(ours) - len(outside)
     return (
         f"**{inside} of {len(ours)} published accuracies {'lies' if inside == 1 else 'lie'} within our 95 % intervals** ({on})"
-        f"{f', but not {named}' if named else ''}; these are {fixed((ours['upper'] - ours['lower']).mean())} points wide on "
-        f"average{f'; {beyond} more {verb} beyond the radii that this N, K and alpha allow' if beyond else ''}."
+        f"{f'; not {named}' if named else ''}; these are {fixed((ours['upper'] - ours['lower']).mean())} points wide on "
+        f"average, and the published ones have an error of their own"
+        f"{f'; {beyond} more {verb} beyond the radii that this N, K and alpha allow' if beyond else ''}."
     )
 
 
@@ -431,7 +433,7 @@ def differences_at(rows: pd.DataFrame, method: str, other: str, radii: Sequence[
 def read_differences(method: str, other: str, found: Mapping[float, Difference]) -> str:
     """:func:`differences_at` as a line of a list."""
     cells = ", ".join(f"{numbers.difference(*cell, 100)} at r = {r:g}" for r, cell in found.items())
-    return f"- **{method}** against **{other}**, points with simultaneous 95 % intervals (Bonferroni): {cells}."
+    return f"- **{method}** against **{other}**, points with 95 % intervals, simultaneous over radii (Bonferroni): {cells}."
 
 
 def joint_difference(trainings: Sequence[pd.DataFrame], method: str, other: str, r: float = 0.0) -> Difference:
@@ -471,9 +473,9 @@ def read_comparison(
     at_zero, images = table["r = 0"], rows["index"].nunique()
     ours = at_zero.loc[reference]
     lines = [
-        f"**{reference}** certifies {percent(ours['accuracy'])} of {images} images at r = 0 "
+        f"**{reference}** certifies {portion(ours['accuracy'])} of {images} images at r = 0 "
         f"(95 % interval {numbers.interval(100 * ours['lower'], 100 * ours['upper'], unit=' %')}), with an ACR of "
-        f"{table.loc[reference, ('ACR', 'ours')]:.3f}."
+        f"{table.loc[reference, ('ACR', 'ours')]:.3f}. Intervals of the rows below are each by itself."
     ]
     computed, first = {method: samplers[method].canonical() for method in rows["method"].unique()}, {}
     for method, sampler in computed.items():
@@ -500,7 +502,7 @@ def read_comparison(
 def against(difference: Difference, reference: str) -> str:
     """A :func:`paired_difference` in words."""
     value, low, high = (100 * number for number in difference)
-    digits = 0 if np.isnan(low) else numbers.decimals(low, high)
+    digits = finer(value) if np.isnan(low) else numbers.decimals(low, high, finer(value))
     told = numbers.counted(value, digits, " points")
     return f"{told} against {reference}, paired 95 % interval {numbers.signed_interval(low, high, digits)}"
 
@@ -510,7 +512,7 @@ def _read_row(table: pd.DataFrame, rows: pd.DataFrame, method: str, reference: s
     sound = "" if table.loc[method, ("", "guarantee")] else f" ({NO_GUARANTEE})"
     in_time = "" if np.isnan(fast["seconds"]) else f" and {percent(1 / fast['seconds'])} of its time"
     return (
-        f"**{method}**{sound} certifies {percent(table.loc[method, ('r = 0', 'accuracy')])} at r = 0 "
+        f"**{method}**{sound} certifies {portion(table.loc[method, ('r = 0', 'accuracy')])} at r = 0 "
         f"({against(paired_difference(rows, method, reference), reference)}), with an ACR of "
         f"{table.loc[method, ('ACR', 'ours')]:.3f}, for {percent(1 / fast['evaluations'])} of {reference}'s "
         f"evaluations of f{in_time}."

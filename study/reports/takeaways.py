@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from srs.certificates import bounds
+from srs.certificates.certify import ABSTAIN
 from study.reports import tables
-from study.reports.numbers import change, fixed, listed, percent, plural, points, signed
+from study.reports.numbers import change, fixed, listed, percent, plural, points, portion, signed
 from study.reports.results import THEOREM, Results, Source, differences, mismatch
 from study.reports.statistics import average_certified_radius, certified, counted_radii, mean_interval, paired_interval
 from study.votes.rows import plain
@@ -31,9 +32,12 @@ def compared(results: Results, source: Source, row: str, where: str = "") -> str
     difference = tables.against(tables.paired_difference(rows, row, reference), reference)
     first, *others = (f"{other} takes {times}" for other, times in tables.saved_beside_all(rows, row, reference).items())
     fast = [f"{first} as many evaluations of f", *others]
+    reach = tables.reachable(rows)
+    shorter = f"; its radii end at {bounds.shown(reach[row])}, the other's at {bounds.shown(reach[reference])}"
     return (
-        f"{where}{row} certifies {percent(shares[row])} of the images at r = 0 ({difference}), with an ACR of {acr[row]:.3f}, "
-        f"{told_acr(rows, row, reference)} against {acr[reference]:.3f}. {'; '.join(fast)}."
+        f"{where}{row} certifies {portion(shares[row])} of the images at r = 0 ({difference}), with an ACR of {acr[row]:.3f}, "
+        f"{told_acr(rows, row, reference)} against {acr[reference]:.3f}{shorter if reach[row] < reach[reference] else ''}. "
+        f"{'; '.join(fast)}."
         f"{told_truncated(rows, row, reference)} {_over_trainings(results, source[0], row, reference)}"
     )
 
@@ -64,7 +68,8 @@ def told_truncated(rows: pd.DataFrame, row: str, reference: str) -> str:
         return ""
     return (
         f" {short}, five steps from scratch, certifies its own votes without an audit: its ACR differs from {row}'s by "
-        f"{told_acr(rows, short, row)}, and it takes {tables.saved(rows, row, short)} as many evaluations of f."
+        f"{told_acr(rows, short, row)}, and it takes {tables.saved(rows, row, short)} as many evaluations of f, more of them "
+        "with more draws and the same K."
     )
 
 
@@ -261,15 +266,27 @@ def samples(results: Results) -> list[str]:
         key = results.report.sizes()[size].main
         names = results.by_samples(key, "SRS-MDEQ-3A")
         sources += [(key, group) for _, group, _ in names.values()]
-        rows, (least, *_, most) = results.combined(names), list(names)
-        reach = tables.reachable(rows)
-        told.append(
-            f"{results.slot(size)}, SRS-MDEQ-3A: from {least} to {most} certified accuracy at r = 0 changes by "
-            f"{points(*tables.paired_difference(rows, most, least))}, the ACR by {told_acr(rows, most, least)}, and the "
-            f"largest radius that can be certified from {bounds.shown(reach[least])} to {bounds.shown(reach[most])}; K stays "
-            f"{rows['k'].max():,}."
-        )
+        told.append(f"{results.slot(size)}, {more_samples('SRS-MDEQ-3A', results.combined(names))}")
     return [*told, results.weaker(sources, "the paper has 500 images, and N = 1,000, 10,000 and 100,000 in these figures")]
+
+
+def more_samples(row: str, rows: pd.DataFrame) -> str:
+    """What more draws change for a row; ``rows`` has it by its numbers of draws, the fewest first."""
+    least, *_, most = rows["method"].unique()
+    reach = tables.reachable(rows)
+    return (
+        f"{row}: from {least} to {most} certified accuracy at r = 0 changes by "
+        f"{points(*tables.paired_difference(rows, most, least))}, the ACR by {told_acr(rows, most, least)}, and the largest "
+        f"radius that can be certified from {bounds.shown(reach[least])} to {bounds.shown(reach[most])}; K stays "
+        f"{rows['k'].max():,}."
+    )
+
+
+def abstained(rows: pd.DataFrame) -> str:
+    """On how many images each row abstains (Markdown)."""
+    counts = (rows["prediction"] == ABSTAIN).groupby(rows["method"], sort=False).sum()
+    told = "; ".join(f'"{row}" on {count}' for row, count in counts.items())
+    return f"- Of {plural(rows['index'].nunique(), 'image')} they abstain: {told}."
 
 
 def warmup(results: Results) -> list[str]:
