@@ -4,11 +4,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
 
 from study.common.layout import Layout
-from study.reports import index, items, overview, publish, recompute
+from study.common.snapshot import SNAPSHOTS
+from study.reports import cells, index, items, overview, publish, recompute
+from study.reports.profile import Profile
 
 
 def test_publish_copies_reports_and_their_figures(tmp_path):
@@ -58,6 +61,26 @@ def test_the_published_snapshot_shows_every_item():
     assert all((published / path).is_file() for path in re.findall(r"\]\(([^)]+)\)", page))
     sizes = {path: path.stat().st_size for path in (root / "reports").rglob("*") if path.is_file()}
     assert all(size <= (recompute if path.parent.name == "votes" else publish).LARGEST for path, size in sizes.items())
+
+
+def test_the_published_votes_of_cifar10_give_its_published_certificates(tmp_path, monkeypatch):
+    """Without an image of CIFAR-10. Of one network here; `python -m study.reports.recompute cifar10 FOLDER` takes all, and
+    makes the reports, too."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    published = cells.read_published(SNAPSHOTS / "cifar10")
+    published = published[published["run"] == "small-012"]
+    recompute.unpack("cifar10", tmp_path / "study")
+    monkeypatch.chdir(tmp_path / "study")
+    profile = Profile("cifar10")
+    profile.plans.plans = {"small-012": profile.plans.plans["small-012"]}
+    recompute.certify(profile)
+    assert len(published) == 100 * (5 + 3 * 2)  # five rows; two serialized ones by three estimators each, besides
+    assert recompute.differing(published, cells.read(profile.layout.runs)).empty
+    votes = next(Path("runs/cifar10/votes/small-012").glob("*.npz"))
+    with np.load(votes) as cast:
+        np.savez(votes, **{name: (cast[name] + 1) % 10 if name == "classes" else cast[name] for name in cast})
+    recompute.certify(profile)
+    assert len(recompute.differing(published, cells.read(profile.layout.runs))) >= 4  # the images of that file
 
 
 def test_the_landing_page_reads_the_published_cifar10(monkeypatch):

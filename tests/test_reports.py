@@ -173,7 +173,9 @@ def test_what_models_have_in_common_is_said_once(results, boxes):
     results.rests_on()
     assert "Seconds of votes of small-025 measured on an abacus." in boxes[1] and "do not compare" in boxes[1]
     results.rests_on(seconds=False)
-    assert "Votes of small-025 were cast on an abacus and 2 cores of X, torch 9.9." in boxes[2] and "measured on" not in boxes[2]
+    assert (
+        "Votes of small-025 were cast on an abacus and 2 cores of X, torch 9.9." in boxes[2] and "measured on" not in boxes[2]
+    )
 
 
 def test_where_data_stand_in_models_are_slots(results):
