@@ -30,7 +30,7 @@ from study.reports.numbers import change, decimals, interval, listed, percent, p
 from study.reports.reach import N, reach
 from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, draws_told, mismatch, right_held_out
 from study.reports.statistics import certified, difference_interval, joint_ratio, paired_interval, ratio_interval
-from study.reports.takeaways import FEW, says_little
+from study.reports.takeaways import FEW, says_little, told_acr
 from study.speed import timed as timed_runs
 from study.votes.plan import known
 from study.votes.rows import plain
@@ -388,7 +388,7 @@ def _difference(case: _Case, row: str, other: str, trainings: list[pd.DataFrame]
     limits, images = case.claim.limits(), trainings[0]["index"].nunique()
     told = f"r = {r:g}: {row} against {other}: {points(*found, marks=(0, *limits))}, {draws_told(trainings[0])}{more}"
     where = " of the first training" if len(trainings) > 1 else ""
-    told += f"; not judged: the ACR{where}, {change(*tables.acr_difference(trainings[0], row, other))}"
+    told += f"; not judged: the ACR{where}, {told_acr(trainings[0], row, other)}"
     return Finding(told, verdict([found[1:]], *limits), images, least_images(*limits), len(trainings))
 
 
