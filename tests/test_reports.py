@@ -56,6 +56,7 @@ def place(started, trained_state, tmp_path_factory, digits):
             (layout.runs / name / "small-050").mkdir(parents=True)
         models.write_checkpoint({"model": trained_state}, layout.runs / "models/small-050/model.pt")
         models.write_checkpoint(models.starts.state(started.starts), layout.runs / "starts/small-050/starts.pt")
+        (layout.runs / "starts/small-050/held_out.csv").write_text("row,chosen\nAS-MDEQ-1N mean,False\nAS-MDEQ-1N,True\n")
         names = ("runs", "models", "votes", "rows", "draws", "samplers")
         plans, machine = VotePlans(**{name: shown[name] for name in names}), Machine(workers=1)
         compute(vote_jobs(plans, layout, machine), settings=machine)

@@ -33,16 +33,15 @@ def saved(rows: pd.DataFrame, reference: str, row: str) -> str:
 def curves(results: Results) -> tuple[pd.DataFrame, str]:
     """The main run's certified accuracies beside those of the published Table 2 (:func:`study.reports.tables.beside`). On
     CIFAR-10 where the run, or the run of its name that is published with the project, has it; and a text that says on what."""
-    key, published = results.report.small.main, CIFAR10 / cells.CERTIFICATES
-    if not stands_in(results.dataset(key).name):
-        found, rests_on = results.beside(key)
-        return found, f"CIFAR-10, this run: {rests_on}"
-    if not published.is_file():
-        return results.beside(key)[0], f"{results.plans.data(key)}, which stands in for CIFAR-10"
-    table = cells.read_published(CIFAR10)
-    rows = table[(table[["run", "group", "design"]] == [key, "main", ""]).all(axis=1)]
-    found = tables.beside(rows, results.published["table2"], results.published["cifar10_radii"])
-    return found, f"CIFAR-10, as published in reports/cifar10: {amount(rows)}"
+    key = results.report.small.main
+    alone = stands_in(results.dataset(key).name)
+    if alone and (CIFAR10 / cells.CERTIFICATES).is_file():
+        table = cells.read_published(CIFAR10)
+        rows = table[(table[["run", "group", "design"]] == [key, "main", ""]).all(axis=1)]
+        found = tables.beside(rows, results.published["table2"], results.published["cifar10_radii"])
+        return found, f"CIFAR-10, as published in reports/cifar10: {amount(rows)}"
+    found, rests_on = results.beside(key)
+    return found, f"{results.plans.data(key)}, which stands in for CIFAR-10" if alone else f"CIFAR-10, this run: {rests_on}"
 
 
 def plot_beside(found: pd.DataFrame) -> Figure:

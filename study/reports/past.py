@@ -27,8 +27,8 @@ _OVER = "speed over "
 
 def choice(results: Results, key: str) -> str:
     """The amortized row that was chosen on held-out images."""
-    held_out = pd.read_csv(results.layout.runs / "starts" / key / "held_out.csv")
-    return held_out.loc[held_out["chosen"], "row"].iloc[0]
+    tried = results.held_out(key)
+    return tried.loc[tried["chosen"], "row"].iloc[0]
 
 
 def speeds(results: Results, key: str) -> pd.DataFrame:

@@ -137,6 +137,10 @@ class Results(Profile):
     def history(self, key: str) -> pd.DataFrame:
         return pd.read_csv(self.layout.model(key).with_name("history.csv"))
 
+    def held_out(self, key: str) -> pd.DataFrame:
+        """A run's amortized rows on held-out images, a line each; which was ``chosen`` to be deployed."""
+        return pd.read_csv(self.layout.runs / "starts" / key / "held_out.csv")
+
     def dataset(self, key: str) -> Dataset:
         name = self.plans.data(key)
         if name not in self._datasets:
@@ -216,20 +220,23 @@ class Results(Profile):
 
     def _told_machines(self, keys: Sequence[str], seconds: bool) -> list[str]:
         """On which machines the votes of which runs were cast; where ``seconds`` are shown, on which those were measured."""
-        cast, timed, untimed = {}, {}, {}
-        for key in keys:
-            machines = self.machines[key]
-            cast.setdefault(listed(machines), []).append(key)
-            timed.setdefault(machines[0], []).append(key)
-            if machines[1:]:
-                untimed.setdefault(listed(machines[1:]), []).append(key)
+
+        def runs_by(part: slice) -> dict[str, list[str]]:
+            """The runs by this part of their machines, in words."""
+            found = {}
+            for key in keys:
+                if machines := self.machines[key][part]:
+                    found.setdefault(listed(machines), []).append(key)
+            return found
+
         if not seconds:
-            return [f"Votes of {listed(runs)} were cast on {where}." for where, runs in cast.items()]
+            return [f"Votes of {listed(runs)} were cast on {where}." for where, runs in runs_by(slice(None)).items()]
+        timed = runs_by(slice(1))  # the first: whose seconds are told
         lines = [f"Seconds of votes of {listed(runs)} measured on {where}." for where, runs in timed.items()]
         lines += ["Seconds of different machines do not compare."] if len(timed) > 1 else []
         return lines + [
             f"Votes of {listed(runs)} were cast on {where}, too, whose seconds are left out: a row without others shows none."
-            for where, runs in untimed.items()
+            for where, runs in runs_by(slice(1, None)).items()
         ]
 
     def networks(self, keys: Sequence[str]) -> list[str]:
@@ -357,6 +364,18 @@ class Results(Profile):
         display(tables.certified_table(table, self._certified(item, what, sources, only)))
         if item:
             self.twin(item, list(parts), radii)
+
+    def more_samples(self, item: str, key: str, what: str = "") -> dict[str, pd.DataFrame]:
+        """Show a figure of the paper that compares numbers of draws, a panel a row; these rows by N (:meth:`combined`)."""
+        groups = self.sample_groups(key)
+        rows = {row: self.combined(self.by_samples(key, row)) for row in self.samplers(key, groups[0])}
+        text = (
+            "Certified accuracy against radius for several N (the paper's: 1,000, 10,000 and 100,000); each curve ends at the "
+            "largest radius that its N, K, alpha and split allow. Draws of a smaller N are the first ones of a larger."
+        )
+        caption = self.caption(item, f"{what} {text}".strip(), [(key, group) for group in groups])
+        show_figure(figures.plot_curve_panels(rows, ""), caption)
+        return rows
 
     def over_trainings(self, key: str) -> None:
         """Show how far a run's repeats under other seeds agree with it: its rows on the draws that all of them share."""
