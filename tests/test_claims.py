@@ -161,7 +161,7 @@ def test_trainings_that_differ_leave_undecided_what_one_of_them_confirms(tmp_pat
     results = Made(_rows(**{"MDEQ-30A": alike, "SRS-MDEQ-3A": alike}), tmp_path)
     alone, together = _judged(results, **told), _judged(Repeated(results.found, tmp_path), **told)
     assert (alone["verdict"], alone["trainings"]) == (CONFIRMED, 1)
-    assert alone["found"].endswith("not judged: the ACR, 0.000 (alike on every image)")
+    assert alone["found"].endswith("not judged: the ACR, 0.000 (no interval: the same on every image)")
     assert (together["verdict"], together["trainings"]) == (UNDECIDED, 3) and "-6.7 points" in together["found"]
 
 
@@ -254,7 +254,7 @@ def test_it_is_said_where_a_warm_up_alone_chooses_the_class(tmp_path):
             warm = {1: Solver(steps=1), 5: Solver(steps=5)}
             return {f"{n} steps": SerializedSampler(chains=self.chains, warmup=warmup) for n, warmup in warm.items()}
 
-    rows = _rows(**{"1 steps": [0.3] * 10, "5 steps": [0.3] * 10}).assign(n0=100)
+    rows = _rows(**{"1 steps": [0.3] * 10, "5 steps": [0.3] * 9 + [0.2]}).assign(n0=100)
     told = {"quantity": "all pairs of serialized rows", "draws": "warmup_steps", "least": -0.03, "most": 0.03}
     results = Warm(rows, tmp_path)
     results.plans["s"].groups["warmup_steps"] = SimpleNamespace(kind="warmup_steps", n=1000, samplers=())

@@ -57,6 +57,16 @@ def test_speed_at_equal_acr_has_an_interval(frontier):
     assert frontier.told().endswith("of its ACR. No fewer draws give MDEQ-30A as much. MDEQ-30A never stops.")
 
 
+def test_draws_that_gain_nothing_and_draws_that_are_not_enough():
+    assert record._ratio(np.array([0.2, 0.1, 0.2, 0.2, 0.3]), np.array([100, 100, 200, 300, 400])) == pytest.approx(2.0)
+    assert record._ratio(np.array([0.4, 0.1, 0.3]), np.array([100, 100, 200])) == np.inf
+
+
+def test_where_nothing_is_certified_no_speed_is_told(frontier):
+    frontier._default = frontier._default.assign(label=0)
+    assert "that says little, for one of the two certifies no image rightly. MDEQ-30A never" in frontier.told()
+
+
 def test_plans_are_counted():
     table = pd.DataFrame({"serialized: radius": [1, 2, 3], "standard: radius": [2, 1, 3], "K": [5, 5, 9], "N": [9, 9, 9]})
     told = record.read_plans(table)

@@ -150,7 +150,7 @@ def test_cells_hold_no_idle_digits():
 def test_differences_that_round_to_nothing_have_no_sign():
     assert [numbers.signed(value) for value in (-0.3, 0.0, 0.4, 2.6, -1.2)] == ["0", "0", "0", "+3", "-1"]
     assert numbers.points(-0.0001, -0.25, 0.0) == "0.0 points (-25.0 to 0.0)"
-    assert numbers.points(0.1, np.nan, np.nan) == "+10 points (no interval: one image, or no spread)"
+    assert numbers.points(0.1, np.nan, np.nan) == "+10 points (no interval: the same on every image)"
     assert numbers.points(0.036, 0.007, 0.071) == "+3.6 points (+0.7 to +7.1)"
     assert numbers.measured(0.5, np.nan, np.nan) == "0.500" and numbers.measured(-1e-5, 0, 1) == "0.000 [0.000, 1.000]"
     assert numbers.proper(Solver(stop="relative").described()).startswith("at most 30 Anderson steps, stopped at a relative")
@@ -163,7 +163,8 @@ def test_ours_beside_the_published_where_ours_can_reach(rows):
     assert found.dropna()["published is"].tolist() == ["below", "within"]
     told = tables.read_beside(found, "digits")
     assert told.startswith(
-        "**1 of 2 published accuracies lies within our 95 % intervals** (digits); not MDEQ-30A at r = 0 (below); these are "
+        "**1 of 2 published accuracies lies within our 95 % intervals** (digits), and beyond them MDEQ-30A at r = 0 (below); "
+        "our intervals are "
     )
     assert told.endswith("error of their own; 1 more lies beyond the radii that this N, K and alpha allow.")
 

@@ -34,7 +34,7 @@ def test_a_serialized_row_is_held_against_five_steps_from_scratch_too():
     )
     told = takeaways.told_truncated(rows, "SRS-MDEQ-3A", "MDEQ-30A")
     assert "its ACR differs from SRS-MDEQ-3A's by +0.100" in told and told.endswith(
-        "it takes 0.50× as many evaluations of f, more of them with more draws and the same K."
+        "it takes 0.50× as many evaluations of f: a ratio that grows with the draws at the same K."
     )
     assert takeaways.told_truncated(rows, "MDEQ-5A", "MDEQ-30A") == ""
     assert takeaways.told_truncated(rows[rows["method"] != "MDEQ-5A"], "SRS-MDEQ-3A", "MDEQ-30A") == ""
@@ -71,11 +71,20 @@ def test_which_network_to_pick_follows_from_radii_and_seconds(radius, seconds, p
     assert f"speed-up in seconds {2 / seconds:.{1 + (seconds > 1)}f}×" in told
 
 
+def test_seconds_on_other_draws_and_rows_that_certify_nothing_pick_no_network():
+    fast, deq = _rows("ResNet-20", [0.5] * 30, seconds=0.1), _rows("AS-MDEQ-1N", [0.5] * 30)
+    told = takeaways.which_to_pick(pd.concat([fast.assign(n=500), deq]), "AS-MDEQ-1N", "ResNet-20")
+    assert "not told, their N differ" in told and told.endswith("either will do.")
+    both = pd.concat([fast, deq]).assign(prediction=4)
+    told = takeaways.which_to_pick(both, "AS-MDEQ-1N", "ResNet-20")
+    assert told.endswith("nothing can be told, for neither certifies enough for a difference to show.")
+
+
 def test_closer_in_words_with_and_without_a_spread():
     assert takeaways.told_closer(np.zeros(0)).startswith("not to be had")
-    assert takeaways.told_closer(np.zeros(3)).startswith("0.000 (no interval: one image, or no spread), 0.000 in the median")
+    assert takeaways.told_closer(np.zeros(3)).startswith("mean 0.000 (no interval: the same on every image), median 0.000;")
     told = takeaways.told_closer(np.array([-0.2, -0.1, 0.1]))
-    assert "serialized is closer on 2 of 3 images, further on 1" in told and told.startswith("-0.067 (-0.")
+    assert "serialized is closer on 2 of 3 images, further on 1" in told and told.startswith("mean -0.067 (-0.")
 
 
 def test_what_training_otherwise_changes_is_told():
@@ -87,8 +96,10 @@ def test_what_training_otherwise_changes_is_told():
     attacked = {0.0: (-0.2, -0.3, -0.1), 0.25: (0.0, -0.1, 0.1), 0.5: (0.2, 0.1, 0.3)}
     one, two, three = takeaways.training_variants((15, 20), attacked, variants, {"MDEQ-30A": attacked}, jacobian)
     assert "attacks from epoch 15 of 20 on" in one and "augmentation at r = 0.5, and less at r = 0, beyond" in one
-    assert "adv +0.203 (+0." in two and two.endswith("consistency 0.000 (alike on every image).")
-    assert "changes by -20 points (-30 to -10) for MDEQ-30A, its ACR by 0.000 (alike on every image) (the" in three
+    assert "adv +0.203 (+0." in two and two.endswith("consistency 0.000 (no interval: the same on every image).")
+    assert (
+        "changes by -20 points (-30 to -10) for MDEQ-30A, its ACR by 0.000 (no interval: the same on every image) (the" in three
+    )
 
 
 def test_the_chosen_rows_are_told_a_noise_level_each():
@@ -100,7 +111,7 @@ def test_the_chosen_rows_are_told_a_noise_level_each():
     one, two, few = past.read_chosen(rows, {"a": "AS-MDEQ-1N", "b": "AS-MDEQ-1N"}, "MDEQ-30A")
     assert one.startswith("a: AS-MDEQ-1N at r = 0: 0 points against MDEQ-30A") and "MDEQ-5A" not in one
     assert one.endswith("; MDEQ-30A takes 30.0× its evaluations of f and MDEQ-30A stopped takes 12.0× its evaluations of f.")
-    assert two.endswith("Its ACR less that of MDEQ-5A, without an audit, too: 0.000 (alike on every image).")
+    assert two.endswith("Its ACR less that of MDEQ-5A, without an audit, too: 0.000 (no interval: the same on every image).")
     assert few.startswith("MDEQ-30A certifies too few images for a loss to show at b (0 [0, ")
 
 
@@ -118,7 +129,7 @@ def test_a_difference_of_average_radius_in_words():
     rows = pd.concat(
         [_rows("MDEQ-30A", [0.3, 0.6, 0.4]), _rows("MDEQ-30N", [0.3, 0.6, 0.4]), _rows("MDEQ-1A", [0.1, 0.5, 0.1])]
     )
-    assert takeaways.told_acr(rows, "MDEQ-30N", "MDEQ-30A") == "0.000 (alike on every image)"
+    assert takeaways.told_acr(rows, "MDEQ-30N", "MDEQ-30A") == "0.000 (no interval: the same on every image)"
     assert takeaways.told_acr(rows, "MDEQ-1A", "MDEQ-30A").startswith("-0.200 (-0.4")
 
 
@@ -152,6 +163,13 @@ def test_a_loss_at_the_worst_of_many_radii_is_no_loss_by_chance():
     assert f"none of 70 radii shows it to certify less than MDEQ-30A; at {could} of them" in told and 0 < could < 70
 
 
+def test_radii_of_wrong_predictions_change_no_certified_accuracy():
+    rows = [_rows(row, [0.3, 0.6, 0.2, 0.4], wrong=2) for row in ("MDEQ-30A", "AS-MDEQ-1N")]
+    assert "none of 2 radii shows it" in past.read_worst(pd.concat(rows), "AS-MDEQ-1N", "MDEQ-30A")
+    wrong = pd.concat(rows).assign(prediction=4)
+    assert "none of 1 radius shows it" in past.read_worst(wrong, "AS-MDEQ-1N", "MDEQ-30A")
+
+
 def test_the_control_is_held_against_the_tuned_deq_too():
     rng = np.random.default_rng(0)
     acr = {"AS-MDEQ-1N": 0.3, "AS-MDEQ-1N tuned": 0.6, "Unrolled-1N": 0.6}
@@ -167,7 +185,7 @@ def test_the_control_is_held_against_the_tuned_deq_too():
 def test_the_control_is_told_where_it_is_ahead():
     rows = {"sigma = 1": pd.concat([_rows("Unrolled-1N", [0.4, 0.4]), _rows("AS-MDEQ-1N", [0.3, 0.3])])}
     told = past.read_control(rows, {"sigma = 1": "AS-MDEQ-1N"}, {"sigma = 1": "Unrolled-1N"})
-    assert "has an ACR that differs from the chosen row's by +0.100 (no interval: one image, or no spread) at sigma = 1" in told
+    assert "has an ACR that differs from the chosen row's by +0.100 (no interval: the same on every image) at sigma = 1" in told
     assert past.read_control(rows, {"sigma = 1": "AS-MDEQ-1N"}, {}) == ""
 
 
@@ -207,6 +225,36 @@ def test_of_rows_that_certify_as_much_the_cheapest_is_named():
     assert told.endswith("(MDEQ-5A as much, in more time than AS-MDEQ-1N).")
     told = overview.read_costs(table.loc[["MDEQ-30A", "MDEQ-5A"]].assign(seconds=[1.0, 0.5]), "MDEQ-30A", 0.25)
     assert "MDEQ-5A certifies" in told and told.endswith(": the cheapest, for none takes a fifth of its time.")
+
+
+def test_what_is_no_guarantee_is_named_where_costs_and_false_certificates_are_told():
+    results = SimpleNamespace(
+        rows=lambda key, kind, design: pd.concat(
+            [
+                _rows("MDEQ-30A", [0.5] * 20),
+                _rows("MDEQ-30A as released", [0.5] * 20).assign(guarantee=False),
+                _rows("AS-MDEQ-1N", [0.5] * 20).assign(n=500),
+            ]
+        ),
+        reference=lambda key, kind: "MDEQ-30A",
+    )
+    table = overview.costs(results, {("s", None): ""}, 0.25)
+    assert list(table.index) == ["MDEQ-30A", "MDEQ-30A as released (not a guarantee)"], "rows of other N are left out"
+    line = {"alpha": 0.05, "p_value": 0.5, "guarantee": False}
+    found = [
+        line | {"design": "standard", "rate": 0.0, "guarantee": True},
+        line | {"design": "theorem_3_1, first_batch", "rate": 0.025},
+        line | {"design": "released_code, first_batch", "rate": 1.0},
+    ]
+    told = overview.read_coverage(pd.DataFrame(found))
+    assert "100 % of certificates are false at alpha = 0.05 (released code, audit of the first batch), by Theorem 3.1" in told
+    assert "up to 2.5 % at alpha = 0.05" in told
+
+
+def test_the_theorem_may_reach_further_by_larger_audits():
+    told = overview.read_reach(1_000, [0.5, 1.25, 1.5])
+    assert "at 2 radii larger than the theorem's, up to 1.5" in told
+    assert told.endswith("with all draws audited the theorem ends at 1.422 (all rounded down).")
 
 
 def test_the_worst_attack_is_told_with_what_was_not_right_before(attacked):

@@ -54,7 +54,7 @@ ESTIMATORS = {
     "theorem_3_1": Look("#0072B2", "s", ":"),
     "released_code": Look("#8B4A73", "D", "-."),
 }
-_NAME = re.compile(r"(?P<kind>SRS-|AS-|)MDEQ-(?P<steps>\d+)(?P<solver>[NAB])(?: (?P<variant>.+))?")
+_NAME = re.compile(r"(?P<kind>SRS-|AS-|)MDEQ-(?P<steps>\d+)(?P<solver>[NAB])(?: (?P<variant>[^(]+?)(?= \(|$))?")
 _MARKERS = "osD^vP*X"
 
 

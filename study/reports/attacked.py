@@ -7,7 +7,7 @@ import pandas as pd
 
 from srs.certificates.certify import ABSTAIN
 from study.reports import tables
-from study.reports.numbers import BEYOND, listed, plural
+from study.reports.numbers import BEYOND, plural
 from study.reports.results import Results
 from study.reports.statistics import certified
 from study.robustness import CLEAN, Robustness
@@ -103,7 +103,9 @@ class Attacked:
         wrong = len(self._clean) - len(correct) - unsure
         counts = {name: tuple(map(len, one)) for name, one in found.items()}
         alike = [name for name in counts if name != attack and counts[name] == counts[attack]]
-        also = f" (alike: {listed(alike)})" if alike else ""
+        also = f" (alike: {'; '.join(alike)})" if alike else ""
+        if not correct:
+            return f"PREDICT classifies none of {plural(self.images, 'attacked image')} correctly when clean."
         return (
             f"At r = {r:g}, of {plural(len(correct), 'image')} that PREDICT classifies correctly when clean ({self.images} "
             f"were attacked; on {unsure} of these it abstains, {wrong} it names wrongly), the "

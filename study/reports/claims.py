@@ -369,7 +369,7 @@ def _certified_accuracy(case: _Case) -> Finding:
     """``row`` minus ``against`` at r, paired by image, with an interval that holds trainings, too, where there are several
     (:func:`study.reports.tables.joint_difference`)."""
     row, other, trainings = case.pair()
-    r = case.radius(trainings[0], row, other)
+    r = case.radius(pd.concat(trainings), row, other)
     found = _difference(case, row, other, trainings, r, _said_beside(case, trainings[0], row, other))
     plain = case.results.report.resnet
     if plain in case.keys and _too_little_trained(case, plain):
@@ -431,7 +431,8 @@ def _all_pairs(case: _Case) -> Finding:
     told += _told_selection(rows, samplers)
     radii = tables.simultaneous(tables.acr_difference, rows, pairs, LEVEL)
     c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
-    told += f'; not judged: the ACR, most by {change(*radii[c, d])}, "{c}" against "{d}"'
+    most = f'most by {change(*radii[c, d])}, "{c}" against "{d}"' if radii[c, d][0] else "the same in all pairs"
+    told += f"; not judged: the ACR, {most}"
     judged = verdict([f[1:] for f in found.values()], *limits)
     return Finding(told, judged, rows["index"].nunique(), least_images(*limits, LEVEL / len(pairs)))
 
@@ -487,7 +488,9 @@ def _radius_difference(case: _Case) -> Finding:
     )
     judged = _agreed(verdict([(low, high)], *case.claim.limits()), verdict([signs], least=0.5))
     told += ": the mean says one thing and most images another" if judged == UNKNOWN else ""
-    return Finding(told, judged, len(closer))
+    reach = tables.reachable(rows)
+    ends = listed([f"{name}'s at {bounds.shown(reach[name])}" for name in (row, other, case.reference)])
+    return Finding(f"{told}; {draws_told(rows)}, with which radii end, {ends}", judged, len(closer))
 
 
 def _change_of_loss(case: _Case) -> Finding:
@@ -531,6 +534,8 @@ def _attacks(case: _Case) -> Finding:
     radius = found["index"].map(rows.set_index("index")["radius"]).fillna(-1)
     within = found[(found["radius"] > 0) & (found["radius"] <= radius)]
     judged = never(within[within["fooled"]]["index"].nunique(), within["index"].nunique(), case.claim.most)
+    if not judged.images:
+        return replace(judged, told="no attacked image has a certified radius of at least the smallest budget")
     told = f"one did for {judged.told} that have a certified radius of at least the smallest budget ({len(within)} attacks)"
     return Finding(told, judged.verdict, judged.images, judged.needed)
 
@@ -544,9 +549,10 @@ def _false_certificates(case: _Case) -> Finding:
     low, high = bounds.clopper_pearson_interval(int(worst["false"]), int(worst["runs"]), level)
     alike = [case for case in part.loc[part["rate"] == worst["rate"], "case"] if case != worst["case"]]
     others = f"; as many in {listed(alike)}" if alike else ""
+    named = f"worst case '{worst['case']}' ({known_answers(1, 1)[worst['case']].title}{others})"
     told = (
-        f"worst case '{worst['case']}' ({known_answers(1, 1)[worst['case']].title}{others}): {worst['false']:,} of "
-        f"{worst['runs']:,} false at alpha = {worst['alpha']:g} ({interval(low, high, 4)}, all {len(part)} cases together)"
+        f"{named if worst['false'] else 'no case has any'}: {worst['false']:,} of {worst['runs']:,} false at alpha = "
+        f"{worst['alpha']:g} ({interval(low, high, 4)}, all {len(part)} cases together)"
     )
     return Finding(told, verdict([(low, high)], most=worst["alpha"]), int(worst["runs"]), trainings=0)
 
@@ -559,7 +565,8 @@ def _published_radius(case: _Case) -> Finding:
     farthest = max(r for r, share in zip(published["cifar10_radii"], accuracy) if share > 0)
     told = (
         f"with N = {N:,} a perfect run ends at r = {bounds.shown(ends[0])} by an audit of K = {k:,}, at "
-        f"{bounds.shown(ends[1])} by one of all draws (the tables do not say their K); the table goes to r = {farthest:g}"
+        f"{bounds.shown(ends[1])} by one of all draws (both rounded down; the tables do not say their K); the table goes to "
+        f"r = {farthest:g}"
     )
     return Finding(told, CONTRADICTED if farthest > max(ends) else CONFIRMED, trainings=0)
 

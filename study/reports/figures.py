@@ -216,8 +216,11 @@ def plot_reach(
 
 
 def plot_coverage(table: pd.DataFrame) -> Figure:
-    """Share of false certificates by design, a panel for each case, all alphas; ``table`` is :func:`study.coverage.tally`'s."""
+    """Share of false certificates by design (with a star: not a guarantee), a panel for each case, all alphas; ``table`` is
+    :func:`study.coverage.tally`'s."""
     alphas, designs, cases = (list(table[name].unique()) for name in ("alpha", "design", "case"))
+    sound = table.groupby("design")["guarantee"].all()
+    names = [design_name(design) + ("" if sound[design] else " *") for design in designs]
     columns = min(4, len(cases))
     lines = -(-len(cases) // columns)
     size = (3.0 + 2.6 * columns, lines * (0.27 * len(designs) + 1.1))
@@ -233,7 +236,7 @@ def plot_coverage(table: pd.DataFrame) -> Figure:
         axes.set(xlim=(-0.02, 130), title=case)
         axes.set_xscale("symlog", linthresh=0.5)
         axes.set_xticks([0, 0.5, 5, 50], ["0", "0.5", "5", "50"])
-        axes.set_yticks(range(len(designs)), map(design_name, designs), fontsize=9)
+        axes.set_yticks(range(len(designs)), names, fontsize=9)
     for axes in grid.flat[len(cases) :]:
         axes.set_axis_off()
     grid[0, 0].invert_yaxis()
@@ -345,7 +348,7 @@ def plot_probabilities(panels: dict[str, pd.DataFrame]) -> Figure:
             one = drawn[method] if part["guarantee"].iloc[0] else ESTIMATORS[part["estimator"].iloc[0]]
             shares = _reaching(_right(part, "p_a_lower"), grid)
             axes.plot(grid, shares, color=one.color, linestyle=one.line, label=method, linewidth=1.8)
-        axes.set(title=title, xlabel="p, lower bound on p_A", xlim=(0.5, 1), ylim=(0, 100))
+        axes.set(title=title, xlabel="p, lower bound on p_A", xlim=(0.5, 1), ylim=(-2, 102))
     row[0].set_ylabel("images (%)")
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure

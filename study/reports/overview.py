@@ -66,10 +66,11 @@ def read_reach(k: int, claimed: list[float]) -> str:
     limit = bounds.largest_radius(N, ALPHA, SIGMA)
     beyond = [r for r in claimed if r > found["theorem_3_1"]]
     return (
-        f"**With K = {k:,} audited draws what Theorem 3.1 can certify ends at r = {bounds.shown(found['theorem_3_1'])}**, by "
-        f"the exact bound, alpha split at its best, at {bounds.shown(found['finite_population'])}, and that of independent "
-        f"votes at {bounds.shown(limit)} (all rounded down); the paper shows serialized certificates at {len(beyond)} larger "
-        f"radii, up to {max(claimed):g}."
+        f"**With K = {k:,} audited draws what Theorem 3.1 can certify ends at r = {bounds.shown(found['theorem_3_1'])}**, what "
+        f"the exact bound can (alpha split at its best) at {bounds.shown(found['finite_population'])}, what independent votes "
+        f"can at {bounds.shown(limit)}; the paper shows serialized certificates at {len(beyond)} radii larger than the "
+        f"theorem's, up to {max(claimed):g}. Its tables do not tell their K: with all draws audited the theorem ends at "
+        f"{bounds.shown(reach('theorem_3_1', N))} (all rounded down)."
     )
 
 
@@ -78,10 +79,13 @@ def read_coverage(table: pd.DataFrame) -> str:
     held, other = (table[table["guarantee"] == kind] for kind in (True, False))
     above = int(rejected(held["p_value"]).sum())
     worst = other.loc[other["rate"].idxmax()]
+    theorem = other[other["design"].str.startswith("theorem_3_1")]
+    most = theorem.loc[theorem["rate"].idxmax()]
     return (
         f"**With a guarantee, {above} of {len(held)} shares of false certificates (each of a case, a way to certify and an "
         f"alpha) are significantly above alpha** (at 5 % for all together); without one up to {percent(worst['rate'])} of "
-        f"certificates are false at alpha = {worst['alpha']:g}."
+        f"certificates are false at alpha = {worst['alpha']:g} ({tables.design_name(worst['design'])}), by "
+        f"{tables.design_name(most['design'])}, up to {percent(most['rate'], 1)} at alpha = {most['alpha']:g}."
     )
 
 
@@ -98,7 +102,8 @@ def cost_sources(results: Results) -> dict[Source, str]:
 def costs(results: Results, sources: Mapping[Source, str], r: float) -> pd.DataFrame:
     """Certified accuracy at ``r`` (share, with its 95 % interval), what it is more than the main run's reference's (``gain``
     and, ``least`` to ``most``, its paired 95 % interval), evaluations and seconds an image of all rows of ``sources``
-    (:func:`cost_sources`) that can reach r, on the images that all have."""
+    (:func:`cost_sources`) that can reach r, on the images that all have and with as many draws as the reference; rows
+    without a guarantee are named so."""
     parts = [results.rows(*source, "exact") for source in sources]
     shared = set.intersection(*(set(rows["index"]) for rows in parts))
     reference = results.reference(*next(iter(sources)))
@@ -107,11 +112,12 @@ def costs(results: Results, sources: Mapping[Source, str], r: float) -> pd.DataF
     for rows, name in zip(parts, sources.values()):
         limits = tables.reachable(rows)
         for row, part in rows[rows["index"].isin(shared)].groupby("method", sort=False):
-            if limits[row] >= r:
+            if limits[row] >= r and part["n"].iloc[0] == standard["n"].iloc[0]:
                 gained = tables.paired_difference(pd.concat([part, standard]), row, "", r)
                 gain = dict(zip(("gain", "least", "most"), gained))
                 found = certified_accuracy(part, [r]).iloc[0].to_dict() | gain
-                lines.setdefault(name or row, found | part[["evaluations", "seconds"]].mean().to_dict())
+                sound = "" if part["guarantee"].all() else f" ({tables.NO_GUARANTEE})"
+                lines.setdefault(f"{name or row}{sound}", found | part[["evaluations", "seconds"]].mean().to_dict())
     return pd.DataFrame.from_dict(lines, orient="index")
 
 

@@ -72,26 +72,31 @@ def read_plain(methods: Sequence[str]) -> str:
 
 
 def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
-    """Where a row certifies least beside the reference, over all radii at which one of the two changes: simultaneous 95 %
-    intervals."""
+    """Where a row certifies least beside the reference, over all radii at which the certified accuracy of one of the two
+    changes: simultaneous 95 % intervals."""
     both = rows[rows["method"].isin([row, reference])]
-    radii = np.unique(both["radius"])  # between two of these nothing changes
+    radii = np.unique(both.loc[both["prediction"] == both["label"], "radius"])
+    radii = radii if len(radii) else np.zeros(1)
     found = [tables.paired_difference(both, row, reference, r, alpha=0.05 / len(radii)) for r in radii]
     part = pd.DataFrame(found, columns=["difference", "lower", "upper"]).assign(r=radii)
     below, worst, images = part.loc[part["upper"] < 0, "r"], part.loc[part["difference"].idxmin()], both["index"].nunique()
     standard, least = both[both["method"] == reference], least_lost(images, 0.05 / len(radii))
     could = 0 if least is None else sum(int(certified(standard, r).sum()) >= least for r in radii)
     verdict = (
-        f"none of {len(part)} radii shows it to certify less than {reference}; at {could} of them {reference} certifies images "
-        f"enough for a loss to show: on {plural(images, 'image')}, {told_least(images, 0.05 / len(radii))}"
+        f"none of {_radii(len(part))} shows it to certify less than {reference}; at {could} of them {reference} certifies "
+        f"images enough for a loss to show: on {plural(images, 'image')}, {told_least(images, 0.05 / len(radii))}"
         if below.empty
-        else f"it certifies less than {reference}, at {len(below)} of {len(part)} radii, between "
+        else f"it certifies less than {reference}, at {len(below)} of {_radii(len(part))}, between "
         f"{bounds.shown(below.min())} and {bounds.shown(below.max())}"
     )
     return (
         f"**{row}**, chosen on held-out images: {verdict}; at its worst, r = {bounds.shown(worst['r'])}, the difference is "
         f"{points(*worst[['difference', 'lower', 'upper']])} (an interval that is simultaneous over all radii)."
     )
+
+
+def _radii(count: int) -> str:
+    return f"{count:,} {'radius' if count == 1 else 'radii'}"
 
 
 def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference: str) -> list[str]:
@@ -140,7 +145,7 @@ def _acr(rows: pd.DataFrame, row: str) -> str:
 def against(rows: pd.DataFrame, row: str, other: str, radii: Sequence[float]) -> dict[str, str]:
     """A row beside another, on the same images: its ACR with the difference, and differences of certified accuracy."""
     limits, (gain, low, high) = tables.reachable(rows), tables.acr_difference(rows, row, other)
-    line = {"against": other, "ACR": _acr(rows, row)}
+    line = {"against": other, f"ACR of {row}": _acr(rows, row)}
     line["ACR, difference"] = difference(gain, low, high, digits=3) if np.isfinite(low) else signed(gain, 3)
     for r in radii:
         within = r <= min(limits[row], limits[other])
@@ -177,7 +182,7 @@ def read_depth(
     moved = 100 * depths.sub(depths[1], axis=0).abs().max(axis=1)
     control = [place in trained_once.items() for place in depths.index]
     told.append(
-        f"- A DEQ with its start may be evaluated at another depth than it is deployed at: with "
+        f"- A DEQ with its start, at another depth than it is deployed at: with "
         f"{listed([str(k) for k in depths.columns if k != 1])} evaluations in place of one its accuracy moves by at most "
         f"{_up(moved[np.invert(control)].max())} points, that of the control by up to {_up(moved[control].max())}."
     )

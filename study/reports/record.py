@@ -1,5 +1,6 @@
 """The record set straight: what each estimator can certify, what the published rows rest on, and what audits cost."""
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -69,7 +70,7 @@ def cut_off(published: dict) -> pd.DataFrame:
 def read_cut_off(table: pd.DataFrame) -> str:
     """What the :func:`cut_off` radii say of the published ones."""
     top = table.loc["1"]
-    off = {name: abs(float(top["published, SRS"]) - reach(name, AUDIT)) for name in ("released_code", "theorem_3_1")}
+    off = {name: abs(float(top["published, SRS"]) - float(top[_COLUMNS[name]])) for name in ("released_code", "theorem_3_1")}
     return (
         f"With every vote for the class, alpha = {ALPHA:g} allows a radius of {top['standard']} to standard smoothing; the "
         f"published {top['published, standard']} is what alpha = 1/e gives ({top['standard, alpha = 1/e']}, rounded down). The "
@@ -159,7 +160,7 @@ def read_price(published: dict, radii: Sequence[float] = (1.25, 1.5)) -> str:
     sentences = [
         f"The paper reports {FAST} to be {told:.1f} times as fast as MDEQ-30A (LARGE, CIFAR-10, N = {N:,}).",
         "Counted in evaluations of f, against 30 steps that never stop, three serialized steps (10 warm-up steps in 400 "
-        f"chains, every vote for the class) with K = 400 audited draws are {speed_up(400):.1f} times cheaper; a certificate "
+        f"chains, every vote for the class) with K = 400 audited draws are {_cheaper(speed_up(400))}; a certificate "
         f"that holds then ends at r = {bounds.shown(reach('finite_population', 400))}, at the best split of alpha.",
         "Beside a baseline that stops earlier, as the released one does (docs/released.md), all these ratios are smaller in "
         "proportion.",
@@ -169,9 +170,13 @@ def read_price(published: dict, radii: Sequence[float] = (1.25, 1.5)) -> str:
         sentences.append(
             f"No K up to N allows a true certificate at r = {r:g}."
             if k is None
-            else f"To certify r = {r:g} at all, a perfect run must audit about K = {k:,}: then {speed_up(k):.1f} times cheaper."
+            else f"To certify r = {r:g} at all, a perfect run must audit about K = {k:,}: then {_cheaper(speed_up(k))}."
         )
     return " ".join(sentences)
+
+
+def _cheaper(ratio: float) -> str:
+    return f"{ratio:.1f} times cheaper" if ratio >= 1.05 else "no cheaper"
 
 
 class Frontier:
@@ -222,31 +227,35 @@ class Frontier:
         return lines
 
     def speed_at_equal_acr(self, resamples: int = 2_000, seed: int = 0) -> tuple[float, float, float]:
-        """How many times the evaluations the reference needs, with as many draws as it takes for the ACR of the serialized row;
-        with its 95 % bootstrap interval over the images (percentile)."""
+        """How many times the evaluations the reference needs, with as many draws as it takes for the ACR of the serialized row
+        (infinite where all its draws do not do); with its 95 % bootstrap interval over the images (percentile)."""
         radii = np.array([counted_radii(found) for found in [self._default, *self._fewer]])
         spent = np.array([found["evaluations"] for found in [self._default, *self._fewer]])
         pick = np.random.default_rng(seed).integers(0, radii.shape[1], (resamples, radii.shape[1]))
         ratios = [_ratio(radii[:, chosen].mean(1), spent[:, chosen].mean(1)) for chosen in pick]
-        return _ratio(radii.mean(1), spent.mean(1)), *np.quantile(ratios, (0.025, 0.975))
+        return _ratio(radii.mean(1), spent.mean(1)), *np.quantile(ratios, (0.025, 0.975), method="nearest")
 
     def told(self) -> str:
         """What of the speed-up a true certificate leaves."""
         ours, whole = _mean_of(self._default), _mean_of(self._fewer[-1])
         fast = tables.times(*ratio_interval(self._fewer[-1]["evaluations"], self._default["evaluations"]))
-        ratio, low, high = self.speed_at_equal_acr()
         images, k = len(self._default), int(self._default["k"].max())
-        equal = (
-            f"With fewer draws {self.reference} has as much ACR, too: beside that serialized smoothing is {ratio:.2f} times as "
-            f"fast (95 % bootstrap interval over these images {interval(low, high, 2)})."
-        )
-        if max(_mean_of(found)["acr"] for found in self._fewer) < ours["acr"]:
-            equal = f"No fewer draws give {self.reference} as much."
-        return (
+        asked = (
             f"How much of the speed-up survives a true certificate? On {plural(images, 'image')}, at N = {self.count:,} and "
-            f"K = {k:,}, {self.reference} takes {fast} the evaluations of f of {FAST}, which has "
-            f"{percent(ours['acr'] / max(whole['acr'], 1e-9))} of its ACR. {equal}{self._saved}"
+            f"K = {k:,}, {self.reference} takes {fast} the evaluations of f of {FAST}"
         )
+        if not ours["acr"] or not whole["acr"]:
+            return f"{asked}; that says little, for one of the two certifies no image rightly.{self._saved}"
+        ratio, low, high = self.speed_at_equal_acr()
+        if math.isinf(ratio):
+            equal = f"No fewer draws give {self.reference} as much."
+        else:
+            ends = interval(low, high, 2) if math.isfinite(high) else f"from {outward(low, low, 2)[0]:.2f} on"
+            equal = (
+                f"With fewer draws {self.reference} has as much ACR, too: beside that serialized smoothing is {ratio:.2f} "
+                f"times as fast (95 % bootstrap interval over these images {ends})."
+            )
+        return f"{asked}, which has {percent(ours['acr'] / whole['acr'])} of its ACR. {equal}{self._saved}"
 
 
 def _saved_by_stopping(results: Results, key: str, reference: str) -> str:
@@ -274,8 +283,8 @@ def read_true_bounds(slot: str, table: pd.DataFrame, rows: pd.DataFrame, row: st
     told = listed([f"{acr[name]:.3f} by {by}" for by, name in named.items()])
     saved = [f"{other} takes {ratio}" for other, ratio in tables.saved_beside_all(rows, row, reference).items()]
     return (
-        f"- {slot}, {row}: ACR {told}; {reference} itself has {acr[reference]:.3f}. For its evaluations of f, audit included, "
-        f"{listed(saved)} as many.{told_truncated(rows, row, reference)}"
+        f"- {slot}, {row}: ACR {told}; {reference} itself has {acr[reference]:.3f}. {listed(saved)} as many evaluations "
+        f"of f, audit included.{told_truncated(rows, row, reference)}"
     )
 
 
@@ -284,8 +293,12 @@ def _mean_of(found: pd.DataFrame) -> dict[str, float]:
 
 
 def _ratio(acr: np.ndarray, spent: np.ndarray) -> float:
-    """Of the evaluations with which the others reach the first's ACR, to those of the first."""
-    return float(np.interp(acr[0], [0, *np.maximum.accumulate(acr[1:])], [0, *spent[1:]]) / spent[0])
+    """Of the fewest evaluations with which the others, more and more draws, reach the first's ACR, to those of the first."""
+    reached = np.array([0, *np.maximum.accumulate(acr[1:])])
+    if reached[-1] < acr[0]:
+        return math.inf
+    rises = np.append(True, np.diff(reached) > 0)
+    return float(np.interp(acr[0], reached[rises], np.array([0, *spent[1:]])[rises]) / spent[0])
 
 
 def plans(alpha: float) -> pd.DataFrame:

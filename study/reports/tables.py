@@ -397,12 +397,14 @@ def read_beside(found: pd.DataFrame, on: str) -> str:
     outside, beyond = ours[ours["published is"] != "within"], len(found) - len(ours)
     verb = "lies" if beyond == 1 else "lie"
     sides = outside.groupby(["row", "published is"], sort=False)["r"]
-    named = ", ".join(f"{row} at r = {numbers.listed([f'{r:g}' for r in at])} ({side})" for (row, side), at in sides)
+    sides = {(row if plain(row) == row else f"{plain(row)} (ours: {row})", side): at for (row, side), at in sides}
+    named = ", ".join(f"{row} at r = {numbers.listed([f'{r:g}' for r in at])} ({side})" for (row, side), at in sides.items())
     inside = len(ours) - len(outside)
     return (
         f"**{inside} of {len(ours)} published accuracies {'lies' if inside == 1 else 'lie'} within our 95 % intervals** ({on})"
-        f"{f'; not {named}' if named else ''}; these are {fixed((ours['upper'] - ours['lower']).mean())} points wide on "
-        f"average, and the published ones have an error of their own"
+        f"{f', and beyond them {named}' if named else ''}; our intervals are "
+        f"{fixed((ours['upper'] - ours['lower']).mean())} points wide on average, and the published "
+        f"ones have an error of their own"
         f"{f'; {beyond} more {verb} beyond the radii that this N, K and alpha allow' if beyond else ''}."
     )
 

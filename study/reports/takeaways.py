@@ -10,7 +10,7 @@ from srs.certificates import bounds
 from srs.certificates.certify import ABSTAIN
 from study.reports import tables
 from study.reports.numbers import change, fixed, listed, percent, plural, points, portion, signed
-from study.reports.results import THEOREM, Results, Source, differences, mismatch
+from study.reports.results import THEOREM, Results, Source, amount, differences, mismatch
 from study.reports.statistics import average_certified_radius, certified, counted_radii, mean_interval, paired_interval
 from study.votes.rows import plain
 
@@ -31,12 +31,14 @@ def compared(results: Results, source: Source, row: str, where: str = "") -> str
     shares, acr = table["r = 0", "accuracy"], table["ACR", "ours"]
     difference = tables.against(tables.paired_difference(rows, row, reference), reference)
     first, *others = (f"{other} takes {times}" for other, times in tables.saved_beside_all(rows, row, reference).items())
-    fast = [f"{first} as many evaluations of f", *others]
+    fast = [f"{first} as many evaluations of f", *(others or ["no solver that stops is in this list"])]
+    fast = fast if reference == plain(reference) else [fast[0], *others]
     reach = tables.reachable(rows)
     shorter = f"; its radii end at {bounds.shown(reach[row])}, the other's at {bounds.shown(reach[reference])}"
     return (
-        f"{where}{row} certifies {portion(shares[row])} of the images at r = 0 ({difference}), with an ACR of {acr[row]:.3f}, "
-        f"{told_acr(rows, row, reference)} against {acr[reference]:.3f}{shorter if reach[row] < reach[reference] else ''}. "
+        f"{where}{row} certifies {portion(shares[row])} of the images at r = 0 ({difference}), with an ACR of {acr[row]:.3f} "
+        f"against {acr[reference]:.3f}, a difference of {told_acr(rows, row, reference)}"
+        f"{shorter if reach[row] < reach[reference] else ''}. "
         f"{'; '.join(fast)}."
         f"{told_truncated(rows, row, reference)} {_over_trainings(results, source[0], row, reference)}"
     )
@@ -51,8 +53,8 @@ def _over_trainings(results: Results, key: str, row: str, reference: str) -> str
     results.note([(one, shared) for one in keys])
     trained = [results.rows(one, shared) for one in keys]
     return (
-        f"All this is of one training; over {len(keys)}, on {plural(trained[0]['index'].nunique(), 'image')}, the difference "
-        f"at r = 0 is {points(*tables.joint_difference(trained, row, reference))}."
+        f"All this is of one training; over {len(keys)}, on {amount(trained[0], audited=False)}, the difference at r = 0 is "
+        f"{points(*tables.joint_difference(trained, row, reference))}."
     )
 
 
@@ -68,15 +70,14 @@ def told_truncated(rows: pd.DataFrame, row: str, reference: str) -> str:
         return ""
     return (
         f" {short}, five steps from scratch, certifies its own votes without an audit: its ACR differs from {row}'s by "
-        f"{told_acr(rows, short, row)}, and it takes {tables.saved(rows, row, short)} as many evaluations of f, more of them "
-        "with more draws and the same K."
+        f"{told_acr(rows, short, row)}, and it takes {tables.saved(rows, row, short)} as many evaluations of f: a ratio that "
+        "grows with the draws at the same K."
     )
 
 
 def told_acr(rows: pd.DataFrame, row: str, other: str) -> str:
     """A :func:`study.reports.tables.acr_difference` in words."""
-    found = tables.acr_difference(rows, row, other)
-    return "0.000 (alike on every image)" if found[0] == 0 and np.isnan(found[1]) else change(*found)
+    return change(*tables.acr_difference(rows, row, other))
 
 
 def table_2(results: Results) -> list[str]:
@@ -100,12 +101,13 @@ def main_results(results: Results) -> list[str]:
 def noise_levels(results: Results, sources: list[Source]) -> list[str]:
     """Of all noise levels."""
     shares, radii, few, lossless, beyond, standards = {}, {}, [], [], [], {}
+    sources = list(dict.fromkeys(sources))
     for source in sources:
         rows, reference = results.rows(*source), results.reference(*source)
         standard, reach = rows[rows["method"] == reference], tables.reachable(rows)
         name = f"{source[0]} (sigma = {results.sigma(source[0]):g})"
         few += [f"{source[0]} ({told_share(standard, 0.0)})"] if certified(standard, 0.0).mean() < FEW else []
-        lossless += [source[0]] if shows_no_loss(standard) else []
+        lossless += [source[0]] if shows_no_loss(standard) and least_lost(len(standard)) else []
         shares[name] = tables.paired_difference(rows, fast_row(reference), reference)
         radii[name] = tables.acr_difference(rows, fast_row(reference), reference)
         for r in [r for r in results.radii(source[0]) if reach[fast_row(reference)] < r <= reach[reference]][:1]:
@@ -155,7 +157,7 @@ def _largest(standards: dict[str, pd.DataFrame]) -> str:
     first, *others = sorted(standards, key=lambda name: -average_certified_radius(standards[name]))
     told = f"for {first}, {tables.mean(counted_radii(standards[first]))}"
     if not others:
-        return told
+        return f"{told}, the only one"
     both = pd.concat([standards[name].assign(method=name) for name in (first, others[0])])
     return f"{told}, {change(*tables.acr_difference(both, first, others[0]))} against the next, {others[0]}"
 
@@ -224,9 +226,21 @@ def consistency(results: Results) -> list[str]:
             f"{results.slot(size)}: over the {plural(len(ours), 'image')} with a radius by {reference} the mean RRD of three "
             f"serialized steps is {ours.mean():.3f}, that of three standard ones {theirs.mean():.3f}: a difference of "
             f"{change((ours - theirs).mean(), *mean_interval(ours - theirs))}; the median difference "
-            f"is {signed(np.median(ours - theirs), 3)}."
+            f"is {signed(np.median(ours - theirs), 3)}.{_ends(rows, reference)}"
         )
     return [*told, results.weaker(sources)]
+
+
+def _ends(rows: pd.DataFrame, reference: str) -> str:
+    """Where serialized radii end, which alone makes them differ from the reference's; with a blank before."""
+    reach = tables.reachable(rows)
+    if reach["SRS-MDEQ-3A"] >= reach[reference]:
+        return ""
+    return (
+        f" The audit ends serialized radii at {bounds.shown(reach['SRS-MDEQ-3A'])}, those of {reference} end at "
+        f"{bounds.shown(reach[reference])}: of an image that all votes are for, that is an RRD of "
+        f"{1 - reach['SRS-MDEQ-3A'] / reach[reference]:.3f}."
+    )
 
 
 def told_closer(gaps: np.ndarray) -> str:
@@ -234,7 +248,7 @@ def told_closer(gaps: np.ndarray) -> str:
     if not len(gaps):
         return "not to be had: no image has a radius by the reference"
     return (
-        f"{change(gaps.mean(), *mean_interval(gaps))}, {signed(np.median(gaps), 3)} in the median; serialized is closer on "
+        f"mean {change(gaps.mean(), *mean_interval(gaps))}, median {signed(np.median(gaps), 3)}; serialized is closer on "
         f"{(gaps < 0).sum()} of {plural(len(gaps), 'image')}, further on {(gaps > 0).sum()}"
     )
 
@@ -245,11 +259,14 @@ def correlation(results: Results) -> list[str]:
     for size in ("small", "large"):
         key = results.report.sizes()[size].main
         sources.append((key, "consistency"))
-        bound, gap = mismatch(results.rows(key, "consistency", THEOREM), "SRS-MDEQ-3A")
+        rows = results.rows(key, "consistency", THEOREM)
+        bound, gap = mismatch(rows, "SRS-MDEQ-3A")
+        k, alpha = int(rows["k"].max()), rows["alpha"].iloc[0]
+        least = bounds.theorem_3_1(k, k, k, k, alpha).p_m_upper
         told.append(
-            f"{results.slot(size)}: with three steps p_m averages {told_rate(bound)}, the true mismatch rate "
-            f"{told_rate(bound - gap)} (means of the images' rates); the bound fails on "
-            f"{tables.share(int((gap < 0).sum()), len(gap))} percent of {plural(len(gap), 'image')}."
+            f"{results.slot(size)}: with three steps p_m averages {told_rate(bound)} (were all K = {k:,} draws "
+            f"confirmed: {fixed(100 * least, 1)}), the true mismatch rate {told_rate(bound - gap)} (means of the images' "
+            f"rates); the bound fails on {tables.share(int((gap < 0).sum()), len(gap))} percent of {plural(len(gap), 'image')}."
         )
     return [*told, results.weaker(sources)]
 
@@ -292,24 +309,24 @@ def abstained(rows: pd.DataFrame) -> str:
 def warmup(results: Results) -> list[str]:
     """Of Figures 10 to 12 and Table 24: the variants furthest from the reference and from one another."""
     small, large = (results.report.sizes()[size].main for size in ("small", "large"))
-    lists = {
-        (small, "warmup_steps"): "warm-up steps",
-        (large, "warmup_steps"): "warm-up steps",
-        (small, "warmup_solvers"): "warm-up solvers",
-        (small, "restart"): "restarts",
-    }
-    slots = {small: results.slot("small"), large: results.slot("large")}
-    told = [f"{slots[source[0]]}, {what}: {_variants(results, source)}, certified at r = 0." for source, what in lists.items()]
+    slots = [results.slot("small"), results.slot("large")]
+    lists = [
+        (slots[0], (small, "warmup_steps"), "warm-up steps"),
+        (slots[1], (large, "warmup_steps"), "warm-up steps"),
+        (slots[0], (small, "warmup_solvers"), "warm-up solvers"),
+        (slots[0], (small, "restart"), "restarts"),
+    ]
+    told = [f"{slot}, {what}: certified at r = 0 {_variants(results, source)}." for slot, source, what in lists]
     restarts = results.rows(small, "restart")
     return [
         *told,
-        f"{slots[small]}: a warm-up for every batch, one turn of the chains, in place of one in all changes the ACR by "
+        f"{slots[0]}: a warm-up for every batch, one turn of the chains, in place of one in all changes the ACR by "
         f"{told_acr(restarts, 'every batch', 'never')}, for {tables.saved(restarts, 'never', 'every batch')} the evaluations "
         "of f.",
-        f"{slots[large]}: a start at the previous draw's state in place of one at the clean image's changes the share "
+        f"{slots[1]}: a start at the previous draw's state in place of one at the clean image's changes the share "
         f"certified at r = 0 {_starts(results.rows(large, 'start'))}.",
-        f"{slots[small]}: {_other_starts(results.rows(small, 'serialized_starts'))}",
-        results.weaker([*lists, (large, "start"), (small, "serialized_starts")]),
+        f"{slots[0]}: {_other_starts(results.rows(small, 'serialized_starts'))}",
+        results.weaker([*(source for _, source, _ in lists), (large, "start"), (small, "serialized_starts")]),
     ]
 
 
@@ -323,11 +340,8 @@ def _variants(results: Results, source: Source) -> str:
     found = tables.simultaneous(tables.paired_difference, rows, pairs)
     first, second = max(found, key=lambda pair: abs(found[pair][0]))
     ranges = f"{percent(shares.min())} to {percent(shares.max())} (ACR {fixed(acr.min(), 3)} to {fixed(acr.max(), 3)})"
-    if abs(found[first, second][0]) < 0.005:
-        return f"{ranges}, no two apart by half a point"
-    return (
-        f'{ranges}; "{first}" less "{second}" {points(*found[first, second])}, simultaneous over {plural(len(pairs), "pair")}'
-    )
+    most = f'"{first}" less "{second}"' if found[first, second][0] else "no two apart on balance,"
+    return f"{ranges}; {most} {points(*found[first, second])}, simultaneous over {plural(len(pairs), 'pair')}"
 
 
 def _starts(rows: pd.DataFrame) -> str:
@@ -381,20 +395,24 @@ def training_variants(
 
 
 def which_to_pick(rows: pd.DataFrame, deq: str, network: str) -> str:
-    """Which of a ``deq``'s row and a plain ``network`` a user should pick, by ACR and by seconds (beyond a quarter: paces are
-    no closer); ``rows`` has both."""
+    """Which of a ``deq``'s row and a plain ``network`` a user should pick, by ACR and, on equally many draws, by seconds (twice
+    as many: paces are no closer); ``rows`` has both."""
     _, low, high = tables.acr_difference(rows, network, deq)
     better = network if low > 0 else deq if high < 0 else ""
-    time, *_ = tables.speed_up(rows, network, deq, "seconds")
-    faster = network if time > 1.25 else deq if time < 0.8 else ""
+    alike = rows["n"].nunique() == 1
+    time = tables.speed_up(rows, network, deq, "seconds")[0] if alike else 1.0
+    faster = network if time >= 2 else deq if time <= 0.5 else ""
     picked = f"pick {better}" if better else "either will do"
     if faster and not better:
         picked = f"pick {faster}, which is faster; neither is shown to certify more"
+    if not better and all(shows_no_loss(part) for _, part in rows.groupby("method")):
+        picked = "nothing can be told, for neither certifies enough for a difference to show"
     if better and faster and better != faster:
         picked = f"{better} certifies more, {faster} is faster: what counts for the user decides"
     return (
         f"{network} against {deq}, one training of each: ACR {told_acr(rows, network, deq)}; "
-        f"speed-up in seconds {tables.saved(rows, network, deq, 'seconds')}. So, for certificates alone: {picked}."
+        f"speed-up in seconds {tables.saved(rows, network, deq, 'seconds') if alike else 'not told, their N differ'}. "
+        f"So, for certificates alone: {picked}."
     )
 
 
