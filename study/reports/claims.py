@@ -176,15 +176,15 @@ def _agreed(one: str, other: str) -> str:
     return one if one == other else UNDECIDED
 
 
-def never(events: int, images: int, most: float) -> Finding:
+def never(events: int, images: int, most: float, said: str = "{}") -> Finding:
     """A claim that something never happens, from the images where it might have: contradicted by one, confirmed where a
-    rate above ``most`` is ruled out."""
+    rate above ``most`` is ruled out. ``said``: a sentence, with {} for on how many images it did."""
     if images == 0:
         return Finding("no image to judge by", UNDECIDED, 0, _least_without(most))
     low, high = bounds.clopper_pearson_interval(events, images, LEVEL)
     found = CONTRADICTED if events else CONFIRMED if high <= most else UNDECIDED
     told = f"{events} of {images} images (rate {interval(low, high, 3)})"
-    return Finding(told, found, images, _least_without(most))
+    return Finding(said.format(told), found, images, _least_without(most))
 
 
 def least_images(least: float, most: float, level: float = LEVEL) -> int | None:
@@ -461,13 +461,8 @@ def _negative_gaps(case: _Case) -> Finding:
     """Images where Theorem 3.1's p_m, as printed, is below the mismatch rate among the votes counted."""
     key, draws, row = case.place(case.claim.row)
     gaps = mismatch(case.rows(key, draws, THEOREM), row)[1]
-    found = never(int((gaps < 0).sum()), len(gaps), case.claim.most)
-    return Finding(
-        f"negative for {found.told}, audited at random (the paper audits the first batch)",
-        found.verdict,
-        found.images,
-        found.needed,
-    )
+    said = "negative for {}, audited at random (the paper audits the first batch)"
+    return never(int((gaps < 0).sum()), len(gaps), case.claim.most, said)
 
 
 def _radius_difference(case: _Case) -> Finding:
@@ -533,11 +528,8 @@ def _attacks(case: _Case) -> Finding:
     found = pd.read_csv(results.layout.runs / "attacks" / f"{key}.csv")
     radius = found["index"].map(rows.set_index("index")["radius"]).fillna(-1)
     within = found[(found["radius"] > 0) & (found["radius"] <= radius)]
-    judged = never(within[within["fooled"]]["index"].nunique(), within["index"].nunique(), case.claim.most)
-    if not judged.images:
-        return replace(judged, told="no attacked image has a certified radius of at least the smallest budget")
-    told = f"one did for {judged.told} that have a certified radius of at least the smallest budget ({len(within)} attacks)"
-    return Finding(told, judged.verdict, judged.images, judged.needed)
+    said = f"one did for {{}} that have a certified radius of at least the smallest budget ({len(within)} attacks)"
+    return never(within[within["fooled"]]["index"].nunique(), within["index"].nunique(), case.claim.most, said)
 
 
 def _false_certificates(case: _Case) -> Finding:

@@ -116,8 +116,8 @@ def costs(results: Results, sources: Mapping[Source, str], r: float) -> pd.DataF
                 gained = tables.paired_difference(pd.concat([part, standard]), row, "", r)
                 gain = dict(zip(("gain", "least", "most"), gained))
                 found = certified_accuracy(part, [r]).iloc[0].to_dict() | gain
-                sound = "" if part["guarantee"].all() else f" ({tables.NO_GUARANTEE})"
-                lines.setdefault(f"{name or row}{sound}", found | part[["evaluations", "seconds"]].mean().to_dict())
+                title = tables.marked(name or row, part["guarantee"].all())
+                lines.setdefault(title, found | part[["evaluations", "seconds"]].mean().to_dict())
     return pd.DataFrame.from_dict(lines, orient="index")
 
 

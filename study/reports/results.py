@@ -428,7 +428,7 @@ def in_paper(sampler: Sampler) -> bool:
 
 def by_estimator(method: str, title: str) -> str:
     """The name of a row by one of the paper's two."""
-    return f"{method}, {title} ({tables.NO_GUARANTEE})"
+    return tables.marked(f"{method}, {title}", False)
 
 
 def takeaway(told: Sequence[str]) -> None:

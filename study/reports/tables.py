@@ -31,6 +31,7 @@ from study.votes.rows import plain, released, stopped
 
 NOT_KNOWN = "not known"
 NO_GUARANTEE = "not a guarantee"
+NEVER_STOPS = "no solver that stops is in this list"
 ESTIMATOR_NAMES = {
     "finite_population": "exact bound",
     "theorem_3_1": "Theorem 3.1 as printed",
@@ -78,6 +79,11 @@ def design_name(design: str) -> str:
     words = [ESTIMATOR_NAMES.get(first, first), *(_AUDITS.get(word, word) for word in more)]
     words = [f"{percent(float(w[6:]))} of alpha for it" if w.startswith("split ") else w for w in words]
     return ", ".join(f"doubtful {percent(float(w[7:]))} all solved" if w.startswith("census ") else w for w in words)
+
+
+def marked(name: str, guarantee: bool) -> str:
+    """A name, marked where what it stands for is no guarantee."""
+    return name if guarantee else f"{name} ({NO_GUARANTEE})"
 
 
 def reachable(rows: pd.DataFrame) -> pd.Series:
@@ -166,8 +172,7 @@ def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFr
     if (rows["k"] > 0).any():
         told += " (which makes the audits of serialized rows, too: with more draws and the same K these weigh less)"
     told += " where the column names no other" if len(baselines(reference, spent.index)) > 1 else ""
-    never_stops = reference == plain(reference) and stopped(reference) not in spent.index
-    told += "; no solver that stops is in this list." if never_stops else "."
+    told += f"; {NEVER_STOPS}." if never_stops(reference, spent.index) else "."
     return styled(shown if more is None else shown.join(more), told)
 
 
@@ -194,6 +199,11 @@ def baselines(reference: str, among: Sequence[str]) -> list[str]:
     batch as the released code has it, where such rows are ``among`` those at hand."""
     others = [row for row in (stopped(reference), released(reference)) if row in among]
     return list(dict.fromkeys([reference, *others]))
+
+
+def never_stops(reference: str, among: Sequence[str]) -> bool:
+    """Whether speed-ups are held against fixed steps alone, for no row that stops is ``among`` those at hand."""
+    return reference == plain(reference) and baselines(reference, among) == [reference]
 
 
 def speed_up(rows: pd.DataFrame, row: str, other: str, unit: str) -> tuple[float, float, float]:
@@ -397,14 +407,16 @@ def read_beside(found: pd.DataFrame, on: str) -> str:
     outside, beyond = ours[ours["published is"] != "within"], len(found) - len(ours)
     verb = "lies" if beyond == 1 else "lie"
     sides = outside.groupby(["row", "published is"], sort=False)["r"]
-    sides = {(row if plain(row) == row else f"{plain(row)} (ours: {row})", side): at for (row, side), at in sides}
-    named = ", ".join(f"{row} at r = {numbers.listed([f'{r:g}' for r in at])} ({side})" for (row, side), at in sides.items())
+    named = ", ".join(
+        f"{plain(row)}{'' if row == plain(row) else f' (ours: {row})'} at r = {numbers.listed([f'{r:g}' for r in at])} ({side})"
+        for (row, side), at in sides
+    )
     inside = len(ours) - len(outside)
     return (
         f"**{inside} of {len(ours)} published accuracies {'lies' if inside == 1 else 'lie'} within our 95 % intervals** ({on})"
         f"{f', and beyond them {named}' if named else ''}; our intervals are "
-        f"{fixed((ours['upper'] - ours['lower']).mean())} points wide on average, and the published "
-        f"ones have an error of their own"
+        f"{fixed((ours['upper'] - ours['lower']).mean())} points wide on average, and the published ones have an error of "
+        "their own"
         f"{f'; {beyond} more {verb} beyond the radii that this N, K and alpha allow' if beyond else ''}."
     )
 
@@ -511,10 +523,10 @@ def against(difference: Difference, reference: str) -> str:
 
 def _read_row(table: pd.DataFrame, rows: pd.DataFrame, method: str, reference: str) -> str:
     fast = table["speed-up"].loc[method]
-    sound = "" if table.loc[method, ("", "guarantee")] else f" ({NO_GUARANTEE})"
     in_time = "" if np.isnan(fast["seconds"]) else f" and {percent(1 / fast['seconds'])} of its time"
+    name = marked(f"**{method}**", table.loc[method, ("", "guarantee")])
     return (
-        f"**{method}**{sound} certifies {portion(table.loc[method, ('r = 0', 'accuracy')])} at r = 0 "
+        f"{name} certifies {portion(table.loc[method, ('r = 0', 'accuracy')])} at r = 0 "
         f"({against(paired_difference(rows, method, reference), reference)}), with an ACR of "
         f"{table.loc[method, ('ACR', 'ours')]:.3f}, for {percent(1 / fast['evaluations'])} of {reference}'s "
         f"evaluations of f{in_time}."

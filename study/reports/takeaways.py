@@ -31,8 +31,8 @@ def compared(results: Results, source: Source, row: str, where: str = "") -> str
     shares, acr = table["r = 0", "accuracy"], table["ACR", "ours"]
     difference = tables.against(tables.paired_difference(rows, row, reference), reference)
     first, *others = (f"{other} takes {times}" for other, times in tables.saved_beside_all(rows, row, reference).items())
-    fast = [f"{first} as many evaluations of f", *(others or ["no solver that stops is in this list"])]
-    fast = fast if reference == plain(reference) else [fast[0], *others]
+    others += [tables.NEVER_STOPS] if tables.never_stops(reference, acr.index) else []
+    fast = [f"{first} as many evaluations of f", *others]
     reach = tables.reachable(rows)
     shorter = f"; its radii end at {bounds.shown(reach[row])}, the other's at {bounds.shown(reach[reference])}"
     return (
@@ -107,7 +107,7 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
         standard, reach = rows[rows["method"] == reference], tables.reachable(rows)
         name = f"{source[0]} (sigma = {results.sigma(source[0]):g})"
         few += [f"{source[0]} ({told_share(standard, 0.0)})"] if certified(standard, 0.0).mean() < FEW else []
-        lossless += [source[0]] if shows_no_loss(standard) and least_lost(len(standard)) else []
+        lossless += [source[0]] if shows_no_loss(standard) else []
         shares[name] = tables.paired_difference(rows, fast_row(reference), reference)
         radii[name] = tables.acr_difference(rows, fast_row(reference), reference)
         for r in [r for r in results.radii(source[0]) if reach[fast_row(reference)] < r <= reach[reference]][:1]:
@@ -135,7 +135,7 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
             "be told from radii there."
         )
     if lossless:
-        told.append(f"The reference certifies too few images at r = 0 for a loss to show for {listed(lossless)}.")
+        told.append(f"No loss at r = 0 could show, were all lost that the reference certifies, for {listed(lossless)}.")
     return [*told, results.weaker(sources)]
 
 
@@ -397,6 +397,7 @@ def training_variants(
 def which_to_pick(rows: pd.DataFrame, deq: str, network: str) -> str:
     """Which of a ``deq``'s row and a plain ``network`` a user should pick, by ACR and, on equally many draws, by seconds (twice
     as many: paces are no closer); ``rows`` has both."""
+    rows = rows[rows["method"].isin([deq, network])]
     _, low, high = tables.acr_difference(rows, network, deq)
     better = network if low > 0 else deq if high < 0 else ""
     alike = rows["n"].nunique() == 1
