@@ -182,10 +182,10 @@ def test_coverage_has_a_panel_a_case():
     designs = ["standard", "finite_population, random", "released_code, first_batch"]
     line = {"rate": 0.01, "lower": 0.0, "upper": 0.02}
     table = pd.DataFrame([{"case": c, "design": d, "alpha": a, **line} for c in "xyz" for d in designs for a in (0.001, 0.05)])
-    figure = figures.plot_coverage(table)
+    figure = figures.plot_coverage(table.assign(guarantee=table["design"] != designs[-1]))
     assert [axes.get_title() for axes in figure.axes] == ["x", "y", "z"]
     words = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert words == ["standard", "exact bound, random audit", "released code, audit of the first batch"]
+    assert words == ["standard", "exact bound, random audit", "released code, audit of the first batch *"]
     told = results.described(figure)
     assert "Panels: x; y; z. Lines: standard; exact bound, random audit; released code" in told
     plt.close("all")
