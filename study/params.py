@@ -215,7 +215,11 @@ class Study(Section):
     def _has_images(self, path: str, images: int, plans: VotePlans, key: str) -> None:
         """Whether the data set of a run has so many test images, where the section ``data`` says how many."""
         data = self.data[plans.data(key)]
-        most = {"digits": data.test, "mnist": data.test, "cifar10": 10_000}.get(data.name, images)
+        most = {"digits": data.test, "mnist": data.test, "cifar10": 10_000}.get(data.name)
+        if most is None and images > (
+            most := plans[key].images
+        ):  # of a folder's the stage `prepare` says whether they are there
+            raise ValueError(f"{path} = {images} is out of range: 1 to votes.images.{plans.data(key)} = {most}")
         if images > most:
             raise ValueError(f"{path} = {images} is out of range: the data set has {most} test images")
 

@@ -31,50 +31,56 @@ def _training(stage: str) -> Callable[[dict, Layout, Machine], Jobs]:
         runs = with_repeats(sections["runs"])
         keys = [key for key, run in runs.items() if (run.base is not None) == (stage == "tune")]
         bases = [runs[key].base for key in keys if runs[key].base is not None]
-        _require_made(bases, runs, layout, starts=bases)
-        settings = (sections[name] for name in ("models", "training", "data"))
-        return training_jobs(keys, runs, *settings, layout, machine)
+        _require_made(bases, sections, layout, machine, starts=bases)
+        return _trained(keys, sections, layout, machine)
 
     return jobs
 
 
 def _start(sections: dict, layout: Layout, machine: Machine) -> Jobs:
     plans = _plans(sections)
-    _require_made(plans.with_starts(), plans.runs, layout)
+    _require_made(plans.with_starts(), sections, layout, machine)
     return start_jobs(plans, sections["starts"], layout, machine)
 
 
 def _vote(sections: dict, layout: Layout, machine: Machine) -> Jobs:
-    return vote_jobs(_ready(sections, None, layout), layout, machine)
+    return vote_jobs(_ready(sections, None, layout, machine), layout, machine)
 
 
 def _attack(sections: dict, layout: Layout, machine: Machine) -> Jobs:
     robustness, alpha = sections["robustness"], sections["certificates"]["alpha"]
-    tasks = attack_jobs(_ready(sections, robustness["runs"], layout), robustness, alpha, layout, machine)
+    tasks = attack_jobs(_ready(sections, robustness["runs"], layout, machine), robustness, alpha, layout, machine)
     return [[task] for some in tasks.values() for task in some]
 
 
 def _speed(sections: dict, layout: Layout, machine: Machine) -> Jobs:
     keys = sections["report"]["past"]
-    return speed_jobs(_ready(sections, keys, layout), keys, sections["speed"], layout, machine)
+    return speed_jobs(_ready(sections, keys, layout, machine), keys, sections["speed"], layout, machine)
+
+
+def _trained(keys: Iterable[str], sections: dict, layout: Layout, machine: Machine) -> Jobs:
+    settings = (sections[name] for name in ("models", "training", "data"))
+    return training_jobs(keys, with_repeats(sections["runs"]), *settings, layout, machine)
 
 
 def _plans(sections: dict) -> VotePlans:
     return VotePlans(**{name: sections[name] for name in ("runs", "models", "votes", "rows", "draws", "samplers")})
 
 
-def _ready(sections: dict, keys: Iterable[str] | None, layout: Layout) -> VotePlans:
+def _ready(sections: dict, keys: Iterable[str] | None, layout: Layout, machine: Machine) -> VotePlans:
     """The plans, of whose runs ``keys`` (None: all) are as the stages before leave them."""
     plans = _plans(sections)
     keys = list(plans.plans if keys is None else keys)
-    _require_made(keys, plans.runs, layout, starts=[key for key in keys if plans[key].amortized])
+    _require_made(keys, sections, layout, machine, starts=[key for key in keys if plans[key].amortized])
     return plans
 
 
-def _require_made(keys: Iterable[str], runs: dict[str, Run], layout: Layout, starts: Iterable[str] = ()) -> None:
-    """Raises FileNotFoundError where the network of one of ``keys``, or the starts of one of ``starts``, are not made, and
-    where another network, of other settings, would be taken for it."""
-    for key in keys:
+def _require_made(keys: Iterable[str], sections: dict, layout: Layout, machine: Machine, starts: Iterable[str] = ()) -> None:
+    """Raises FileNotFoundError where the network of one of ``keys``, or the starts of one of ``starts``, are not made, are of
+    other settings or code, or another network would be taken for one."""
+    runs = with_repeats(sections["runs"])
+    named = list(dict.fromkeys(name for key in keys for name in (runs[key].base, key) if name is not None))
+    for key in named:
         folder, stage = ("models", "train") if runs[key].base is None else ("tuned", "tune")
         wanted, found = layout.runs / folder / key / "model.pt", layout.model(key)
         if not wanted.is_file():
@@ -84,6 +90,24 @@ def _require_made(keys: Iterable[str], runs: dict[str, Run], layout: Layout, sta
     for key in starts:
         if layout.starts(key) is None:
             raise FileNotFoundError(f"run {key!r} has no starts: `python -m study.work start {key}` fits them")
+    needed = dict.fromkeys(name for key in named for name in _leading_to(key, runs))
+    jobs = {
+        "train": [],
+        "tune": [],
+        "start": start_jobs(_plans(sections), sections["starts"], layout, machine) if starts else [],
+    }
+    for job in _trained(needed, sections, layout, machine):
+        jobs["train" if job[0].out.parent.name == "models" else "tune"].append(job)
+    for stage, wanted in {"train": named, "tune": named, "start": starts}.items():
+        for task in (task for job in jobs[stage] for task in job if task.out.name in wanted and not task.done):
+            told = f"`python -m study.work {stage} {task.out.name}` makes it anew"
+            raise FileNotFoundError(f"{task.out} is of other settings, code or data: {told}")
+
+
+def _leading_to(key: str, runs: dict[str, Run]) -> list[str]:
+    """A run, after those that it goes on from."""
+    before = runs[key].base or runs[key].pretrained
+    return [*([] if before is None else _leading_to(before, runs)), key]
 
 
 #: As in dvc.yaml.

@@ -63,6 +63,22 @@ def test_trainings_are_compared_on_draws_that_all_of_them_have():
     assert cells.training_spread(apart, RADII, kinds) == {}
 
 
+def test_no_spread_over_trainings_is_known_beyond_the_reach_of_their_draws():
+    trainings = pd.concat([_line(run, [0.2, 0.3, 0.3], group="repeats", n=100) for run in ("a", "b", "c")])
+    rows = pd.concat([_line("a", [0.3, 1.1, 1.2], n=10_000), trainings])
+    kinds = dict.fromkeys("abc", "a")
+    assert {cell for *_, cell in cells.training_spread(rows, RADII, kinds)} == {"certified at 0", "certified at 0.5", "ACR"}
+    table = _compare(rows, _line("a", [0.3, 1.1, 1.2], n=10_000), kinds)
+    assert table["over"].to_dict() | {"ACR": ""} == {
+        "certified at 0": "images and trainings",
+        "certified at 0.5": "images and trainings",
+        "certified at 1": "images",
+        "ACR": "",
+        "evaluations an image": "",
+        "seconds an image": "",
+    }
+
+
 def test_what_no_certificate_can_reach_is_no_cell():
     assert "certified at 1" not in _compare(_line("one", [0.1] * 4, n=100), _line("one", [0.1] * 4, n=100)).index
 

@@ -155,6 +155,15 @@ def test_the_committed_profile_is_the_default():
         ("{jacobian_weight: 0}}", "{jacobian_weight: 0, seed: 3}}", "runs.small-050-no-jacobian.training.seed = 3 must go"),
         ("radii: {digits: [0, 0.25", "radii: {letters: [0, 1], digits: [0, 0.25", "report.radii = 'letters' is unknown: choose one of digits, mnist"),
         ("batch_size: 800, checkpoint", "batch_size: 2000000, checkpoint", "machine.batch_size: .*less than or equal to 1000000"),
+        ("[11_main_results, 12_noise_levels,", "[11_main_results, 12_noise_level,", "report.pages.certificates.1: Input should be '11_main"),
+        ("    votes: []\n    everything: [19_robustness, 22_record]", "    votes: [22_record]\n    everything: [19_robustness]",
+         "report.pages.votes.0: Input should be '24_cifar10'"),
+        ("SRS-MDEQ-1A, SRS-MDEQ-3A, AS-MDEQ-1N mean, AS-MDEQ-1N] # Tables 10-15", "SRS-MDEQ-1A, AS-MDEQ-1N mean, AS-MDEQ-1N]",
+         "rows.levels: the row = 'SRS-MDEQ-3A' is unknown"),
+        ("monDEQ to 0.001, SRS-monDEQ-3A, monDEQ settled, AS-monDEQ settled, SRS-monDEQ settled]", "monDEQ to 0.001, SRS-monDEQ-3A]",
+         r"rows.mondeq = \['monDEQ to 0.001', 'SRS-monDEQ-3A'\] needs a row whose votes are settled"),
+        ("small-025: {model: small, sigma: 0.25", "small-025: {model: small, sigma: 0.12", "report.past: small-0.. has sigma = 0.12, as small-0..: one"),
+        ("  sequential: {images: 15, n: 10000}", "  sequential: {images: 15, n: 12}", "draws.sequential.n = 12 is too small: tests are shown at"),
     ],
 )  # fmt: skip
 def test_every_fault_is_named_with_its_place_and_what_would_do(tmp_path, old, new, named):
@@ -174,6 +183,18 @@ def test_attacks_that_no_vote_could_judge_are_refused(tmp_path):
         params_file.ParameterError, match="robustness.n = 20 is too small for certificates.alpha: not even equal"
     ):
         _load(tmp_path, *few)
+
+
+def test_the_first_page_needs_a_radius_that_draws_reach_whatever_else_is_shown(tmp_path):
+    far = "radii: {cifar10: [0, 0.25", "radii: {cifar10: [0, 1.4"
+    with pytest.raises(params_file.ParameterError, match="radii.cifar10 = .*the second is wanted at most 1.350"):
+        _load(tmp_path, far, ("1.4, 0.5, 0.75, 1.0, 1.25, 1.5]", "1.4, 1.5]"), text=PROFILES["cifar10"].read_text())
+
+
+def test_no_more_images_of_a_folder_are_asked_for_than_votes_are_cast_on(tmp_path):
+    text = PROFILES["cifar10"].read_text()
+    with pytest.raises(params_file.ParameterError, match="speed.images = 501 is out of range: 1 to votes.images.cifar10 = 500"):
+        _load(tmp_path, ("speed: {n: 10000, images: 5,", "speed: {n: 10000, images: 501,"), text=text)
 
 
 def test_what_may_be_chosen_to_be_deployed_is_timed(tmp_path):

@@ -21,7 +21,7 @@ from srs.certificates.certify import Confidence
 from study import params
 from study.common.engine import Machine, compute
 from study.common.layout import Layout
-from study.reports import cells, printed, publish, recompute
+from study.reports import cells, overview, printed, publish, recompute
 from study.reports import results as reports
 from study.reports.profile import Profile
 from study.reports.raw import RawVotes
@@ -154,6 +154,22 @@ def test_captions_are_short_and_the_box_says_once_what_they_rest_on(results, box
         assert box.count(part) == 1, part
     with pytest.raises(KeyError, match="table_99"):
         results.caption("table_99", "")
+
+
+def test_seconds_of_different_machines_do_not_stand_side_by_side(results):
+    twin, rows = "small-025", results.rows("small-050")
+    for (_, group, design), found in list(results._certificates.items()):
+        results._certificates[twin, group, design] = found
+    results.plans.plans[twin] = results.plans["small-050"]
+    results.machines[twin] = ["2 cores of X, torch 9.9", "an abacus"]
+    parts = {"one": ("small-050", None, rows["method"].iloc[0]), "other": (twin, None, rows["method"].iloc[0])}
+    assert results.combined(parts)["seconds"].notna().all()
+    results.report = results.report.model_copy(update={"plain": twin, "resnet": None, "past": {}})
+    assert overview.cost_sources(results) == ({("small-050", None): "", (twin, None): "ResNet-20"}, [])
+    results.machines[twin].reverse()
+    both = results.combined(parts)
+    assert both["seconds"].isna().all() and both["evaluations"].notna().all() and both["method"].nunique() == 2
+    assert overview.cost_sources(results) == ({("small-050", None): ""}, [twin])
 
 
 def test_what_models_have_in_common_is_said_once(results, boxes):

@@ -21,7 +21,7 @@ def test_little_follows_from_an_undertrained_baseline(right, follows):
     assert told[0].startswith("SRS-MDEQ-3A at r = 0: +75 points against ResNet-110, paired 95 % interval +")
     (line,) = told
     assert line.endswith("So, for certificates alone: pick SRS-MDEQ-3A.") == follows
-    assert ("little of ResNet-110" in line and "42 [32, 53] percent" in line) == (not follows)
+    assert ("Little can be said of ResNet-110" in line and "42 [32, 53] percent" in line) == (not follows)
 
 
 def test_a_serialized_row_is_held_against_five_steps_from_scratch_too():
@@ -65,7 +65,7 @@ def test_which_network_to_pick_follows_from_radii_and_seconds(radius, seconds, p
     noise = [0.01 * (i % 3) for i in range(30)]
     plain = _rows("ResNet-20", [radius + e for e in noise], seconds=seconds)
     told = takeaways.which_to_pick(
-        pd.concat([plain, _rows("AS-MDEQ-1N", [0.5 + e for e in noise[::-1]])]), "AS-MDEQ-1N", "ResNet-20"
+        pd.concat([plain, _rows("AS-MDEQ-1N", [0.5 + e for e in noise[::-1]])]), "AS-MDEQ-1N", "ResNet-20", (60, 60), 100
     )
     assert told.endswith(f"So, for certificates alone: {picked}")
     assert f"speed-up in seconds {2 / seconds:.{1 + (seconds > 1)}f}×" in told
@@ -73,10 +73,12 @@ def test_which_network_to_pick_follows_from_radii_and_seconds(radius, seconds, p
 
 def test_seconds_on_other_draws_and_rows_that_certify_nothing_pick_no_network():
     fast, deq = _rows("ResNet-20", [0.5] * 30, seconds=0.1), _rows("AS-MDEQ-1N", [0.5] * 30)
-    told = takeaways.which_to_pick(pd.concat([fast.assign(n=500), deq]), "AS-MDEQ-1N", "ResNet-20")
+    told = takeaways.which_to_pick(pd.concat([fast.assign(n=500), deq]), "AS-MDEQ-1N", "ResNet-20", (60, 60), 100)
     assert "not told, their N differ" in told and told.endswith("either will do.")
+    told = takeaways.which_to_pick(pd.concat([fast, deq]).assign(seconds=np.nan), "AS-MDEQ-1N", "ResNet-20", (60, 60), 100)
+    assert "not told, for other machines measured them" in told and told.endswith("either will do.")
     both = pd.concat([fast, deq]).assign(prediction=4)
-    told = takeaways.which_to_pick(both, "AS-MDEQ-1N", "ResNet-20")
+    told = takeaways.which_to_pick(both, "AS-MDEQ-1N", "ResNet-20", (60, 60), 100)
     assert told.endswith("nothing can be told, for neither certifies enough for a difference to show.")
 
 

@@ -47,6 +47,23 @@ def test_what_is_worked_off_is_what_the_stages_find_done(sections, monkeypatch):
     assert every["small-050"] and sum(every.values()) == 1
 
 
+def test_nothing_is_cast_on_a_network_of_settings_that_were_edited_since(sections, monkeypatch):
+    sections["votes"]["groups"]["small-050"] = ["past"]
+    Path("params.yaml").write_text(yaml.safe_dump(sections))
+    for stage in ("train", "start"):
+        _work(monkeypatch, stage, "small-050")
+    sections["training"]["tiny"] |= {"learning_rate": 0.123}
+    Path("params.yaml").write_text(yaml.safe_dump(sections))
+    for stage in ("start", "vote"):
+        with pytest.raises(
+            SystemExit, match=r"models/small-050 is of other settings, .*: `python -m study\.work train small-050`"
+        ):
+            _work(monkeypatch, stage, "small-050")
+    _work(monkeypatch, "train", "small-050")
+    with pytest.raises(SystemExit, match=r"starts/small-050 is of other settings, .*: `python -m study\.work start small-050`"):
+        _work(monkeypatch, "speed", "small-050")
+
+
 def test_runs_are_taken_with_what_they_go_on_from(sections):
     tuned = next(key for key, run in sections["runs"].items() if run.get("base"))
     base = sections["runs"][tuned]["base"]
@@ -89,6 +106,8 @@ def test_a_network_of_other_settings_is_not_taken(sections, monkeypatch):
     for place in ("models", "tuned"):
         (LAYOUT.runs / place / tuned).mkdir(parents=True)
         (LAYOUT.runs / place / tuned / "model.pt").touch()
-    plans = work._plans(work.of_runs(sections, [tuned]))
+    alone = work.of_runs(sections, [tuned])
+    (LAYOUT.runs / "models" / sections["runs"][tuned]["base"]).mkdir()
+    (LAYOUT.runs / "models" / sections["runs"][tuned]["base"] / "model.pt").touch()
     with pytest.raises(FileNotFoundError, match=f"models/{tuned}/model.pt is of other settings, .* for .*/tuned/"):
-        work._require_made([tuned], plans.runs, LAYOUT)
+        work._require_made([tuned], alone, LAYOUT, MACHINE)

@@ -119,7 +119,8 @@ def joint(difference: float, lower: float, upper: float, half: float) -> tuple[f
 def training_spread(rows: pd.DataFrame, radii: Mapping[str, Sequence[float]], kinds: Mapping[str, str]) -> Spread:
     """How far two trainings of one kind lie apart: t * sqrt(2) * s, where s is the standard deviation of a cell over the runs
     that differ by their seed alone (``kinds``: by run), on the images that all of them have, and t the 97.5 % quantile of
-    Student's t for their number. Of kinds with one run nothing is known."""
+    Student's t for their number. Of kinds with one run nothing is known, nor of radii beyond the reach of the draws that they
+    share. On few images s holds what these add by chance, too: the interval is then wider than it need be."""
     found: dict[tuple, float] = {}
     rows = rows.assign(kind=rows["run"].map(kinds))
     for (kind, design, method), part in rows.groupby(["kind", "design", "method"], sort=False):
@@ -130,7 +131,9 @@ def training_spread(rows: pd.DataFrame, radii: Mapping[str, Sequence[float]], ki
         runs = dict(list(part[part["group"] == shared[0]].groupby("run", sort=False)))
         images = set.intersection(*(set(one["index"]) for one in runs.values()))
         alike = [one[one["index"].isin(images)] for one in runs.values()]
-        values = {f"certified at {r:g}": [certified(one, r).mean() for one in alike] for r in radii[next(iter(runs))]}
+        limit = min(reachable(one).iloc[0] for one in alike)  # beyond it all certify nothing, which says nothing of trainings
+        known = [r for r in radii[next(iter(runs))] if r <= limit]
+        values = {f"certified at {r:g}": [certified(one, r).mean() for one in alike] for r in known}
         values["ACR"] = [average_certified_radius(one) for one in alike]
         factor = stats.t.ppf(0.975, len(runs) - 1) * np.sqrt(2)
         found |= {(kind, design, method, cell): factor * np.std(v, ddof=1) for cell, v in values.items()}

@@ -93,7 +93,9 @@ def points(difference: float, low: float, high: float, marks: Iterable[float] = 
 
 
 def difference(value: float, low: float, high: float, scale: float = 1, digits: int = 0) -> str:
-    """A difference and its interval, for a table's cell."""
+    """A difference and its interval, for a table's cell; without where it is NaN: of one image."""
+    if np.isnan(low):
+        return signed(scale * value, digits)
     low, high = scale * low, scale * high
     digits = decimals(low, high, digits)
     low, high = outward(low, high, digits)

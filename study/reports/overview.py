@@ -89,14 +89,17 @@ def read_coverage(table: pd.DataFrame) -> str:
     )
 
 
-def cost_sources(results: Results) -> dict[Source, str]:
+def cost_sources(results: Results) -> tuple[dict[Source, str], list[str]]:
     """Whose accuracy and cost are held side by side: the main run's rows, the networks trained for one evaluation, and the
-    plain networks, with the names of the latter (empty: rows keep theirs)."""
+    plain networks, with the names of the latter (empty: rows keep theirs). And the runs that are left out, for their seconds
+    are of another machine than the main run's."""
     key = results.report.small.main
     past = results.report.past.get(key)
     sources = {(run, None): "" for run in [key, *(past.models() if past else [])]}
     plain = {"ResNet-110": results.report.resnet, "ResNet-20": results.report.plain}
-    return sources | {(run, None): name for name, run in plain.items() if run}
+    sources |= {(run, None): name for name, run in plain.items() if run}
+    alike = {source: name for source, name in sources.items() if results.timed_alike([key, source[0]])}
+    return alike, [run for run, _ in sources if (run, None) not in alike]
 
 
 def costs(results: Results, sources: Mapping[Source, str], r: float) -> pd.DataFrame:

@@ -415,8 +415,18 @@ class Results(Profile):
         found = []
         for name, (key, kind, method) in parts.items():
             rows = self.rows(key, kind)
-            found.append(rows[rows["method"] == method].assign(method=name))
-        return pd.concat(found, ignore_index=True)
+            found.append((key, rows[rows["method"] == method].assign(method=name)))
+        return self.together(found)
+
+    def together(self, parts: Sequence[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+        """Rows of several runs (``parts``: of which run, and its rows) as one table; without seconds (NaN) where these are of
+        different machines, for such do not compare."""
+        rows = pd.concat([part for _, part in parts], ignore_index=True)
+        return rows if self.timed_alike([key for key, _ in parts]) else rows.assign(seconds=np.nan)
+
+    def timed_alike(self, keys: Sequence[str]) -> bool:
+        """Whether the seconds of these runs were measured on machines of one kind."""
+        return len({machine for key in keys for machine in self.machines[key][:1]}) <= 1
 
 
 def in_paper(sampler: Sampler) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import combinations
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -16,6 +17,7 @@ from study.votes.rows import stopped
 ALONE = "24_cifar10"
 
 LEAST_AUDIT = 100  # of those that the record compares
+LEAST_RADIUS = 0.25  # at which sequential tests are shown
 
 _CONSISTENCY = tuple(f"{kind}-{steps}A" for kind in ("MDEQ", "SRS-MDEQ") for steps in (1, 3))
 _NAIVE = "MDEQ-3N", "SRS-MDEQ-3N"
@@ -69,9 +71,21 @@ class Pages(Section):
     """The pages to make besides those of every profile, by what they read: ``certificates`` and trained networks alone,
     ``votes`` besides, or ``everything``: attacks, coverage and arithmetic, too."""
 
-    certificates: list[Name] = []
-    votes: list[Name] = []
-    everything: list[Name] = []
+    certificates: list[
+        Literal[
+            "11_main_results",
+            "12_noise_levels",
+            "13_steps_and_solvers",
+            "14_consistency",
+            "15_correlation",
+            "16_samples",
+            "17_warmup",
+            "18_training_variants",
+            "20_baselines",
+        ]
+    ] = []
+    votes: list[Literal["24_cifar10"]] = []
+    everything: list[Literal["19_robustness", "22_record"]] = []
 
     def names(self) -> list[str]:
         return sorted([*self.certificates, *self.votes, *self.everything])
@@ -136,11 +150,14 @@ class Requirements:
             self._has("report.others", key)
         for key, past in report.past.items():
             self._past(key, past)
+        self._reaches_least_radius(report.past)
         for name in ("mondeq", "lipschitz"):
             if (key := getattr(report, name)) is not None:
                 self._is_monotone(f"report.{name}", key)
         if report.mondeq is not None:
             self._has("report.mondeq", report.mondeq, "mondeq")
+            self._has_exact_row(report.mondeq)
+        self._reaches_second_radius(report.small.main)
 
     def _alone(self) -> None:
         report, main, fast = self.report, self.report.small.main, ("AS-MDEQ-1N",)
@@ -175,6 +192,8 @@ class Requirements:
                 known(f"robustness.runs: report.{name}.main", size.main, self.attacked)
                 self._has(f"report.{name}", size.main, "samples", reference=False)
                 self._several_samples(size.main)
+            for key in size.levels:
+                self._shows_its_method(f"report.{name}.levels", key)
         for name in ("smoothadv", "consistency", "no_jacobian"):
             self._has(f"report.{name}", getattr(report, name), "pair", ("MDEQ-30A", "SRS-MDEQ-1A", "SRS-MDEQ-3A"))
             self._same_images((getattr(report, name), "pair"), (report.small.main, "steps"))
@@ -182,11 +201,30 @@ class Requirements:
             key = getattr(report, name)
             if not self.plans.runs[key].training.get(field):
                 raise ValueError(f"report.{name} = {key!r} is trained otherwise: give it runs.{key}.training.{field}")
-        self._reaches_second_radius(report.small.main)
         self._can_be_audited_otherwise(report.small.main)
+
+    def _shows_its_method(self, path: str, key: str) -> None:
+        """Whether a noise level's main rows, and those that are alike at all levels, have the serialized row that stands for
+        its method."""
+        plan = self.plans[key]
+        for kind in (None, *(name for name in ("levels", "imagenet_levels") if name in plan.groups)):
+            self._has(path, key, kind, [f"SRS-MDEQ-3{plan.reference_row(plan.group(kind))[-1]}"])
+
+    def _has_exact_row(self, key: str) -> None:
+        plan = self.plans[key]
+        samplers = plan.groups[plan.group("mondeq")].samplers
+        if not any(sampler.exact for sampler in samplers.values()):
+            raise ValueError(f"rows.mondeq = {list(samplers)} needs a row whose votes are settled, as 'monDEQ settled' is")
 
     def _past(self, key: str, past: Past) -> None:
         self._has("report.past", key, "past", self.candidates)
+        if (base := self.plans.runs[key].base) is not None:
+            raise ValueError(f"report.past: {key} must have starts of its own, and has those of its base {base!r}")
+        for other in self.report.past:
+            if other != key and self.plans.runs[other].sigma == self.plans.runs[key].sigma:
+                raise ValueError(
+                    f"report.past: {other} has sigma = {self.plans.runs[key].sigma:g}, as {key}: one run a noise level"
+                )
         plan = self.plans[key]
         group = plan.group("past")
         honest = stopped(plan.reference_row(group))
@@ -226,6 +264,20 @@ class Requirements:
         if r > farthest:
             most = f"at most {bounds.shown(farthest)}, which {n:,} draws reach"
             raise ValueError(f"report.radii.{data} = {self.report.radii[data]}: the second is wanted {most} for {key}")
+
+    def _reaches_least_radius(self, keys: Iterable[str]) -> None:
+        """Whether sequential tests can certify at the least radius that is shown, at one noise level at least."""
+        found = {}
+        for key in keys:
+            plan = self.plans[key]
+            group = plan.group("sequential")
+            found[bounds.largest_radius(plan.groups[group].n, self.alpha, plan.sigma)] = key, group, plan.groups[group].n
+        if (farthest := max(found)) < LEAST_RADIUS:
+            key, group, n = found[farthest]
+            told = (
+                f"tests are shown at r = {LEAST_RADIUS:g} and more, and so many draws of {key} reach {bounds.shown(farthest)}"
+            )
+            raise ValueError(f"draws.{group}.n = {n} is too small: {told}")
 
     def _can_be_audited_otherwise(self, key: str) -> None:
         """Whether a run's list `consistency` has more draws than the least audit tried on it, and no audit of its own."""

@@ -6,7 +6,6 @@ Seconds, which differ from run to run, lie apart.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -65,11 +64,13 @@ class VoteStore:
 
     @cached_property
     def machines(self) -> list[str]:
-        """What the votes were cast on; first that which told the seconds of most files, with which no other's are mixed."""
-        timed: Counter[str] = Counter()
-        for record in map(read_record, sorted(self.timings.glob("*.npz"))):
-            timed[_machine(record)] += "seconds" in record
-        return [machine for machine, _ in timed.most_common()]
+        """What the votes were cast on; first that which told the seconds of most samplers (and then of most files), with
+        which no other's are mixed."""
+        files: dict[str, list[str]] = {}  # by machine, the sampler of each file whose seconds are told
+        for path in sorted(self.timings.glob("*.npz")):
+            record = read_record(path)
+            files.setdefault(_machine(record), []).extend([path.stem.rpartition("-")[2]] * ("seconds" in record))
+        return sorted(files, key=lambda machine: (-len({*files[machine]}), -len(files[machine])))
 
     def _pace(self, sampler: Sampler) -> float:
         paces = []
