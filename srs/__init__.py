@@ -28,3 +28,7 @@ def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'srs' has no attribute {name!r}")
     return getattr(importlib.import_module(f"srs.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -126,7 +126,9 @@ def read_picture(path: Path, card: checkpoints.Card) -> Tensor:
     """
     told = f"PICTURE = {str(path)!r}"
     size = card.image_size
-    return torch.from_numpy(pictures.decode(pictures.content(path, told), told, card.channels, size, size)).float() / 255
+    with pictures.quiet():
+        pixels = pictures.decode(pictures.content(path, told), told, card.channels, size, size)
+    return torch.from_numpy(pixels).float() / 255
 
 
 def draw(answer: Answer, path: Path) -> None:
@@ -280,7 +282,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ValidationError as error:
         sys.exit("; ".join(f"--{fault}" for fault in faults(error, whole="n")))
     except (OSError, ValueError) as error:
-        sys.exit(str(error))
+        name, sign, rest = str(error).partition(" = ")  # as Python's arguments are called
+        option = {"r": "--radius"}.get(name, f"--{name}")
+        sys.exit(f"{option}{sign}{rest}" if hasattr(given, option.removeprefix("--")) else str(error))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from srs.certificates import bounds
 from srs.certificates.at_radius import RadiusCertificate, SequentialSettings, certify_at
 from srs.certificates.certify import ABSTAIN, Certificate, CertifySettings, certify, default_sampler, require_pixels
-from srs.common.resume import Journal, fingerprint
+from srs.common.resume import Journal, differing, fingerprint
 from srs.deq.definition import DEQ
 from srs.votes.samplers import Sampler, require_sampler
 
@@ -290,12 +290,14 @@ def _blocks(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
 
 
 def _weights(model) -> str:
-    """By what a model is known again: a short hash of a module's layers and state; the name of any other."""
+    """By what a model is known again: a short hash of a module's layers, checked ``config``, parameters, buffers, not of what
+    else it holds; the name of any other."""
     if not isinstance(model, nn.Module):
         kind = model if hasattr(model, "__qualname__") else type(model)
         return f"{kind.__module__}.{kind.__qualname__}"
-    digest = sha256(repr(model).encode())
-    for name, value in model.state_dict().items():
+    config = model.config.model_dump() if hasattr(getattr(model, "config", None), "model_dump") else None
+    digest = sha256(f"{model!r} {config}".encode())
+    for name, value in (model.state_dict() | dict(model.named_buffers())).items():  # some buffers are in no state
         tensor = isinstance(value, Tensor)
         digest.update(repr((name, value.dtype, tuple(value.shape)) if tensor else (name, value)).encode())
         digest.update(_bytes(value) if tensor else b"")
@@ -314,9 +316,9 @@ def _open_journal(out: Path, work: dict) -> Journal:
             if out.exists():
                 raise ValueError(f"out = {str(out)!r} exists: name another file, or remove it first")
             journal.append(work)
-        if differing := _differing(journal.records[0], work):
+        if others := differing(journal.records[0], work):
             raise ValueError(
-                f"out = {str(out)!r} was begun with other settings: {differing}. Name another file, or remove both it and "
+                f"out = {str(out)!r} was begun with other settings: {others}. Name another file, or remove both it and "
                 f"{journal.path}"
             )
     except BaseException:
@@ -329,17 +331,11 @@ def _require_same_images(block: list[_Item], entries: list[dict], journal: Path)
     for item, entry in itertools.zip_longest(block, entries):
         now = item.identity() if item else {}
         there = {name: entry[name] for name in _IDENTITY} if entry else {}
-        if differing := _differing(there, now):
+        if others := differing(there, now):
             raise ValueError(
-                f"image {(now or there)['index']} is not the one of {journal}: {differing}. Is the loader shuffled, or did the "
+                f"image {(now or there)['index']} is not the one of {journal}: {others}. Is the loader shuffled, or did the "
                 "folder change? Put it back, or name another file"
             )
-
-
-def _differing(there: dict, now: dict) -> str:
-    """Which values differ from those of a journal; empty where none does."""
-    names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
-    return "; ".join(f"{name} = {there.get(name)!r} there, {now.get(name)!r} now" for name in names)
 
 
 def _radius(found: Certificate | RadiusCertificate) -> float:

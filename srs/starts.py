@@ -5,6 +5,7 @@ images. Votes from such starts are independent, so that Cohen's certificate hold
 convolutional network in the resolutions of the model.
 """
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from srs.common.settings import Section
 from srs.data.datasets import Images
 from srs.deq.definition import DEQ
-from srs.deq.interface import CheckedDEQ, checked, device_of
+from srs.deq.interface import CheckedDEQ, checked, device_of, require_image
 from srs.deq.solvers import Solver, solve
 from srs.models.starts import WIDTH, ConvolutionalStart, MeanStart, RidgeStart
 from srs.votes.samplers import batches
@@ -50,36 +51,49 @@ def fit_starts(model: DEQ, images: Images | Tensor, sigma: float, config: StartS
     ``model.starts`` is where samplers look for them. ``images``: training images, never those that will be certified; a tensor
     is (n, C, H, W), pixels in [0, 1].
 
-    Raises ValueError for a negative sigma, for a model in training mode, and where the map must be convolutional and the model
-    does not tell its ``state_shapes``; FloatingPointError where no fixed point is finite.
+    A convolutional map is of injections (C, H, W) to a state of that form, or to the branches of a tree or flat state, whose
+    (C_i, H / 2^i, W / 2^i) the model tells in its ``state_shapes``.
+
+    Raises ValueError for images that :func:`srs.certify` would not take, a sigma that is negative or not finite, a model in
+    training mode, and where the map must be convolutional and cannot be; FloatingPointError where no fixed point is finite.
     """
     config = config or StartSettings()
-    if not sigma >= 0:
-        raise ValueError(f"sigma = {sigma} is out of range: 0 or more")
+    if not isinstance(sigma, int | float) or not 0 <= sigma < math.inf:
+        raise ValueError(f"sigma = {sigma!r} is out of range: a finite number, 0 or more")
+    if isinstance(images, Tensor):
+        require_image(images, "images")
+    elif not hasattr(images, "images"):
+        raise ValueError(
+            f"images = a {type(images).__name__}: expected a tensor (n, C, H, W) or a part of a srs.data.datasets.Dataset"
+        )
     shapes, model = getattr(model, "state_shapes", None), checked(model, deq=True)
-    linear = _is_linear(model, images, config, shapes)
+    shapes = _branches(model, images, config, shapes)
     injections, states = _fixed_points(model, images, sigma, config)
     mean = MeanStart(states.shape[1:])
     mean.mean.copy_(states.mean(dim=0))
-    if linear:
+    if shapes is None:
         learned = _fit_ridge(injections, states, config)
     else:
         learned = _fit_convolutions(injections, states, shapes, config)
     return nn.ModuleDict({"mean": mean, "learned": learned}).to(injections).eval()
 
 
-def _is_linear(model: CheckedDEQ, images: Images | Tensor, config: StartSettings, shapes) -> bool:
-    """Whether the map is ridge regression, by the size of an injection. Raises ValueError where it cannot be convolutional."""
+def _branches(model: CheckedDEQ, images: Images | Tensor, config: StartSettings, shapes) -> list[tuple[int, int, int]] | None:
+    """The shapes of a convolutional map's branches, ``shapes`` if the model tells them; None where the map is ridge regression,
+    by the size of an injection. Raises ValueError where it cannot be convolutional."""
     first = _some(images, np.array([0]))
-    inputs = model.inject(first.to(device_of(model, first)))[0].numel()
+    injection = model.inject(first.to(device_of(model, first)))
+    inputs, state = injection[0].numel(), tuple(model.initial_state(injection).shape[1:])
     if config.map == "ridge" or (config.map == "auto" and inputs <= config.ridge_inputs):
-        return True
-    if shapes is None:
+        return None
+    if shapes is None and injection.dim() == 4 and state[1:] == tuple(injection.shape[2:]):
+        shapes = [state]
+    if shapes is None or injection.dim() != 4:
         raise ValueError(
-            f"map = {config.map!r} would be convolutional for an injection of {inputs:,} numbers, and the model has no "
-            f"state_shapes: give it some, or ask for map = 'ridge'"
+            f"map = {config.map!r} would be convolutional for an injection of {inputs:,} numbers, which needs one of the shape "
+            f"(C, H, W), not {tuple(injection.shape[1:])}, and a state like it or state_shapes of the model: ask for 'ridge'"
         )
-    return False
+    return shapes
 
 
 def _some(images: Images | Tensor, rows: np.ndarray) -> Tensor:
@@ -125,7 +139,7 @@ def _fit_ridge(injections: Tensor, states: Tensor, config: StartSettings) -> Rid
 def _fit_convolutions(injections: Tensor, states: Tensor, shapes, config: StartSettings) -> ConvolutionalStart:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        start = ConvolutionalStart(injections.shape[1], shapes, config.width).to(states.device)
+        start = ConvolutionalStart(injections.shape[1], shapes, config.width, states.shape[1:]).to(states.device)
     optimizer = torch.optim.Adam(start.parameters(), config.learning_rate)
     steps = config.epochs * -(-len(states) // config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

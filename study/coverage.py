@@ -111,11 +111,16 @@ def write_part(out: Path, *, compute: Callable[..., pd.DataFrame], config: Cover
 def certify_case(config: Coverage, case: str) -> pd.DataFrame:
     """False certificates of every design, of standard smoothing, and of sequential tests in one case: see :func:`tally`."""
     cases, found = known_answers(config.n0 + config.n, config.chains), []
-    own = config.model_copy(update={"seed": config.seed + list(cases).index(case)})  # cases must not share their noise
+    own = _with_noise_of_its_own(config, list(cases).index(case))
     for first in range(0, config.runs, _KEPT_RUNS):
         runs = range(first, min(first + _KEPT_RUNS, config.runs))
         found += [{"case": case} | row for row in _certify(cases[case], runs, own)]
     return tally(pd.DataFrame(found)).assign(n=config.n, audit=config.audit, chains=config.chains)
+
+
+def _with_noise_of_its_own(config: Coverage, number: int) -> Coverage:
+    """The settings of a case by its number: cases must not share their noise."""
+    return config.model_copy(update={"seed": config.seed + number})
 
 
 def gathered(folder: Path) -> pd.DataFrame:
@@ -189,6 +194,7 @@ def _row(design: str, certificate: Certificate, true_radius: float) -> dict:
 def certify_rounded(config: Coverage) -> pd.DataFrame:
     """False certificates of a classifier that reads low bits (:func:`study.known_answers.low_bits`): of noise on the grid; and,
     no guarantee, of noise that is added in single precision. Columns as in :func:`tally`."""
+    config = _with_noise_of_its_own(config, 1_000)
     image, p_a = low_bits(config.sigma)
     true_radius, found = config.sigma * float(stats.norm.ppf(p_a)), []
     for design, kind in {"noise on the grid": NoisyCopies, "noise added in single precision": FloatCopies}.items():
@@ -201,6 +207,7 @@ def certify_rounded(config: Coverage) -> pd.DataFrame:
 def certify_settled(config: Coverage) -> pd.DataFrame:
     """False certificates of the exact fixed point from chains of settled votes, which nobody audits; and, no guarantee, from
     chains of votes that a tenth of the distance's bound has settled. Columns as in :func:`tally`."""
+    config = _with_noise_of_its_own(config, 1_001)
     solver, found = Solver(method="naive", steps=50, stop="settled"), []
     sampler = SerializedSampler(chains=config.chains, solver=solver, warmup=solver)
     for design, share in {"settled": 1.0, "settled by a tenth of the bound": 0.1}.items():

@@ -67,10 +67,11 @@ def read_images(path: Path) -> tuple[Part, list[str]]:
         else:
             content, cuts = file["jpeg"].tobytes(), file["offsets"].tolist()
             told = f"{path}, image {{}}"
-            pixels = [
-                pictures.decode(content[first:end], told.format(i), 3, SIDE, SIDE)
-                for i, (first, end) in enumerate(pairwise(cuts))
-            ]
+            with pictures.quiet():
+                pixels = [
+                    pictures.decode(content[first:end], told.format(i), 3, SIDE, SIDE)
+                    for i, (first, end) in enumerate(pairwise(cuts))
+                ]
         return Part(np.ascontiguousarray(pixels), file["labels"].astype(np.int64), 255), [str(c) for c in file["classes"]]
 
 

@@ -21,10 +21,9 @@ from srs.training.train import Training
 from study import params
 from study.common.engine import read_record
 from study.common.layout import Layout
+from study.reports.recompute import LARGEST, require_small
 from study.starts import choose
 from study.votes.rows import sampler_of
-
-LARGEST = 25_000_000  # bytes of one file
 
 
 def ship(run: str, name: str, commit: str) -> Path:
@@ -37,9 +36,7 @@ def ship(run: str, name: str, commit: str) -> Path:
     if run not in plans.with_starts():
         raise ValueError(f"run = {run!r} is unknown or has no starts: choose one of {', '.join(plans.with_starts())}")
     files = [layout.model(run), layout.runs / "starts" / run / "starts.pt"]
-    for file in files:
-        if file.stat().st_size > LARGEST:
-            raise ValueError(f"{file} has {file.stat().st_size:,} bytes: at most {LARGEST:,} are shipped")
+    require_small(files, LARGEST)
     held_out = pd.read_csv(files[1].with_name("held_out.csv"))
     row = held_out.set_index("row").loc[choose(held_out, study.starts.loss)]
     spec, dataset = plans.models[plans.runs[run].model], Dataset.load(layout.dataset(plans.data(run)))

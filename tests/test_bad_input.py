@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import srs
+from srs import models
 from srs.certificates.certify import CertifySettings, Confidence
 from srs.common.settings import Section
 from srs.data.datasets import DataConfig
@@ -127,7 +128,7 @@ NAMES = [
 ] + [
     ("name: data", _edited(("  mnist: {name", "  m.nist: {name"), ("data: mnist", "data: m.nist")), ["'m.nist' must have"]),
     ("name: past", _edited(("past: {small-050:", "past: {small;050:")), ["report.past.small;050", "'small;050' must have"]),
-    ("name: page", _edited(("22_record]", "22 record]")), ["pages.everything.1: the name '22 record' must have"]),
+    ("name: page", _edited(("22_record]", "22 record]")), ["pages.everything.1: Input should be", "(got '22 record')"]),
     ("name: a number", _edited(("  small-025: {model", "  25: {model")), ["runs.25", "valid string"]),
     ("name: profile", _edited(("name: smoke", "name: ../up")), ["name: the name '../up' must have"]),
     ("name: taken", _edited(("name: smoke", "name: notebooks")), ["name: runs/notebooks is no folder of a profile"]),
@@ -240,6 +241,7 @@ SECTIONS = [
 
 LINEAR = torch.nn.Linear(8, 3).eval()
 CHAIN = SerializedSampler()
+RESNET = models.build("resnet-110", depth=8, image_size=8, num_classes=3).eval()
 
 
 class NoDEQ:
@@ -281,7 +283,9 @@ ASKED = [
     ("index: negative", _asked(index=-1), ["index = -1", "from 0 to 2^63 - 1"]),
     ("index: true", _asked(index=True), ["index = True"]),
     ("index: a fraction", _asked(index=1.5), ["index = 1.5"]),
-    ("image: an array", _asked(image=np.zeros(8, np.float32)), ["image", "tensor of floats"]),
+    ("image: an array", _asked(image=np.zeros(8, np.float32)), ["image", "tensor of floats", "numpy.ndarray of float32"]),
+    ("image: of other channels", _asked(model=RESNET, image=torch.zeros(1, 8, 8)), ["(1, 8, 8)", "(C, H, W) = (3, 8, 8)"]),
+    ("image: of another size", _asked(model=RESNET, image=torch.zeros(3, 9, 8)), ["(3, 9, 8)", "(C, H, W) = (3, 8, 8)"]),
     ("image: integers", _asked(image=torch.zeros(8, dtype=torch.uint8)), ["image", "torch.uint8"]),
     ("image: complex", _asked(image=torch.zeros(8, dtype=torch.complex64)), ["image", "complex64"]),
     ("image: NaN", _asked(image=torch.full((8,), torch.nan)), ["image", "not finite"]),
@@ -297,6 +301,11 @@ ASKED = [
     ("reference: a name", _asked(model=LinearDEQ(8).eval(), sampler=CHAIN, audit=50, reference="30A"), ["reference = '30A'"]),
     ("audit: more than n", _asked(model=LinearDEQ(8).eval(), sampler=CHAIN, audit=500), ["audit = 500", "at most n = 100"]),
     ("audit: too few", _asked(model=LinearDEQ(8).eval(), sampler=CHAIN, audit=5), ["audit = 5", "at least 17"]),
+    (
+        "audit_draw: nothing after the warm-up",
+        _asked(model=LinearDEQ(8).eval(), sampler=SerializedSampler(), n=200, audit=150, audit_draw="first_batch"),
+        ["audit_draw = 'first_batch'", "takes 400 draws", "of 300", "fewer chains"],
+    ),
     ("start: unknown", _asked(model=LinearDEQ(8).eval(), sampler=StandardSampler(start="mean")), ["start = 'mean'", "initial"]),
     ("predict: sigma", _asked(srs.predict, sigma=-1), ["sigma"]),
     (

@@ -202,6 +202,14 @@ def test_plans_are_the_best_of_their_kind():
         bounds.best_audit(40, 3, 30, 0.001)
 
 
+@pytest.mark.parametrize(
+    "name, value", [("step", 0), ("audit_step", -1), ("budget", math.nan), ("votes", 0), ("votes", 1.5), ("mismatch", 2)]
+)
+def test_an_audit_is_planned_for_costs_and_shares_alone(name, value):
+    with pytest.raises(ValueError, match=f"^{name} = {value} is out of range"):
+        bounds.best_audit(**{"budget": 60_000, "step": 3, "audit_step": 30, "alpha": 0.001} | {name: value})
+
+
 @pytest.mark.parametrize("alpha, votes, mismatch", [(0.001, 0.8, 0.05), (0.05, 0.95, 0.002)])
 def test_a_plan_is_what_trying_all_finds(alpha, votes, mismatch):
     """By :func:`finite_population` of the counts that are planned, in units of sigma."""

@@ -118,7 +118,7 @@ def test_what_cannot_be_shipped_leaves_nothing_behind(shipped, monkeypatch):
     with pytest.raises(ValueError, match="run = 'small-05' is unknown or has no starts: choose one of small-050, "):
         shipping.ship("small-05", "other", "0")
     monkeypatch.setattr(shipping, "LARGEST", 1_000)
-    with pytest.raises(ValueError, match="bytes: at most 1,000 are shipped"):
+    with pytest.raises(ValueError, match="bytes: at most 1,000 may be published"):
         shipping.ship("small-050", "other", "0")
     assert not (checkpoints.FOLDER / "other").exists()
 
@@ -196,7 +196,7 @@ def test_pictures_are_read_as_they_are_seen(shipped, tmp_path):
         (["seven.png", "--model", "huge"], "model = 'huge' is unknown: choose one of tiny"),
         (["seven.png", "--n", "5"], "^--n: n = 5 is too small for alpha = 0.001: [^{]*$"),
         (["seven.png", "--alpha", "2"], "--alpha: .*< 1"),
-        (["seven.png", "--radius", "9"], "r = 9.0 is out of range"),
+        (["seven.png", "--radius", "9"], "--radius = 9.0 is out of range"),
         (["seven.png", "--figure", "out.doc"], "--figure = 'out.doc' must end in"),
         (["seven.png", "--figure", "nowhere/out.png"], "--figure = 'nowhere/out.png' cannot be written"),
         (["seven.png", "--figure", "seven.png"], "--figure = 'seven.png' is the picture itself"),
@@ -211,7 +211,7 @@ def test_pictures_are_read_as_they_are_seen(shipped, tmp_path):
         (["nowhere", "--out", "rows.csv"], "PICTURE = 'nowhere': No such file"),
         (["checkpoints", "--out", "rows.csv"], "PICTURE = 'checkpoints' is a folder without pictures"),
         (["seven.png", "--out", "rows.csv", "--n", "5"], "^--n: n = 5 is too small for alpha"),
-        (["seven.png", "--out", "rows.csv", "--radius", "9"], "r = 9.0 is out of range"),
+        (["seven.png", "--out", "rows.csv", "--radius", "9"], "--radius = 9.0 is out of range"),
         (["seven.png", "--out", "rows.csv", "--format", "cohen"], "format = 'cohen' needs labels, image 0 has none"),
         (["seven.png", "--out", "rows.csv", "--model", "huge"], "model = 'huge' is unknown: choose one of tiny"),
     ],

@@ -295,6 +295,9 @@ def _rightly_refused(call: Call, message: str) -> bool:
     n, alpha = (call.settings[name] for name in ("n", "alpha"))
     if "n = " in message and "is too small for alpha" in message:
         return reference.clopper_pearson(n, n, alpha) <= Fraction(1, 2)
+    if "has nothing to audit" in message:
+        first = call.settings["n0"] if call.settings["selection"] == "votes" else 0
+        return call.settings["audit_draw"] == "first_batch" and call.samplers["sampler"].warm_draws >= first + n
     audit, split, census = (call.settings[name] for name in ("audit", "split", "census"))
     rest = n - math.ceil(census * n)
     sure = n - reference.most_marked(0, min(audit, rest), rest, split * alpha)

@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import re
+import subprocess
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -618,6 +620,44 @@ def test_votes_are_cast_in_full_precision_whatever_is_allowed_outside(linear_deq
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("backends", "tf32"),
+        ("backends.cuda.matmul", "tf32"),
+        ("backends.cudnn.conv", "ieee"),
+        ("backends.cudnn.conv", "tf32"),
+        ("backends.mkldnn.matmul", "bf16"),
+        ("backends.mkldnn.conv", "bf16"),
+    ],
+)
+def test_votes_are_cast_in_full_precision_by_torchs_newer_settings_too(setting, value):
+    """In a process of its own: torch cannot forget which settings were used."""
+    script = f"""
+import threading, torch
+from srs.common.machine import _FLOAT32, full_precision
+torch.{setting}.fp32_precision = {value!r}
+now = lambda: [kind.fp32_precision for kind in _FLOAT32]
+before, entered, leave = now(), threading.Event(), threading.Event()
+
+@full_precision()
+def other():
+    entered.set()
+    leave.wait(30)
+
+thread = threading.Thread(target=other)
+with full_precision():
+    assert len(before) >= 5 and set(now()) <= {{"none", "ieee"}}
+    thread.start()
+    assert entered.wait(30)
+assert set(now()) <= {{"none", "ieee"}}, "the other thread is within"
+leave.set()
+thread.join()
+assert now() == before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 # other types and other modes

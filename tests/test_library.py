@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import srs
 from srs.__main__ import main
 from srs.data.datasets import DataConfig, prepare
 
@@ -56,6 +57,10 @@ def test_no_module_of_the_library_imports_the_study():
 )
 def test_who_imports_what_most_of_the_library_does_without(package, users):
     assert _that_import(package, ROOT / "srs") == users
+
+
+def test_public_names_are_found_by_who_asks_what_there_is():
+    assert {"certify", "certify_many", "load", "DEQ"} <= {*dir(srs)}
 
 
 @pytest.mark.parametrize(

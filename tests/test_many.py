@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import srs
-from srs import many
+from srs import many, models
 from srs.certificates import bounds
 from srs.common.resume import Journal
 from srs.many import Certified
@@ -82,8 +82,9 @@ def _interrupt(model, out, **settings):
 
 
 def _left(out):
-    """The files of a run, its locks aside."""
-    return sorted(path.name for path in out.parent.iterdir() if not path.name.endswith(".lock"))
+    """The files of a run, the lock of one that goes on aside."""
+    found = sorted(path.name for path in out.parent.iterdir())
+    return [name for name in found if not name.endswith(".lock") or name[1 : -len(".lock")] not in found]
 
 
 def test_each_row_is_a_certificate(model, out):
@@ -248,6 +249,20 @@ def test_another_model_or_other_code_is_refused(model, out, monkeypatch):
         srs.certify_many(model, PAIRS, out=out, **ASK)
 
 
+def test_what_no_state_holds_is_of_the_model_too():
+    def built(**fields):
+        torch.manual_seed(0)
+        return models.build("resnet-110", depth=8, image_size=8, num_classes=3, **fields)
+
+    known = many._weights(built())
+    assert known == many._weights(built()) != many._weights(built(mean=(0.1, 0.5, 0.5)))
+    turned = built()
+    turned.register_buffer("sign", torch.ones(()), persistent=False)
+    before = many._weights(turned)
+    turned.sign.neg_()
+    assert many._weights(turned) != before
+
+
 def test_other_images_are_refused(model, out):
     names = [str(i) for i in range(40)]
     _interrupt(model, out, r=0.1, names=names)
@@ -294,8 +309,11 @@ class Stream(IterableDataset):
 
 BAD = {
     "image 3 has the shape (1, 8, 9): expected (1, 8, 8)": (torch.rand(1, 8, 9), 0),
-    "image 3 must be a tensor of floats, pixels in [0, 1]; got torch.uint8": (torch.zeros(1, 8, 8, dtype=torch.uint8), 0),
-    "image 3 must be a tensor of floats, pixels in [0, 1]; got <class 'str'>": "three.png",
+    "image 3 must be a tensor of floats, pixels in [0, 1]; got torch.Tensor of torch.uint8": (
+        torch.zeros(1, 8, 8, dtype=torch.uint8),
+        0,
+    ),
+    "image 3 must be a tensor of floats, pixels in [0, 1]; got str": "three.png",
     "image 3 has pixels as large as 1e+09: expected about [0, 1]": (torch.full((1, 8, 8), 1e9), 0),
     "image 3 has values that are not finite": (torch.full((1, 8, 8), torch.nan), 0),
     "image 3 has the label 1.5: expected a class": (IMAGES[0], 1.5),

@@ -102,9 +102,10 @@ def test_an_image_off_the_grid_is_moved_to_it_by_at_most_half_a_step(kind):
     assert away <= copies.moved <= away * (1 + 1e-6) <= 0.5 / FINEST * 3072**0.5
     again = NoisyCopies((copies.points / FINEST).to(kind), 0, 0.5, 0)
     assert (again.moved == 0) == (kind.itemsize >= 4)
-    if kind.itemsize > 4:  # what single precision would round to another number is another point
-        beside = copies.points / FINEST * (1 + 2.0**-23)
-        assert NoisyCopies(beside, 0, 0.5, 0).moved >= float((beside - copies.points / FINEST).norm()) > 0
+    if kind.itemsize > 4:  # what is not single precision's very name of a point is another, however near
+        for nearness in (2.0**-23, 2.0**-25, -(2.0**-40)):
+            beside = copies.points / FINEST * (1 + nearness)
+            assert NoisyCopies(beside, 0, 0.5, 0).moved >= float((beside - copies.points / FINEST).norm()) > 0
 
 
 def test_sums_are_whole_numbers_whatever_the_pixels_are():

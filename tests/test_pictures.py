@@ -154,6 +154,19 @@ def test_exif_that_cannot_be_read_turns_nothing(tmp_path, exif):
     assert not told
 
 
+def test_threads_leave_the_processs_warnings_as_they_were(tmp_path):
+    Image.fromarray(_drawing()).save(tmp_path / "one.png")
+    size, before, threads = (tmp_path / "one.png").stat().st_size, list(warnings.filters), torch.get_num_threads()
+    part = FolderPart(np.array([b"one.png"] * 200), np.array([size] * 200), np.zeros(200, int), str(tmp_path), SIZE, SIZE)
+    try:
+        torch.set_num_threads(4)
+        for _ in range(3):
+            part.images(np.arange(200))
+            assert warnings.filters == before
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _transparent() -> dict[str, Image.Image]:
     alpha = Image.fromarray(np.repeat(np.uint8([[0, 255]]), 12, axis=0).repeat(6, axis=1))
     colours = Image.new("RGB", (12, 12), (10, 20, 30))

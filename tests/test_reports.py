@@ -297,10 +297,12 @@ def test_published_votes_give_the_published_certificates_and_tables(place, tmp_p
     with pytest.raises(ValueError, match=r"NAME = 'other': there is no data/snapshots/other/results\.zip"):
         recompute.unpack("other", tmp_path / "other")
     monkeypatch.setattr(recompute, "published_votes", lambda name: [])
+    (snapshot / "models/small-050/history.csv").unlink()  # left out with a network that is too large
     told = _recomputed(tmp_path / "without", monkeypatch, capsys)
     assert f"{len(rows):,} published certificates, taken as they are: their votes are not published." in told
     assert f"{len(tables):,} published cells of tables, 0 of them not as computed here." in told
     assert not list((tmp_path / "without/runs/smoke").glob("votes*"))
+    assert (tmp_path / "without/runs/smoke/models/small-050/history.csv").is_file()
 
     spoilt = tables.assign(text=["spoilt", *tables["text"][1:]])
     spoilt.to_csv(snapshot / "tables.csv.xz", index=False)
@@ -353,6 +355,18 @@ def test_images_in_an_absolute_place_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(recompute, "Profile", lambda name: profile)
     with pytest.raises(ValueError, match="data.root = '/images' must lie below the study's root"):
         recompute.unpack("p", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_published_leaves_what_was(tmp_path):
+    target = tmp_path / "reports"
+    for content in ("old", "new"):
+        with publish._instead_of(target) as place:
+            (place / f"{content}.txt").write_text(content)
+    with pytest.raises(ValueError, match="too large"), publish._instead_of(target) as place:
+        (place / "newest.txt").touch()
+        raise ValueError("too large")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["reports", "reports/new.txt"]
 
 
 def test_stale_reports_are_not_published(place, monkeypatch):

@@ -1,4 +1,5 @@
 import copy
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,16 +7,17 @@ import pandas as pd
 import pytest
 import torch
 
+import srs
 from srs import models
 from srs.data.datasets import DataConfig, Part
 from srs.deq.definition import classify
-from srs.deq.solvers import Solver
+from srs.deq.solvers import Solver, solve
 from srs.models import starts
 from srs.models.starts import ConvolutionalStart, MeanStart, RidgeStart
 from srs.starts import StartSettings, _fixed_points, fit_starts
 from srs.training.train import Training, evaluate, train
 from srs.votes.noise import NoisyCopies
-from srs.votes.samplers import Votes
+from srs.votes.samplers import StandardSampler, Votes
 from study.known_answers import LinearDEQ
 from study.starts import choose, held_out
 
@@ -215,6 +217,59 @@ def test_tuning_goes_on_from_a_model_and_its_start_and_forgets_neither(trained_s
     assert not any(name.startswith("starts.") for name in result["model"]["state_dict"])
     moved = starts.restore(result["starts"], models.restore(result["model"]))["learned"].state_dict()
     assert any(not torch.equal(moved[name], before[name]) for name in before)  # the start is trained, too
+
+
+class Plane(torch.nn.Module):
+    """A DEQ whose state is one tensor (C, H, W), as its injection is."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.own = (torch.nn.Conv2d(c, 2, 3, padding=1) for c in (1, 2))
+
+    def inject(self, x):
+        return self.stem(x)
+
+    def initial_state(self, injection):
+        return torch.zeros_like(injection)
+
+    def f(self, z, injection):
+        return torch.tanh(self.own(z) / 4 + injection)
+
+    def head(self, z):
+        return z.mean(dim=(2, 3))
+
+
+def test_a_state_of_the_form_of_its_injection_needs_no_shapes(digits, tmp_path):
+    torch.manual_seed(0)
+    model = Plane().eval()
+    few = FEW.model_copy(update={"points": 200, "epochs": 20, "ridge_inputs": 10})
+    model.starts = fit_starts(model, digits.train, 0.25, few)
+    assert isinstance(model.starts["learned"], ConvolutionalStart)
+    injection = model.inject(digits.test.images(np.arange(50)))
+    state = solve(model.f, model.initial_state(injection), injection, Solver(steps=30)).z
+    begun = model.starts["learned"](injection)
+    assert begun.shape == state.shape and (begun - state).norm() < 0.5 * state.norm()
+    torch.save(starts.state(model.starts), tmp_path / "starts.pt")
+    again = starts.restore(torch.load(tmp_path / "starts.pt", weights_only=True), model)
+    assert torch.equal(again["learned"](injection), begun)
+    sampler = StandardSampler(solver=Solver(method="naive", steps=1), start="learned")
+    assert srs.certify(model, digits.test.images(np.array([0]))[0], sigma=0.25, n=100, sampler=sampler).n == 100
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"images": torch.zeros(5, 1, 8, 8, dtype=torch.uint8)}, "images must be a tensor of floats"),
+        ({"images": torch.full((5, 1, 8, 8), torch.nan)}, "images has values that are not finite"),
+        ({"images": torch.zeros(0, 1, 8, 8)}, r"images has the shape \(0, 1, 8, 8\)"),
+        ({"images": [1, 2]}, "images = a list: expected a tensor"),
+        ({"sigma": math.inf}, "sigma = inf is out of range"),
+        ({"sigma": "a"}, "sigma = 'a' is out of range"),
+    ],
+)
+def test_what_starts_cannot_be_fitted_to_is_named(trained, given, told):
+    with pytest.raises(ValueError, match=told):
+        fit_starts(trained, **{"images": torch.zeros(5, 1, 8, 8), "sigma": 0.25} | given)
 
 
 def test_clear_errors(trained, digits):

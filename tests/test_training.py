@@ -262,6 +262,46 @@ def test_bfloat16_is_of_training_steps_alone(trained_state, few_digits, tmp_path
             assert torch.cosine_similarity(gradients["bfloat16"][name].flatten(), exact.flatten(), dim=0) > 0.8, name
 
 
+@pytest.mark.parametrize("unrolled_steps", [0, 9], ids=["implicit", "unrolled"])
+def test_a_row_without_a_finite_state_costs_no_weight(trained_state, few_digits, tmp_path, monkeypatch, unrolled_steps):
+    model, f = models.restore(trained_state), models.MDEQ.f
+
+    def lost(model, z, injection):
+        row = torch.arange(len(z))[:, None] == 0
+        return torch.where(row, f(model, z, injection) * torch.inf, f(model, z, injection))
+
+    config = Training(sigma=0.25, batch_size=12, unrolled_steps=unrolled_steps)
+    run = _Run(model, few_digits, DataConfig(), config, tmp_path / "run.pt", torch.device("cpu"))
+    with monkeypatch.context() as patch:
+        patch.setattr(models.MDEQ, "f", lost)
+        run._one_step()
+    assert run.lost == 1
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    run._one_step()
+    assert run.lost == 0 and run.step == 2
+
+
+def test_a_checkpoint_of_another_training_is_refused(few_digits, tmp_path):
+    config = dict(sigma=0.1, batch_size=12, epochs=1)
+    first = _fit(RESNET, few_digits, tmp_path / "run.pt", DataConfig(), **config)
+    again = _fit(RESNET, few_digits, tmp_path / "run.pt", DataConfig(), **config)
+    assert repr(again["history"]) == repr(first["history"])
+    for which, other, told in [
+        (RESNET, {"sigma": 0.2}, r"sigma = 0\.1 there, 0\.2 now"),
+        (RESNET, {"seed": 3}, "seed = 0 there, 3 now"),
+        (MDEQ, {}, "preset = 'resnet-110' there, 'mdeq-tiny' now"),
+    ]:
+        with pytest.raises(ValueError, match=f"^checkpoint = '.*run.pt' is of another training: .*{told}.*Name another file"):
+            _fit(which, few_digits, tmp_path / "run.pt", DataConfig(), **config | other)
+
+
+def test_a_folded_model_cannot_be_trained_on(few_digits, tmp_path):
+    folded = models.build(RESNET[0], **few_digits.model_fields(), **RESNET[1]).eval().fold()
+    with pytest.raises(ValueError, match="a folded model, as srs.load gives it, has no state to keep"):
+        train(*RESNET, few_digits, AUGMENTATION, Training(sigma=0.1, epochs=1), tmp_path / "run.pt", base=folded)
+    assert not (tmp_path / "run.pt").exists()
+
+
 def test_a_plain_classifier_trains_without_residuals(digits, tmp_path):
     config = dict(sigma=0.1, batch_size=32, optimizer="sgd", learning_rate=0.1, weight_decay=1e-4, schedule="step", epochs=3)
     run = _fit(RESNET, digits, tmp_path / "run.pt", DataConfig(), **config, evaluate_every=2)

@@ -285,8 +285,14 @@ def best_audit(
     """The n, K and split with the largest planned radius for ``budget`` evaluations of f, on a grid of shares of the budget: a
     serialized vote costs ``step``, an audited vote for A ``audit_step`` more. Choose before anything is drawn.
 
-    Raises ValueError where the budget allows no certificate.
+    Raises ValueError where the budget allows no certificate, and for costs or shares that are none.
     """
+    for name, cost in {"budget": budget, "step": step, "audit_step": audit_step}.items():
+        if not 0 < cost < math.inf:
+            raise ValueError(f"{name} = {cost} is out of range: evaluations of f, above 0")
+    for name, share, least in (("votes", votes, 0.5), ("mismatch", mismatch, 0.0)):
+        if not least <= share <= 1:
+            raise ValueError(f"{name} = {share} is out of range: a share, {least:g} to 1")
     plans = []
     for share in np.arange(1, 100) / 100:  # of the budget, for the audit
         audit, n = int(share * budget / (votes * audit_step)), int((1 - share) * budget / step)

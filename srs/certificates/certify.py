@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from srs.certificates import bounds
 from srs.common.settings import Section
 from srs.deq.definition import DEQ, is_deq
-from srs.deq.interface import Checked, device_of
+from srs.deq.interface import Checked, device_of, require_image
 from srs.votes.noise import LARGEST, NoisyCopies, audit_order, fineness
 from srs.votes.samplers import (
     MOST_ROWS,
@@ -104,8 +104,14 @@ class CertifySettings(Confidence):
             )
         return self
 
-    def require_audit(self) -> None:
-        """Raises ValueError where the audit is larger than n, or so small that not even a perfect run could be certified."""
+    def require_audit(self, warm_draws: int = 0) -> None:
+        """Raises ValueError where the audit is larger than n, or so small that not even a perfect run could be certified, and
+        where the first batch after a warm-up of so many draws is empty."""
+        if self.audit_draw == "first_batch" and warm_draws >= self.selecting + self.n:
+            raise ValueError(
+                f"audit_draw = 'first_batch' has nothing to audit: the warm-up takes {warm_draws} draws (chains, or a batch of "
+                f"them) of {self.selecting + self.n}; ask for more draws or fewer chains"
+            )
         if self.audit > self.n:
             raise ValueError(f"audit = {self.audit} is out of range: at most n = {self.n} draws can be audited")
 
@@ -232,7 +238,7 @@ def certify(
     sampler, model = looked_at(model, sampler, output_key, reference)
     copies = noisy_copies(model, image, index, config)
     if sampler.audited:
-        config.require_audit()
+        config.require_audit(sampler.warm_draws)
         reference, judge = _usable_reference(reference, model)
     clean = None
     if config.selection == "clean":
@@ -426,16 +432,3 @@ def require_pixels(image: object, sigma: float, told: str = "image") -> None:
     largest = float(image.detach().abs().max())
     if largest * fineness(sigma) > LARGEST:
         raise ValueError(f"{told} has pixels as large as {largest:g}: expected about [0, 1], the unit of sigma = {sigma}")
-
-
-def require_image(image: object, told: str = "image") -> None:
-    """Raises ValueError, with the name ``told``, for what is no tensor of finite floats."""
-    if not isinstance(image, Tensor) or not image.is_floating_point():
-        raise ValueError(f"{told} must be a tensor of floats, pixels in [0, 1]; got {getattr(image, 'dtype', type(image))}")
-    if str(image.layout) != "torch.strided" or image.is_nested or image.is_meta:
-        kind = "nested" if image.is_nested else "without data" if image.is_meta else str(image.layout)
-        raise ValueError(f"{told} must be a dense tensor; got one that is {kind}")
-    if not image.numel():
-        raise ValueError(f"{told} has the shape {tuple(image.shape)}: there is nothing to certify")
-    if not image.isfinite().all():
-        raise ValueError(f"{told} has values that are not finite")

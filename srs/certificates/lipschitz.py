@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from srs.certificates import bounds
-from srs.certificates.certify import ABSTAIN, require_image
+from srs.certificates.certify import ABSTAIN
 from srs.common.machine import full_precision
-from srs.deq.interface import checked, device_of
+from srs.deq.interface import checked, device_of, require_image
 from srs.deq.solvers import Solver, solve
 
 

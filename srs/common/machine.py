@@ -2,8 +2,10 @@
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,17 +41,53 @@ def prepare_device(threads: int | None = None) -> str:
     return "cuda"
 
 
+#: Where torch keeps how float32 is computed: products, convolutions and recurrent layers, by CUDA and by oneDNN.
+_FLOAT32 = [torch.backends.cuda.matmul] + [
+    getattr(backend, kind)
+    for backend in (torch.backends.cudnn, torch.backends.mkldnn)
+    for kind in ("matmul", "conv", "rnn")
+    if hasattr(backend, kind)
+]
+_scope = threading.Lock()
+_within: list[Callable] = []  # by what the outermost of all threads' scopes puts things back; one entry a scope
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Within, products and convolutions of float32 are computed in float32, whatever faster kind (TF32) is allowed outside."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    """Within, products and convolutions of float32 are computed in float32, whatever faster kind (TF32, bfloat16) is allowed
+    outside, by torch's older settings or by `fp32_precision`. Threads may be within at once: the last puts back what was."""
+    with _scope:
+        _within.append(_raise_precision() if not _within else _within[-1])
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        with _scope:
+            put_back = _within.pop()
+            if not _within:
+                put_back()
+
+
+def _raise_precision() -> Callable[[], None]:
+    """Computes float32 in float32 from now on; returns what puts things back."""
+    undo = []
+    with suppress(RuntimeError):  # of torch, where only its newer settings were used: the older ones are then not read
+        if (before := torch.get_float32_matmul_precision()) != "highest":
+            torch.set_float32_matmul_precision("highest")
+            undo.append(partial(torch.set_float32_matmul_precision, before))
+    with suppress(RuntimeError):
+        if torch.backends.cudnn.allow_tf32:
+            torch.backends.cudnn.allow_tf32 = False
+            undo.append(partial(setattr, torch.backends.cudnn, "allow_tf32", True))
+    for kind in _FLOAT32:
+        if (before := kind.fp32_precision) not in ("none", "ieee"):
+            kind.fp32_precision = "ieee"
+            undo.append(partial(setattr, kind, "fp32_precision", before))
+
+    def put_back() -> None:
+        for one in reversed(undo):
+            one()
+
+    return put_back
 
 
 def usable_cores() -> int:

@@ -52,7 +52,14 @@ class Journal:
         self._file.close()
         if remove:
             self.path.unlink()
+            _lock_of(self.path).unlink(missing_ok=True)
         self._lock.lock.release()
+
+
+def differing(there: dict, now: dict) -> str:
+    """Which settings of work that was begun differ from those of now; empty where none does."""
+    names = [name for name in {**there, **now} if there.get(name) != now.get(name)]
+    return "; ".join(f"{name} = {there.get(name)!r} there, {now.get(name)!r} now" for name in names)
 
 
 def remove_older(path: Path) -> None:

@@ -149,7 +149,7 @@ class FolderPart:
         rows = np.arange(len(self))[indices]
         pixels = np.empty((len(rows), *self.shape), np.uint8)
         # not torch's DataLoader: its workers are processes, started at each call; threads do, as Pillow frees the interpreter
-        with ThreadPoolExecutor(max(1, min(len(rows), torch.get_num_threads()))) as pool:
+        with pictures.quiet(), ThreadPoolExecutor(max(1, min(len(rows), torch.get_num_threads()))) as pool:
             for image, decoded in zip(pixels, pool.map(self._decode, rows)):
                 image[:] = decoded
         return pixels
@@ -282,7 +282,11 @@ def _split(part: Images, count: int, what: str) -> tuple[Images, Images]:
     with _needed_by("the split of a data set", "scikit-learn"):
         from sklearn.model_selection import train_test_split
 
-    images, classes = len(part), len(np.unique(part.labels))
+    images, (names, counts) = len(part), np.unique(part.labels, return_counts=True)
+    classes = len(names)
+    if counts.min() < 2:
+        few = [int(name) for name in names[counts < 2][:5]]
+        raise ValueError(f"{what} = {count}: every class must have two images or more to be split, and {few} have one")
     if not classes <= count <= images - classes:
         raise ValueError(
             f"{what} = {count} does not fit {images} images of {classes} classes: ask for {classes} to {images - classes}"

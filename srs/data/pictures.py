@@ -35,6 +35,11 @@ def content(path: str | Path, told: str = "") -> bytes:
         raise ValueError(f"{told or path}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def quiet() -> warnings.catch_warnings:
+    """Within, what Pillow warns of (EXIF data, say) is not shown. Not for threads: warnings are the process's."""
+    return warnings.catch_warnings(action="ignore")
+
+
 def decode(content: bytes, told: str, channels: int, shorter: int, size: int) -> np.ndarray:
     """The picture in a file's bytes, :func:`framed`: (``channels``, size, size) uint8; 3 channels are RGB, 1 is grey.
 
@@ -42,7 +47,7 @@ def decode(content: bytes, told: str, channels: int, shorter: int, size: int) ->
     more than Pillow's MAX_IMAGE_PIXELS, before or after they are resized.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as file:  # of EXIF data, say
+        with Image.open(io.BytesIO(content)) as file:
             _require_room(*file.size)
             deep = _is_deep(file)  # of which Pillow would keep what it likes
             if not deep:

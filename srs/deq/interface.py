@@ -173,6 +173,21 @@ def device_of(model, image: Tensor) -> torch.device:
     return tensors[0].device if tensors else image.device
 
 
+def require_image(image: object, told: str = "image") -> None:
+    """Raises ValueError, with the name ``told``, for what is no tensor of finite floats."""
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        kind = f"{type(image).__module__}.{type(image).__qualname__}".removeprefix("builtins.")
+        got = f"{kind} of {image.dtype}" if hasattr(image, "dtype") else kind
+        raise ValueError(f"{told} must be a tensor of floats, pixels in [0, 1]; got {got}")
+    if str(image.layout) != "torch.strided" or image.is_nested or image.is_meta:
+        kind = "nested" if image.is_nested else "without data" if image.is_meta else str(image.layout)
+        raise ValueError(f"{told} must be a dense tensor; got one that is {kind}")
+    if not image.numel():
+        raise ValueError(f"{told} has the shape {tuple(image.shape)}: there is nothing to certify")
+    if not image.isfinite().all():
+        raise ValueError(f"{told} has values that are not finite")
+
+
 def logits_of(out: object, rows: int, key=None, what: str = "output") -> Tensor:
     """The logits (``rows``, C), C >= 2, in what a model returned, under ``key`` where that is a tuple, dict or dataclass.
 

@@ -167,8 +167,8 @@ def solve(
     f may write into its arguments (:class:`Unspoiled`). States of half precision are combined in float32; an autocast that is
     on is f's alone.
 
-    Raises ValueError when ``z0`` and ``x`` differ in rows, f changes the shape of the state, or ``inverse`` is given to
-    another method than Broyden's, or rows are to be settled without a ``margin``.
+    Raises ValueError when ``z0`` is not of floats, ``z0`` and ``x`` differ in rows, f changes the shape of the state, or
+    ``inverse`` is given to another method than Broyden's, or rows are to be settled without a ``margin``.
     """
     if solver.stop == "settled" and margin is None:
         raise ValueError(
@@ -177,6 +177,8 @@ def solve(
         )
     if inverse is not None and solver.method != "broyden":
         raise ValueError(f"an inverse Jacobian is of no use to the method {solver.method!r}: only to 'broyden'")
+    if not z0.is_floating_point():
+        raise ValueError(f"z0 is of {z0.dtype}: a state of floats is wanted")
     if len(z0) != len(x):
         raise ValueError(f"z0 has {len(z0)} rows and x has {len(x)}: they must have equally many")
     careful = f if isinstance(f, Unspoiled) else Unspoiled(f)

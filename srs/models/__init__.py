@@ -60,7 +60,12 @@ def build(preset: str, **overrides) -> nn.Module:
 
 
 def state(model: nn.Module) -> dict:
-    """Everything that :func:`restore` needs, as plain data and tensors; amortized starts have a state of their own."""
+    """Everything that :func:`restore` needs, as plain data and tensors; amortized starts have a state of their own. Raises
+    ValueError for a model that was folded, as :func:`load` does: its weights are no longer those that were trained."""
+    if model.folded:
+        raise ValueError(
+            "a folded model, as srs.load gives it, has no state to keep: srs.models.read gives it as it was trained"
+        )
     family = next(name for name, (_, model_class) in _MODELS.items() if isinstance(model, model_class))
     own = {name: value for name, value in model.state_dict().items() if not name.startswith("starts.")}
     tensors = {name: value.detach().cpu().clone() for name, value in own.items()}
@@ -101,5 +106,8 @@ def write_checkpoint(content: dict, path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(buffer.getvalue())
+    with open(partial, "wb") as file:
+        file.write(buffer.getvalue())
+        file.flush()
+        os.fsync(file.fileno())  # or a machine that fails may leave the new name with nothing in it
     os.replace(partial, path)

@@ -24,7 +24,10 @@ class ImageConfig(Section):
 
 
 class ImageNetwork(nn.Module):
-    """A classifier whose first layer is :meth:`normalize`: noise and radii live in pixel units of [0, 1]."""
+    """A classifier whose first layer is :meth:`normalize`: noise and radii live in pixel units of [0, 1]. ``folded``: whether
+    its layers were merged for evaluation."""
+
+    folded = False
 
     def __init__(self, config: ImageConfig):
         super().__init__()
@@ -33,7 +36,10 @@ class ImageNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in units of their channels' statistics."""
+        """Images (B, C, H, W) in units of their channels' statistics. Raises ValueError for images of another shape."""
+        shape = len(self.config.mean), self.config.image_size, self.config.image_size
+        if x.shape[1:] != shape:
+            raise ValueError(f"images have the shape {tuple(x.shape[1:])}: this network takes (C, H, W) = {shape}")
         return (x - self.mean) / self.std
 
     def require_foldable(self) -> None:

@@ -300,6 +300,7 @@ class MDEQ(ImageNetwork):
         self.require_foldable()
         self._remove_weight_norm()
         self._merge_batch_norm()
+        self.folded = True
         if cache is not None:
             self._upsample_by_products()
             self._keep_channels_side_by_side()

@@ -9,6 +9,7 @@ does: its state v stands for z = relu(v), and f contracts in the l2 norm. :func:
 the fixed point; Theorem 5 of docs/certificates.md has the proofs.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class MonDEQ(ImageNetwork):
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """W and R = (2 I - W)^-1, (size, size)."""
-        if self._folded:
+        if self.folded:
             return self.weight, self.resolvent
         return self._weights or self._make_weights()
 
@@ -129,14 +130,14 @@ class MonDEQ(ImageNetwork):
         """Replace A and B by W and its R, in place; for evaluation. What is proved is proved of this W, whatever A and B were.
         Returns itself. Raises ValueError in training mode, as other models do."""
         self.require_foldable()
-        if not self._folded:
+        if not self.folded:
             self.register_buffer("weight", self._make_weights()[0].detach())
             self.register_buffer("resolvent", self._inverse())
             del self.a, self.b
         return self
 
     @property
-    def _folded(self) -> bool:
+    def folded(self) -> bool:
         return "weight" in self._buffers
 
     def _inverse(self) -> Tensor:
@@ -147,7 +148,7 @@ class MonDEQ(ImageNetwork):
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
         self._bounds = None
-        if self._folded:  # in another type W may be rounded, and R have more digits
+        if self.folded:  # in another type W may be rounded, and R have more digits
             self.resolvent = self._inverse()
         return self
 
@@ -176,7 +177,7 @@ class MonDEQ(ImageNetwork):
 
     def bounds(self) -> Bounds:
         """What is known of the weights. Raises ValueError where they are not those of a folded, monotone model."""
-        if not self._folded:
+        if not self.folded:
             raise ValueError("votes are proved of a model whose weights are fixed: call model.eval().fold() first")
         tensors = self.weight, self.resolvent, *self.input.parameters(), *self.output.parameters()
         now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
@@ -233,4 +234,6 @@ class MonDEQ(ImageNetwork):
         t, found = 2.0**log_t, gamma(log_t)
         sizes = 2 * found * frobenius_norm(s) + t * frobenius_norm(v) ** 2 + frobenius_norm(u) ** 2 / t
         least = least_eigenvalue(2 * found * s - t * heads - inputs / t) - rounding(max(u.shape), sizes)
+        if not least > -math.inf:
+            raise ValueError(f"the weights are too large for a Lipschitz bound: its check gave {least}")
         return _SAFETY * (found + max(0.0, -least) / (2 * bounds.m))  # S >= m makes good what rounding left below zero

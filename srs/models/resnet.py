@@ -115,4 +115,5 @@ class ResNet(ImageNetwork):
         for module in self.modules():
             if isinstance(module, ConvNorm):
                 module.fold()
+        self.folded = True
         return self

@@ -33,13 +33,14 @@ class RidgeStart(nn.Module):
 
 
 class ConvolutionalStart(nn.Module):
-    """Convolutions on the injection (C, H, W), down to each branch's resolution and up again; state flat as an MDEQ's.
+    """Convolutions on the injection (C, H, W), down to each branch's resolution and up again.
 
-    ``shapes``: (C_i, H / 2^i, W / 2^i) of the branches.
+    ``shapes``: (C_i, H / 2^i, W / 2^i) of the branches; ``state``: that of a whole state, if it is not flat, as an MDEQ's is.
     """
 
-    def __init__(self, inputs: int, shapes: list[tuple[int, int, int]], width: int):
+    def __init__(self, inputs: int, shapes: list[tuple[int, int, int]], width: int, state: tuple[int, ...] = (-1,)):
         super().__init__()
+        self.state = tuple(state)
         self.first = nn.Conv2d(inputs, width, 3, padding=1)
         self.downs = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in shapes[1:])
         self.ups = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in shapes[1:])
@@ -51,7 +52,8 @@ class ConvolutionalStart(nn.Module):
             features.append(F.relu(down(features[-1])))
         for i in range(len(self.ups) - 1, -1, -1):
             features[i] = features[i] + F.interpolate(self.ups[i](features[i + 1]), scale_factor=2)
-        return torch.cat([head(x).flatten(1) for head, x in zip(self.heads, features)], dim=1)
+        flat = torch.cat([head(x).flatten(1) for head, x in zip(self.heads, features)], dim=1)
+        return flat.view(len(flat), *self.state)
 
 
 def state(starts: nn.ModuleDict) -> dict:
@@ -72,6 +74,7 @@ def restore(saved: dict, model: nn.Module) -> nn.ModuleDict:
         learned = RidgeStart(inputs, rank, saved["mean"].shape)
     else:
         width, inputs = tensors["first.weight"].shape[:2]
-        learned = ConvolutionalStart(inputs, model.state_shapes, width)
+        shape = tuple(saved["mean"].shape)
+        learned = ConvolutionalStart(inputs, getattr(model, "state_shapes", [shape]), width, shape)
     learned.load_state_dict(tensors)
     return nn.ModuleDict({"mean": mean, "learned": learned}).eval()

@@ -7,6 +7,7 @@ Gaussian augmentation (Cohen et al. 2019): noise N(0, sigma^2 I) is added to eac
 step, process), so that a run that was killed and resumed ends with the same weights as one that was not.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from srs import models
-from srs.common.resume import lock
+from srs.common.resume import differing, lock
 from srs.common.settings import Section
 from srs.data.datasets import DataConfig, Dataset, Images, augment
 from srs.deq.definition import METHODS, classify, is_deq, starting_state
@@ -138,19 +139,20 @@ def train(
     "seconds": float}``, and with amortized starts ``"starts"``, their state.
 
     The run state is kept in ``checkpoint`` (replaced atomically, every ``checkpoint_seconds``) and resumed from it where it
-    exists. ``history`` has a
+    exists and is of the same training. ``history`` has a
     row for each epoch: mean loss and noisy accuracy on the training batches, solver residual, lost (non-finite) rows,
     and every ``evaluate_every`` epochs noisy accuracy and residual of the ``evaluation`` solver on held-out images. A model
     that is no DEQ has residuals NaN.
 
-    Raises FloatingPointError when no row of a batch has a finite state. Several processes raise what
+    Raises ValueError for a checkpoint of another training and a ``base`` that was folded, FloatingPointError when no row of a
+    batch has a finite state. A step whose lost rows leave no finite gradient changes no weight. Several processes raise what
     :func:`srs.training.processes.launch` does, and a script needs ``if __name__ == "__main__"``.
     """
     checkpoint, device = Path(checkpoint), torch.device(device)
-    given = preset, overrides, data, augmentation, config, checkpoint, checkpoint_seconds
+    given, saved = (preset, overrides, data, augmentation, config, checkpoint, checkpoint_seconds), base and _saved(base)
     with lock(checkpoint), torch.random.fork_rng():
         if config.processes > 1:
-            processes.launch(config.processes, device, _share, None if base is None else _saved(base), *given)
+            processes.launch(config.processes, device, _share, saved, *given)
         run = _finish(0, device, base, *given)  # after others, nothing is left to do but to read what they have saved
     return _saved(run.model) | {"history": run.history, "seconds": run.seconds}
 
@@ -176,9 +178,13 @@ def _finish(rank, device, base, preset, overrides, data, augmentation, config, c
     torch.manual_seed(config.seed)
     model = (base or models.build(preset, **{**data.model_fields(), **overrides})).to(device)
     run = _Run(model, data, augmentation, config, checkpoint, device, checkpoint_seconds, rank)
+    run.asked |= json.loads(json.dumps({"preset": preset, "overrides": overrides}))  # as a checkpoint has it: no tuples
     run.resume()
     run.finish()
     return run
+
+
+_KEPT = "step", "seconds", "history", "sums"  # in a checkpoint, beside states and what was asked for
 
 
 class _Run:
@@ -194,7 +200,9 @@ class _Run:
         self.total = config.epochs * self.steps_per_epoch
         self.optimizer = _optimizer(model, config)
         self.schedule = _schedule(self.optimizer, config, self.steps_per_epoch)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.lost = 0, 0.0, 0  # lost: rows of the last step
+        self.asked = config.model_dump(mode="json") | {"images": len(data.train)}
+        self.asked |= {"crop_padding": augmentation.crop_padding, "flip": augmentation.flip}
         self.history: list[dict] = []
         self.sums: dict[str, float] = {}
 
@@ -202,15 +210,19 @@ class _Run:
         if not self.checkpoint.is_file():
             return
         saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)  # Adam's counters stay on the host
+        if others := differing(saved.get("asked", {}), self.asked):
+            raise ValueError(
+                f"checkpoint = {str(self.checkpoint)!r} is of another training: {others}. Name another file, or remove it"
+            )
         for name in ("model", "optimizer", "schedule"):
             getattr(self, name).load_state_dict(saved[name])
-        for name in ("step", "seconds", "history", "sums"):
+        for name in _KEPT:
             setattr(self, name, saved[name])
 
     def save(self) -> None:
         state = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "schedule")}
         models.write_checkpoint(
-            {**state, "step": self.step, "seconds": self.seconds, "history": self.history, "sums": self.sums},
+            {**state, "asked": self.asked, **{name: getattr(self, name) for name in _KEPT}},
             self.checkpoint,
         )
 
@@ -246,6 +258,8 @@ class _Run:
         loss.backward()
         if self.config.processes > 1:
             measured = self._averaged(measured)
+        if self.lost and not self._has_finite_gradients():  # a lost row's gradient is 0, and may be 0 times infinity
+            self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
@@ -254,13 +268,19 @@ class _Run:
         if position == self.steps_per_epoch - 1:
             self._end_epoch(epoch)
 
+    def _has_finite_gradients(self) -> bool:
+        given = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        return all(bool(gradient.isfinite().all()) for gradient in given)
+
     def _averaged(self, measured: Tensor) -> Tensor:
         """Makes gradients and running statistics the processes' means; returns those of ``measured``, of lost rows the sum."""
         norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         tensors = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         tensors += [statistics for norm in norms for statistics in (norm.running_mean, norm.running_var)]
         processes.average([*tensors, measured])
-        return measured * measured.new_tensor([1, 1, 1, self.config.processes])
+        measured = measured * measured.new_tensor([1, 1, 1, self.config.processes])
+        self.lost = int(measured[3])
+        return measured
 
     def _noisy(self, x: Tensor, labels: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """What is trained on: one noisy copy of each image, or several, also of each attacked image."""
@@ -315,7 +335,7 @@ class _Run:
         else:
             logits = self.network(x)
             finite, residual, penalty = logits.isfinite().all(dim=1), x.new_full((), math.nan), x.new_zeros(())
-        lost = int((~finite).sum())
+        self.lost = lost = int((~finite).sum())
         if lost == len(finite):
             raise FloatingPointError(
                 f"no finite state in the batch of step {self.step}: lower learning_rate = {self.config.learning_rate} "

@@ -197,10 +197,9 @@ class NoisyCopies:
     @cached_property
     def moved(self) -> float:
         exact, nearest = self.image.double(), self.points / fineness(self.sigma)
-        off = (exact - nearest).abs()
-        if self.image.element_size() >= 4 and (off <= torch.finfo(torch.float32).eps / 2 * nearest.abs()).all():
+        if self.image.element_size() >= 4 and ((exact == nearest) | (exact == nearest.float().double())).all():
             return 0.0  # single precision's name of a point is the point
-        return float(off.norm()) * (1 + 1e-9)
+        return float((exact - nearest).norm()) * (1 + 1e-9)
 
     def __call__(self, draws: np.ndarray) -> Tensor:
         """Copies number ``draws``: (len(draws), C, H, W) on the image's device."""

@@ -10,6 +10,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from srs.common.resume import sha256
@@ -77,6 +79,20 @@ def publish_data(profile: Profile, made_by: dict[str, dict], origin: dict, targe
     return [path for path in target.rglob("*") if path.is_file()]
 
 
+@contextmanager
+def _instead_of(target: Path) -> Iterator[Path]:
+    """A folder that takes the place of ``target`` at the end, unless something fails."""
+    place = target.with_name(f".{target.name}.new")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        yield place
+        shutil.rmtree(target, ignore_errors=True)
+        place.rename(target)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def _figures(report: Path) -> list[tuple[str, bytes]]:
     """The figures of a report in order: suffix and content."""
     found = []
@@ -120,17 +136,18 @@ def main() -> None:
     names = index.reports(names, profile)
     if subprocess.run([sys.executable, "-m", "dvc", "status", "--quiet"]).returncode:
         sys.exit("the reports are not those of the present parameters and code: run `make repro` first")
+    origin = _origin(profile)
+    told = f"{_provenance(profile, origin)}\n{index.whose_task(profile)}"
     try:
-        written = publish([runs / "reports" / f"{name}.ipynb" for name in names], target)
-        if profile.report.votes:
-            written += recompute.pack_votes(profile, target / "votes")
+        with _instead_of(target) as reports, _instead_of(SNAPSHOTS / study.name) as snapshot:
+            written = publish([runs / "reports" / f"{name}.ipynb" for name in names], reports)
+            if profile.report.votes:
+                written += recompute.pack_votes(profile, reports / "votes")
+            page = readme(profile.layout.name, told, names, index.promised(paper, profile))
+            (reports / "README.md").write_text(page, encoding="utf-8")
+            data = publish_data(profile, study.made_by(), origin, snapshot)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
-    origin = _origin(profile)
-    provenance = _provenance(profile, origin)
-    page = readme(profile.layout.name, f"{provenance}\n{index.whose_task(profile)}", names, index.promised(paper, profile))
-    (target / "README.md").write_text(page, encoding="utf-8")
-    data = publish_data(profile, study.made_by(), origin, SNAPSHOTS / study.name)
     print(f"{len(written)} files in {target}, {len(data)} in {SNAPSHOTS / study.name}")
 
 

@@ -37,6 +37,7 @@ _RESULTS = (  # which no votes give again
     *("attacks", "coverage", "arithmetic", "speed", "timings/models", "timings/starts", "timings/certificates/machines.json"),
     "shown.json",
 )
+_MADE = "models", "tuned", "starts"  # folders of what was trained and fitted
 _LINKED = (
     "srs",
     "study",
@@ -55,13 +56,15 @@ _JUDGED = ["prediction", "radius", "votes", "evaluations", "seconds"]
 
 def pack_results(profile: Profile, target: Path) -> Path:
     """As the file ``target`` what a profile's reports read besides certificates, votes and networks: an index of the images
-    (labels, no pixels of a folder's), what trainings took, attacks, coverage, arithmetic, speed; and votes on images without
-    noise, if votes are published. Raises ValueError for a file over 25 MB."""
+    (labels, no pixels of a folder's), the course of trainings and what they took, attacks, coverage, arithmetic, speed; and
+    votes on images without noise, if votes are published. Raises ValueError for a file over 25 MB."""
     layout = profile.layout
     found = list(layout.data.glob("*.npz"))
     for name in _RESULTS:
         place = layout.runs / name
         found += [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    for stage in _MADE:  # of networks that are too large for a snapshot, too
+        found += (layout.runs / stage).rglob("*.csv")
     files = {path: path.read_bytes() for path in found}
     if profile.report.votes:
         files |= {layout.runs / CLEAN: json.dumps(_clean(layout.name)).encode()}
@@ -142,9 +145,9 @@ def unpack(name: str, folder: Path) -> None:
     for path in [results, *published_votes(name)]:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder)
-    for stage in ("models", "tuned", "starts"):
+    for stage in _MADE:
         if (SNAPSHOTS / name / stage).is_dir():
-            shutil.copytree(SNAPSHOTS / name / stage, folder / "runs" / name / stage)
+            shutil.copytree(SNAPSHOTS / name / stage, folder / "runs" / name / stage, dirs_exist_ok=True)
     for linked in _LINKED:
         (folder / linked).symlink_to(Path(linked).resolve())
     with contextlib.chdir(folder):
@@ -152,6 +155,7 @@ def unpack(name: str, folder: Path) -> None:
         for data in Profile(name).data.values():
             if data["name"] == "folder":
                 if Path(data["root"]).is_absolute():
+                    shutil.rmtree(folder)
                     raise ValueError(f"data.root = {data['root']!r} must lie below the study's root: the votes name it")
                 Path(data["root"]).mkdir(parents=True, exist_ok=True)  # empty: the index of its images is enough
 

@@ -135,7 +135,8 @@ class Results(Profile):
         return self.runs[key].sigma
 
     def history(self, key: str) -> pd.DataFrame:
-        return pd.read_csv(self.layout.model(key).with_name("history.csv"))
+        stage = "models" if self.runs[key].base is None else "tuned"
+        return pd.read_csv(self.layout.runs / stage / key / "history.csv")
 
     def held_out(self, key: str) -> pd.DataFrame:
         """A run's amortized rows on held-out images, a line each; which was ``chosen`` to be deployed."""

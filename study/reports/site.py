@@ -236,7 +236,8 @@ def main() -> None:
     if wrong := index.faults(runs / "reports", items):
         sys.exit("the reports lack:\n" + "\n".join(wrong))
     found = [runs / "reports" / f"{name}.ipynb" for name in index.reports(names, profile)]
-    build(profile, found, sorted((runs / "notebooks").glob("*.ipynb")), items, runs / "site")
+    stages = [path for path in sorted((runs / "notebooks").glob("*.ipynb")) if not path.stem.endswith(".failed")]
+    build(profile, found, stages, items, runs / "site")
 
 
 if __name__ == "__main__":
