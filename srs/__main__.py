@@ -282,9 +282,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ValidationError as error:
         sys.exit("; ".join(f"--{fault}" for fault in faults(error, whole="n")))
     except (OSError, ValueError) as error:
-        name, sign, rest = str(error).partition(" = ")  # as Python's arguments are called
-        option = {"r": "--radius"}.get(name, f"--{name}")
-        sys.exit(f"{option}{sign}{rest}" if hasattr(given, option.removeprefix("--")) else str(error))
+        argument, sign, rest = str(error).partition(" = ")  # as Python calls it
+        option = {"r": "radius"}.get(argument, argument)
+        sys.exit(f"--{option}{sign}{rest}" if hasattr(given, option) else str(error))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ convolutional network in the resolutions of the model.
 """
 
 import math
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -58,7 +59,7 @@ def fit_starts(model: DEQ, images: Images | Tensor, sigma: float, config: StartS
     training mode, and where the map must be convolutional and cannot be; FloatingPointError where no fixed point is finite.
     """
     config = config or StartSettings()
-    if not isinstance(sigma, int | float) or not 0 <= sigma < math.inf:
+    if not isinstance(sigma, Real) or not 0 <= sigma < math.inf:
         raise ValueError(f"sigma = {sigma!r} is out of range: a finite number, 0 or more")
     if isinstance(images, Tensor):
         require_image(images, "images")

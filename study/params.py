@@ -88,13 +88,13 @@ class Study(Section):
             return {name: part.model_dump(mode="json") for name, part in every.items()}
 
         for key, run in runs.items():
-            place, made_by = ("models" if run.base is None else "tuned"), parts(run)
+            made_by = parts(run)
             if run.base is not None:
                 fitted = {name: sections["starts"][name] for name in StartSettings.model_fields}
                 made_by["base"] = parts(runs[run.base]) | {"starts": fitted}
             if run.pretrained is not None:
                 made_by["pretrained"] = parts(runs[run.pretrained])
-            found[f"{place}/{key}"] = made_by
+            found[f"{run.folder}/{key}"] = made_by
         candidates = {row: sampler_of(row, self.samplers, self.votes.chains) for row in self.starts.candidates}
         fitted = {"starts": sections["starts"], "candidates": {row: s.model_dump(mode="json") for row, s in candidates.items()}}
         return found | {f"starts/{key}": fitted for key in self.plans.with_starts()}
@@ -215,13 +215,14 @@ class Study(Section):
     def _has_images(self, path: str, images: int, plans: VotePlans, key: str) -> None:
         """Whether the data set of a run has so many test images, where the section ``data`` says how many."""
         data = self.data[plans.data(key)]
-        most = {"digits": data.test, "mnist": data.test, "cifar10": 10_000}.get(data.name)
-        if most is None and images > (
-            most := plans[key].images
-        ):  # of a folder's the stage `prepare` says whether they are there
-            raise ValueError(f"{path} = {images} is out of range: 1 to votes.images.{plans.data(key)} = {most}")
+        if data.name == "folder":  # whether these are there the stage `prepare` says
+            most = plans[key].images
+            told = f"1 to votes.images.{plans.data(key)} = {most}"
+        else:
+            most = {"digits": data.test, "mnist": data.test, "cifar10": 10_000}[data.name]
+            told = f"the data set has {most} test images"
         if images > most:
-            raise ValueError(f"{path} = {images} is out of range: the data set has {most} test images")
+            raise ValueError(f"{path} = {images} is out of range: {told}")
 
     def _can_vote(self, plans: VotePlans, key: str, group: str) -> None:
         """Whether a run's network can cast the votes of a group's rows."""

@@ -30,7 +30,6 @@ def training_jobs(
         run = runs[key]
         made_by = parameters(run, networks, training, data)
         spec, config, augmentation = made_by.values()
-        stage = "models" if run.base is None else "tuned"
         base = [] if run.base is None else [layout.model(run.base), layout.starts(run.base)]
         settled = [section.model_dump() for section in made_by.values()]
         if run.pretrained is not None:
@@ -39,7 +38,7 @@ def training_jobs(
         origin = fingerprint(inputs, settled, rests_on)
         arguments = {"spec": spec, "config": config, "augmentation": augmentation, "base": base, "settings": settings}
         arguments |= {"data": layout.dataset(spec.data), "resumed": layout.work / f"{key}.{origin}.pt"}
-        place, alone = (layout.runs / stage / key, layout.record(stage, key)), config.processes > 1
+        place, alone = (layout.runs / run.folder / key, layout.record(run.folder, key)), config.processes > 1
         task = Task(*place, origin, train_run, arguments, alone=alone, spent=[arguments["resumed"]])
         tasks[key] = snapshot.or_published(task, layout.name, asked)
         after = run.pretrained is not None and not tasks[run.pretrained].done

@@ -7,6 +7,7 @@ the results repeats none. Killed, it goes on where it was.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -24,6 +25,7 @@ from study.votes.cast import vote_jobs
 from study.votes.plan import VotePlans
 
 Jobs = list[list[Task]]
+_MADE_BY = {"models": "train", "tuned": "tune", "starts": "start"}  # the stage that fills a folder
 
 
 def _training(stage: str) -> Callable[[dict, Layout, Machine], Jobs]:
@@ -81,26 +83,22 @@ def _require_made(keys: Iterable[str], sections: dict, layout: Layout, machine: 
     runs = with_repeats(sections["runs"])
     named = list(dict.fromkeys(name for key in keys for name in (runs[key].base, key) if name is not None))
     for key in named:
-        folder, stage = ("models", "train") if runs[key].base is None else ("tuned", "tune")
+        folder = runs[key].folder
         wanted, found = layout.runs / folder / key / "model.pt", layout.model(key)
         if not wanted.is_file():
-            raise FileNotFoundError(f"{wanted} is missing: `python -m study.work {stage} {key}` makes it")
+            raise FileNotFoundError(f"{wanted} is missing: `python -m study.work {_MADE_BY[folder]} {key}` makes it")
         if found != wanted:
             raise FileNotFoundError(f"{found} is of other settings, and would be taken for {wanted}: remove it")
     for key in starts:
         if layout.starts(key) is None:
             raise FileNotFoundError(f"run {key!r} has no starts: `python -m study.work start {key}` fits them")
-    needed = dict.fromkeys(name for key in named for name in _leading_to(key, runs))
-    jobs = {
-        "train": [],
-        "tune": [],
-        "start": start_jobs(_plans(sections), sections["starts"], layout, machine) if starts else [],
-    }
-    for job in _trained(needed, sections, layout, machine):
-        jobs["train" if job[0].out.parent.name == "models" else "tune"].append(job)
-    for stage, wanted in {"train": named, "tune": named, "start": starts}.items():
-        for task in (task for job in jobs[stage] for task in job if task.out.name in wanted and not task.done):
-            told = f"`python -m study.work {stage} {task.out.name}` makes it anew"
+    jobs = _trained(dict.fromkeys(name for key in named for name in _leading_to(key, runs)), sections, layout, machine)
+    if starts:
+        jobs += start_jobs(_plans(sections), sections["starts"], layout, machine)
+    for task in itertools.chain.from_iterable(jobs):
+        folder, key = task.out.parent.name, task.out.name
+        if key in (starts if folder == "starts" else named) and not task.done:
+            told = f"`python -m study.work {_MADE_BY[folder]} {key}` makes it anew"
             raise FileNotFoundError(f"{task.out} is of other settings, code or data: {told}")
 
 
@@ -124,13 +122,11 @@ STAGES: dict[str, Callable[[dict, Layout, Machine], Jobs]] = {
 def of_runs(sections: dict, keys: Sequence[str]) -> dict:
     """Sections of params.yaml with these runs alone, and those that they go on from, which do not vote. Raises ValueError for
     a run that is not there."""
-    runs, needed = sections["runs"], set()
+    runs = sections["runs"]
     for key in keys:
         if key not in runs:
             raise ValueError(f"RUN = {key!r}: params.yaml has {', '.join(runs)} (of which repeats are a part)")
-        while key is not None:
-            needed.add(key)
-            key = runs[key].get("base") or runs[key].get("pretrained")
+    needed = {name for key in keys for name in _leading_to(key, with_repeats(runs))}
     votes, robustness, report = (sections[name] for name in ("votes", "robustness", "report"))
 
     def named(some: dict) -> dict:

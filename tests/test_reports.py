@@ -361,9 +361,9 @@ def test_images_in_an_absolute_place_are_refused(tmp_path, monkeypatch):
 def test_what_cannot_be_published_leaves_what_was(tmp_path):
     target = tmp_path / "reports"
     for content in ("old", "new"):
-        with publish._instead_of(target) as place:
+        with recompute.instead_of(target) as place:
             (place / f"{content}.txt").write_text(content)
-    with pytest.raises(ValueError, match="too large"), publish._instead_of(target) as place:
+    with pytest.raises(ValueError, match="too large"), recompute.instead_of(target) as place:
         (place / "newest.txt").touch()
         raise ValueError("too large")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["reports", "reports/new.txt"]

@@ -3,9 +3,8 @@
 import os
 import platform
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -36,8 +35,7 @@ def prepare_device(threads: int | None = None) -> str:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads memory that it has not written
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    _raise_precision()
     return "cuda"
 
 
@@ -49,7 +47,7 @@ _FLOAT32 = [torch.backends.cuda.matmul] + [
     if hasattr(backend, kind)
 ]
 _scope = threading.Lock()
-_within: list[Callable] = []  # by what the outermost of all threads' scopes puts things back; one entry a scope
+_within: list[ExitStack] = []  # of each scope that some thread is in, what puts things back: the outermost's
 
 
 @contextmanager
@@ -62,32 +60,27 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         with _scope:
-            put_back = _within.pop()
+            before = _within.pop()
             if not _within:
-                put_back()
+                before.close()
 
 
-def _raise_precision() -> Callable[[], None]:
-    """Computes float32 in float32 from now on; returns what puts things back."""
-    undo = []
+def _raise_precision() -> ExitStack:
+    """Computes float32 in float32 from now on; what is returned puts things back when it is closed."""
+    undo = ExitStack()
     with suppress(RuntimeError):  # of torch, where only its newer settings were used: the older ones are then not read
         if (before := torch.get_float32_matmul_precision()) != "highest":
             torch.set_float32_matmul_precision("highest")
-            undo.append(partial(torch.set_float32_matmul_precision, before))
+            undo.callback(torch.set_float32_matmul_precision, before)
     with suppress(RuntimeError):
         if torch.backends.cudnn.allow_tf32:
             torch.backends.cudnn.allow_tf32 = False
-            undo.append(partial(setattr, torch.backends.cudnn, "allow_tf32", True))
+            undo.callback(setattr, torch.backends.cudnn, "allow_tf32", True)
     for kind in _FLOAT32:
         if (before := kind.fp32_precision) not in ("none", "ieee"):
             kind.fp32_precision = "ieee"
-            undo.append(partial(setattr, kind, "fp32_precision", before))
-
-    def put_back() -> None:
-        for one in reversed(undo):
-            one()
-
-    return put_back
+            undo.callback(setattr, kind, "fp32_precision", before)
+    return undo
 
 
 def usable_cores() -> int:

@@ -282,8 +282,8 @@ def _split(part: Images, count: int, what: str) -> tuple[Images, Images]:
     with _needed_by("the split of a data set", "scikit-learn"):
         from sklearn.model_selection import train_test_split
 
-    images, (names, counts) = len(part), np.unique(part.labels, return_counts=True)
-    classes = len(names)
+    names, counts = np.unique(part.labels, return_counts=True)
+    images, classes = len(part), len(names)
     if counts.min() < 2:
         few = [int(name) for name in names[counts < 2][:5]]
         raise ValueError(f"{what} = {count}: every class must have two images or more to be split, and {few} have one")

@@ -149,7 +149,8 @@ def train(
     :func:`srs.training.processes.launch` does, and a script needs ``if __name__ == "__main__"``.
     """
     checkpoint, device = Path(checkpoint), torch.device(device)
-    given, saved = (preset, overrides, data, augmentation, config, checkpoint, checkpoint_seconds), base and _saved(base)
+    given = preset, overrides, data, augmentation, config, checkpoint, checkpoint_seconds
+    saved = None if base is None else _saved(base)  # now: a folded one is refused before any work
     with lock(checkpoint), torch.random.fork_rng():
         if config.processes > 1:
             processes.launch(config.processes, device, _share, saved, *given)

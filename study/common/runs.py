@@ -48,6 +48,11 @@ class Run(Section):
             raise ValueError(f"base = {self.base!r} and pretrained = {self.pretrained!r} exclude one another")
         return self
 
+    @property
+    def folder(self) -> str:
+        """Where its network lies, in the folder of the profile."""
+        return "models" if self.base is None else "tuned"
+
     def schedule(self, training: dict[str, dict]) -> dict:
         """The fields of :class:`srs.training.train.Training`, from the section ``training``."""
         return {**training.get(self.model, {}), **self.training, "sigma": self.sigma, "seed": self.seed}

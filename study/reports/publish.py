@@ -10,8 +10,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from srs.common.resume import sha256
@@ -79,20 +77,6 @@ def publish_data(profile: Profile, made_by: dict[str, dict], origin: dict, targe
     return [path for path in target.rglob("*") if path.is_file()]
 
 
-@contextmanager
-def _instead_of(target: Path) -> Iterator[Path]:
-    """A folder that takes the place of ``target`` at the end, unless something fails."""
-    place = target.with_name(f".{target.name}.new")
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    try:
-        yield place
-        shutil.rmtree(target, ignore_errors=True)
-        place.rename(target)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
 def _figures(report: Path) -> list[tuple[str, bytes]]:
     """The figures of a report in order: suffix and content."""
     found = []
@@ -139,7 +123,7 @@ def main() -> None:
     origin = _origin(profile)
     told = f"{_provenance(profile, origin)}\n{index.whose_task(profile)}"
     try:
-        with _instead_of(target) as reports, _instead_of(SNAPSHOTS / study.name) as snapshot:
+        with recompute.instead_of(target) as reports, recompute.instead_of(SNAPSHOTS / study.name) as snapshot:
             written = publish([runs / "reports" / f"{name}.ipynb" for name in names], reports)
             if profile.report.votes:
                 written += recompute.pack_votes(profile, reports / "votes")

@@ -15,7 +15,7 @@ import json
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from pathlib import Path
 
@@ -107,6 +107,20 @@ def _clean(name: str) -> dict:
     return found
 
 
+@contextlib.contextmanager
+def instead_of(target: Path) -> Iterator[Path]:
+    """A folder that takes the place of ``target`` at the end, unless something fails."""
+    place = target.with_name(f".{target.name}.new")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    try:
+        yield place
+        shutil.rmtree(target, ignore_errors=True)
+        place.rename(target)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def require_small(paths: Iterable[Path], largest: int) -> None:
     """Raises ValueError for a file of more than ``largest`` bytes."""
     for path in paths:
@@ -141,23 +155,23 @@ def unpack(name: str, folder: Path) -> None:
         raise ValueError(f"NAME = {name!r}: there is no {results}")
     if folder.exists():
         raise ValueError(f"FOLDER = {str(folder)!r} exists: name one that does not")
-    (folder / "data").mkdir(parents=True)
-    for path in [results, *published_votes(name)]:
-        with zipfile.ZipFile(path) as archive:
-            archive.extractall(folder)
-    for stage in _MADE:
-        if (SNAPSHOTS / name / stage).is_dir():
-            shutil.copytree(SNAPSHOTS / name / stage, folder / "runs" / name / stage, dirs_exist_ok=True)
-    for linked in _LINKED:
-        (folder / linked).symlink_to(Path(linked).resolve())
-    with contextlib.chdir(folder):
-        Path("params.yaml").write_text(f"name: {name}\n", encoding="utf-8")
-        for data in Profile(name).data.values():
-            if data["name"] == "folder":
-                if Path(data["root"]).is_absolute():
-                    shutil.rmtree(folder)
-                    raise ValueError(f"data.root = {data['root']!r} must lie below the study's root: the votes name it")
-                Path(data["root"]).mkdir(parents=True, exist_ok=True)  # empty: the index of its images is enough
+    with instead_of(folder) as place:
+        (place / "data").mkdir(parents=True)
+        for path in [results, *published_votes(name)]:
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(place)
+        for stage in _MADE:
+            if (SNAPSHOTS / name / stage).is_dir():
+                shutil.copytree(SNAPSHOTS / name / stage, place / "runs" / name / stage, dirs_exist_ok=True)
+        for linked in _LINKED:
+            (place / linked).symlink_to(Path(linked).resolve())
+        with contextlib.chdir(place):
+            Path("params.yaml").write_text(f"name: {name}\n", encoding="utf-8")
+            for data in Profile(name).data.values():
+                if data["name"] == "folder":
+                    if Path(data["root"]).is_absolute():
+                        raise ValueError(f"data.root = {data['root']!r} must lie below the study's root: the votes name it")
+                    Path(data["root"]).mkdir(parents=True, exist_ok=True)  # empty: the index of its images is enough
 
 
 def published_votes(name: str) -> list[Path]:

@@ -135,8 +135,7 @@ class Results(Profile):
         return self.runs[key].sigma
 
     def history(self, key: str) -> pd.DataFrame:
-        stage = "models" if self.runs[key].base is None else "tuned"
-        return pd.read_csv(self.layout.runs / stage / key / "history.csv")
+        return pd.read_csv(self.layout.runs / self.runs[key].folder / key / "history.csv")
 
     def held_out(self, key: str) -> pd.DataFrame:
         """A run's amortized rows on held-out images, a line each; which was ``chosen`` to be deployed."""

@@ -11,7 +11,7 @@ from srs.common.settings import Section
 from srs.models import PRESETS
 from study.common.runs import Name
 from study.votes.plan import VotePlans, known
-from study.votes.rows import stopped
+from study.votes.rows import fast_row, stopped
 
 #: A page that needs the size ``small`` alone; the others show what the paper shows, and need all that it has.
 ALONE = "24_cifar10"
@@ -208,7 +208,7 @@ class Requirements:
         its method."""
         plan = self.plans[key]
         for kind in (None, *(name for name in ("levels", "imagenet_levels") if name in plan.groups)):
-            self._has(path, key, kind, [f"SRS-MDEQ-3{plan.reference_row(plan.group(kind))[-1]}"])
+            self._has(path, key, kind, [fast_row(plan.reference_row(plan.group(kind)))])
 
     def _has_exact_row(self, key: str) -> None:
         plan = self.plans[key]
@@ -267,17 +267,16 @@ class Requirements:
 
     def _reaches_least_radius(self, keys: Iterable[str]) -> None:
         """Whether sequential tests can certify at the least radius that is shown, at one noise level at least."""
-        found = {}
+        found = []
         for key in keys:
             plan = self.plans[key]
             group = plan.group("sequential")
-            found[bounds.largest_radius(plan.groups[group].n, self.alpha, plan.sigma)] = key, group, plan.groups[group].n
-        if (farthest := max(found)) < LEAST_RADIUS:
-            key, group, n = found[farthest]
-            told = (
-                f"tests are shown at r = {LEAST_RADIUS:g} and more, and so many draws of {key} reach {bounds.shown(farthest)}"
-            )
-            raise ValueError(f"draws.{group}.n = {n} is too small: {told}")
+            n = plan.groups[group].n
+            found.append((bounds.largest_radius(n, self.alpha, plan.sigma), key, group, n))
+        farthest, key, group, n = max(found)
+        if farthest < LEAST_RADIUS:
+            told = f"tests are shown at r = {LEAST_RADIUS:g} and more, and so many draws of {key} reach"
+            raise ValueError(f"draws.{group}.n = {n} is too small: {told} {bounds.shown(farthest)}")
 
     def _can_be_audited_otherwise(self, key: str) -> None:
         """Whether a run's list `consistency` has more draws than the least audit tried on it, and no audit of its own."""

@@ -12,14 +12,9 @@ from study.reports import tables
 from study.reports.numbers import change, fixed, listed, percent, plural, points, portion, signed
 from study.reports.results import THEOREM, Results, Source, amount, differences, mismatch
 from study.reports.statistics import average_certified_radius, certified, counted_radii, mean_interval, paired_interval
-from study.votes.rows import plain
+from study.votes.rows import fast_row, plain
 
 FEW = 0.1  # certified: where it is less, hardly anything can be told from radii
-
-
-def fast_row(reference: str) -> str:
-    """The serialized row that stands for its method: three steps of the reference's solver."""
-    return f"SRS-MDEQ-3{plain(reference)[-1]}"
 
 
 def compared(results: Results, source: Source, row: str, where: str = "") -> str:
@@ -406,13 +401,11 @@ def which_to_pick(rows: pd.DataFrame, deq: str, network: str, right: tuple[int, 
     rows = rows[rows["method"].isin([deq, network])]
     _, low, high = tables.acr_difference(rows, network, deq)
     better = network if low > 0 else deq if high < 0 else ""
-    unlike = (
-        "their N differ"
-        if rows["n"].nunique() > 1
-        else "for other machines measured them"
-        if rows["seconds"].isna().any()
-        else ""
-    )
+    unlike = ""
+    if rows["n"].nunique() > 1:
+        unlike = "their N differ"
+    elif rows["seconds"].isna().any():
+        unlike = "for other machines measured them"
     time = 1.0 if unlike else tables.speed_up(rows, network, deq, "seconds")[0]
     faster = network if time >= 2 else deq if time <= 0.5 else ""
     picked = f"pick {better}" if better else "either will do"

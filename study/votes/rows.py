@@ -48,6 +48,11 @@ def plain(reference: str) -> str:
     return reference.removesuffix(" stopped")
 
 
+def fast_row(reference: str) -> str:
+    """The name of the serialized row that stands for its method: three steps of the reference's solver."""
+    return f"SRS-MDEQ-3{plain(reference)[-1]}"
+
+
 def stopped(reference: str) -> str:
     """The name of the row that is ``reference``, stopped at its tolerance: the honest baseline of speed-ups."""
     return f"{plain(reference)} stopped"
