@@ -58,6 +58,7 @@ class Answer:
 
     @property
     def headline(self) -> str:
+        """The answer in a line: the class and the radius, rounded down, or that it abstains."""
         if self.found.prediction == ABSTAIN:
             return "abstains"
         return (
@@ -66,6 +67,7 @@ class Answer:
 
     @property
     def promise(self) -> str:
+        """What is certified, in a sentence, with its probability."""
         found, size = self.found, self.card.image_size
         likely = f"With probability at least 1 - {found.alpha} over the noise"  # 1 - alpha in digits may round up
         if found.prediction != ABSTAIN:

@@ -210,7 +210,7 @@ class _Item:
 
 def _items(data, sigma: float, names: Sequence[str] | None, classes: Sequence[str] | None, format: Format) -> Iterator[_Item]:
     """The images of ``data`` with their labels. Raises ValueError for one that cannot be used, with its number."""
-    count, shape = _count(data), None
+    count, shape, index = _count(data), None, -1
     if names is not None and count is not None and len(names) != count:
         raise ValueError(f"names has {len(names):,} files, but data has {count:,} images")
     for index, (image, label) in enumerate(_pairs(data)):
@@ -226,6 +226,8 @@ def _items(data, sigma: float, names: Sequence[str] | None, classes: Sequence[st
         if names is not None and index >= len(names):
             raise ValueError(f"names has {len(names):,} files, none for {told}")
         yield _Item(index, image.detach(), label, None if names is None else str(names[index]))
+    if names is not None and len(names) != index + 1:
+        raise ValueError(f"names has {len(names):,} files, but data had {index + 1:,} images")
 
 
 def _label(label, told: str, classes: Sequence[str] | None) -> int | None:

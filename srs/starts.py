@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from srs.common.settings import Section
 from srs.data.datasets import Images
-from srs.deq.definition import DEQ
+from srs.deq.definition import DEQ, margin_of
 from srs.deq.interface import CheckedDEQ, checked, device_of, require_image
 from srs.deq.solvers import Solver, solve
 from srs.models.starts import WIDTH, ConvolutionalStart, MeanStart, RidgeStart
-from srs.votes.samplers import batches
+from srs.votes.samplers import batches, rows_at_once
 
 _AT_ONCE = 800  # rows of a compute batch
 
@@ -50,7 +50,7 @@ class StartSettings(Section):
 def fit_starts(model: DEQ, images: Images | Tensor, sigma: float, config: StartSettings | None = None) -> nn.ModuleDict:
     """The starts ``mean`` and ``learned`` of a trained model, on its device and of its type, in evaluation mode;
     ``model.starts`` is where samplers look for them. ``images``: training images, never those that will be certified; a tensor
-    is (n, C, H, W), pixels in [0, 1].
+    is (n, C, H, W), or (n, ...) of whatever else the model takes in batches, pixels in [0, 1].
 
     A convolutional map is of injections (C, H, W) to a state of that form, or to the branches of a tree or flat state, whose
     (C_i, H / 2^i, W / 2^i) the model tells in its ``state_shapes``.
@@ -59,13 +59,13 @@ def fit_starts(model: DEQ, images: Images | Tensor, sigma: float, config: StartS
     training mode, and where the map must be convolutional and cannot be; FloatingPointError where no fixed point is finite.
     """
     config = config or StartSettings()
-    if not isinstance(sigma, Real) or not 0 <= sigma < math.inf:
+    if not isinstance(sigma, Real) or isinstance(sigma, bool) or not 0 <= sigma < math.inf:
         raise ValueError(f"sigma = {sigma!r} is out of range: a finite number, 0 or more")
     if isinstance(images, Tensor):
         require_image(images, "images")
     elif not hasattr(images, "images"):
         raise ValueError(
-            f"images = a {type(images).__name__}: expected a tensor (n, C, H, W) or a part of a srs.data.datasets.Dataset"
+            f"images = a {type(images).__name__}: expected a tensor (n, ...) or a part of a srs.data.datasets.Dataset"
         )
     shapes, model = getattr(model, "state_shapes", None), checked(model, deq=True)
     shapes = _branches(model, images, config, shapes)
@@ -108,11 +108,11 @@ def _fixed_points(model: CheckedDEQ, images: Images | Tensor, sigma: float, conf
     generator = torch.Generator().manual_seed(config.seed)
     order = np.resize(np.random.default_rng(config.seed).permutation(len(images)), config.points)
     injections, states = [], []
-    for chosen in tqdm(batches(order, _AT_ONCE), desc="fixed points", unit="batch", mininterval=2):
+    for chosen in tqdm(batches(order, rows_at_once(model, _AT_ONCE)), desc="fixed points", unit="batch", mininterval=2):
         x = _some(images, chosen).to(device)
         x = x + (sigma * torch.randn(x.shape, generator=generator)).to(x)
         injection = model.inject(x)
-        solution = solve(model.f, model.initial_state(injection), injection, config.solver)
+        solution = solve(model.f, model.initial_state(injection), injection, config.solver, margin=margin_of(model))
         injections.append(injection[solution.finite])
         states.append(solution.z[solution.finite])
     if not sum(map(len, states)):

@@ -37,7 +37,7 @@ from study.votes.table import settings
 
 #: Sections that the reports read, and on which they depend by a file of their own.
 SHOWN = ("data", "models", "training", "runs", "samplers", "rows", "draws", "votes", "starts", "certificates", "report")
-SHOWN += ("robustness",)
+SHOWN += ("robustness", "speed")
 
 #: Families of networks that are no DEQs.
 PLAIN = {"resnet"}

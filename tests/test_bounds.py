@@ -250,6 +250,8 @@ def test_clear_errors():
         bounds.finite_population(10, 20, 4, 5, 0.01, split=1.0)
     with pytest.raises(ValueError, match="known = 1: a census"):
         bounds.serialized_bound("released_code", 10, 20, 4, 5, 0.01, known=1)
+    with pytest.raises(ValueError, match="estimator = 'exact' is unknown: choose one of finite_population, theorem_3_1"):
+        bounds.serialized_bound("exact", 10, 20, 4, 5, 0.01)
     with pytest.raises(ValueError, match="marked = 3, sample = 2"):
         bounds.hypergeometric_upper(3, 2, 10, 0.05)
 

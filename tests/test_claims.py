@@ -73,7 +73,7 @@ class Made:
         self.report = SimpleNamespace(sizes=lambda: {"small": SimpleNamespace(main="s")}, large=None, resnet=None)
         self.layout = SimpleNamespace(runs=tmp_path)
         self.robustness = {"runs": {"s": "MDEQ-30A"}}
-        self.published = {"table2": {}}
+        self.published, self.speed = {"table2": {}}, {"audit": 300}
 
     def note(self, sources, design=""):
         pass
@@ -241,7 +241,7 @@ def test_seconds_of_timed_certificates_must_say_what_evaluations_say(tmp_path):
 
     same, other = found([4.0, 4.1]), found([1.5, 1.5, 1.6])
     assert same["verdict"] == CONFIRMED and "4.0× the evaluations of f of SRS-MDEQ-3A" in same["found"]
-    assert "whole certificates at N = 10,000 of 2 images, in turns on an abacus" in same["found"]
+    assert "whole certificates at N = 10,000 and K = 300 of 2 images, in turns on an abacus" in same["found"]
     assert other["verdict"] == UNKNOWN and other["found"].endswith("evaluations say one thing and seconds another")
     assert found([1.5, 2.0, 2.6])["verdict"] == UNDECIDED
     assert found([1.5, 1.5, 1.6], n=2_000)["verdict"] == UNDECIDED, "more draws are faster"
@@ -260,8 +260,22 @@ def test_it_is_said_where_a_warm_up_alone_chooses_the_class(tmp_path):
     results.plans["s"].groups["warmup_steps"] = SimpleNamespace(kind="warmup_steps", n=1000, samplers=())
     for results.chains, said in ((100, True), (50, False)):
         found = _judged(results, **told)["found"]
-        assert '"1 steps" against "5 steps"' in found
+        assert '"1 steps" against "5 steps"' in found and "N = 1,000" in found
         assert ("all n0 = 100 draws that choose a class being of the warm-up" in found) == said
+
+
+def test_of_pairs_it_is_said_how_many_lie_outside_and_how_many_are_as_far(tmp_path):
+    class Pairs(Made):
+        def samplers(self, key, draws=None):
+            return {row: SerializedSampler(chains=10) for row in ("poor", "good", "better")}
+
+    rows = _rows(poor=[None] * 40, good=[0.3] * 40, better=[0.3] * 40).assign(n0=100)
+    told = {"quantity": "all pairs of serialized rows", "least": -0.03, "most": 0.03}
+    found = _judged(Pairs(rows, tmp_path), **told)
+    assert found["verdict"] == CONTRADICTED
+    assert found["found"].startswith(
+        'r = 0: 2 of 3 pairs lie outside, the farthest "poor" against "good" (1 more as far): -100 points'
+    )
 
 
 def test_one_image_judges_no_speed_up(tmp_path):
@@ -296,7 +310,7 @@ def test_an_attack_counts_within_the_certified_radius_of_a_right_prediction(tmp_
     (tmp_path / "attacks").mkdir()
     attacks.to_csv(tmp_path / "attacks/s.csv", index=False)
     told = {"quantity": "successful attacks", "most": 0.1}
-    assert _judged(results, **told)["found"].startswith("one did for 0 of 1 images")
+    assert _judged(results, **told)["found"].startswith("attacks within the certified radius fooled 0 of 1 images")
     attacks.assign(fooled=True).to_csv(tmp_path / "attacks/s.csv", index=False)
     assert _judged(results, **told)["verdict"] == CONTRADICTED
 
@@ -392,3 +406,12 @@ def test_a_change_has_an_interval_also_where_next_to_all_is_alike():
 def test_what_no_size_could_decide_is_not_counted_as_too_small(tmp_path):
     found = _judged(Made(_rows(**{"MDEQ-30A": [0.3]}), tmp_path), quantity="not known to us")
     assert found["verdict"] == claims.UNKNOWN
+
+
+def test_a_claim_says_what_is_small_enough_or_large_enough_for_it():
+    """Readers judge a verdict by its threshold: it stands in the claim."""
+    for claim in claims.read():
+        for limit in {abs(claim.least or 0), abs(claim.most or 0)} - {0}:
+            if claim.quantity in ("speed-up", "negative gaps", "successful attacks"):
+                continue  # "at least 2 times"; of an "always" and a "never" the page says it
+            assert f"{100 * limit:g} points" in claim.claim, claim.claim

@@ -43,7 +43,11 @@ def test_plots_are_labelled(rows, digits):  # noqa: F811
             "validation_residual": [np.nan, 0.001],
         }
     )
-    assert all(a.get_xlabel() and a.get_ylabel() for a in plots.plot_histories({"a": history, "b": history}).axes)
+    never = history.assign(unrolled=False)
+    drawn = plots.plot_histories({"a": history, "b": never}).axes
+    assert all(a.get_xlabel() and a.get_ylabel() for a in drawn)
+    lines = [(line.get_linestyle(), list(line.get_xdata())) for line in drawn[0].lines if len(line.get_xdata())]
+    assert lines == [(":", [1]), ("-", [1, 2]), ("-", [1, 2])], "dotted where f is unrolled, of each training by itself"
     plt.close("all")
 
 

@@ -389,7 +389,7 @@ def test_a_description_tells_solvers_apart():
     told = {Solver(**more).described() for more in ({}, {"mixing": 0.3}, {"ridge_scale": "absolute"}, {"memory": 3})}
     assert len(told) == 4
     stopped = srs.StandardSampler(solver=Solver(stop="relative"), start="learned").described()
-    assert stopped == "DEQ, at most 30 anderson steps, stopped at a relative residual of 0.001, from its learned start"
+    assert stopped == "DEQ, at most 30 Anderson steps, stopped at a relative residual of 0.001, from its learned start"
 
 
 # what a model returns
@@ -481,6 +481,10 @@ def test_an_error_of_the_models_own_says_where_it_came_from():
     with pytest.raises(RuntimeError) as raised:
         srs.certify(nn.Linear(7, 3).eval(), torch.rand(8), **SETTINGS)
     assert raised.value.__notes__ == ["raised by the model's forward pass, given (400, 8)"]
+    tree = srs.deq.interface.CheckedDEQ(Layers())
+    with pytest.raises(RuntimeError) as raised:
+        tree._ask("f", lambda z: torch.zeros(2) + z["a"], {"a": torch.zeros(3)})
+    assert raised.value.__notes__ == ["raised by the model's f, given (3,)"]
 
 
 # which classifier is it?
@@ -508,7 +512,7 @@ class Layers(nn.Module):
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: torch.compile(m, backend="eager")], ids=["plain", "compiled"])
 def test_a_deq_of_layers_is_a_deq_and_the_certificate_says_what_it_is_about(wrap):
     found = srs.certify(wrap(Layers().eval()), torch.rand(8), **SETTINGS)
-    assert found.classifier == "DEQ, 30 anderson steps from its initial start" in str(found)
+    assert found.classifier == "DEQ, 30 Anderson steps, from its initial start" in str(found)
     assert found.evaluations >= 30 * 500
     direct = srs.certify(wrap(Layers().eval()), torch.rand(8), sampler=DirectSampler(), **SETTINGS)
     assert direct.classifier == "classifier, a forward pass a vote" and direct.evaluations < 600

@@ -146,6 +146,12 @@ def test_names_and_classes_are_columns(model, out, arrays):
     assert rows["named"].tolist() == ["" if one.prediction < 0 else "abcdefghij"[one.prediction] for one in found.certificates]
 
 
+def test_names_without_images_are_told_at_the_end_and_cost_no_row(model, out):
+    with pytest.raises(ValueError, match="names has 41 files, but data had 40 images"):
+        srs.certify_many(model, iter([(IMAGES, LABELS)]), out=out, names=[str(i) for i in range(41)], **ASK)
+    assert len(out.read_text().splitlines()) == 41
+
+
 @pytest.mark.parametrize("r", [None, 0.1])
 def test_cohens_format_is_read_by_their_analysis(model, out, r):
     found = srs.certify_many(model, PAIRS, out=out, r=r, format="cohen", **ASK)

@@ -170,7 +170,7 @@ def test_checkpoint_holds_the_configuration(tmp_path):
 
 
 def test_clear_errors():
-    with pytest.raises(ValueError, match="preset 'mdeq-smal' is unknown: choose one of mdeq-small"):
+    with pytest.raises(ValueError, match="preset = 'mdeq-smal' is unknown: choose one of mdeq-small"):
         models.build("mdeq-smal")
     with pytest.raises(ValidationError, match="dropuot"):
         models.build("mdeq-small", dropuot=0.1)

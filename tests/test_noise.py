@@ -9,7 +9,16 @@ from scipy import stats
 import srs
 from srs.data.datasets import Part
 from srs.votes import noise
-from srs.votes.noise import FINEST, NoisyCopies, fineness, gather, rounded_gaussian, rounded_noise, rounded_noise_on
+from srs.votes.noise import (
+    FINEST,
+    NoisyCopies,
+    audit_order,
+    fineness,
+    gather,
+    rounded_gaussian,
+    rounded_noise,
+    rounded_noise_on,
+)
 from study.known_answers import LowBits
 
 SIGMAS = [0.12, 0.5, 1.0, 3.0, 1e-3, 1e-9, 1e30]
@@ -159,6 +168,11 @@ def test_much_noise_is_drawn_by_several_threads_and_stays_the_same(monkeypatch):
     (found,) = gather([copies], [(np.zeros(300, dtype=int), draws)])
     assert torch.equal(found, copies.add(drawn(7, 4, draws, 3 * 32 * 32, 0.5)))
     assert sorted(shares) == draws.reshape(3, 100).tolist()
+
+
+def test_an_audit_is_drawn_by_a_name_that_is_known():
+    with pytest.raises(ValueError, match="audit_draw = 'first batch' is unknown: choose random or first_batch"):
+        audit_order("first batch", 0, 0, 10, 20)
 
 
 def test_noise_is_drawn_while_the_caller_works(monkeypatch):

@@ -191,6 +191,19 @@ def test_the_first_page_needs_a_radius_that_draws_reach_whatever_else_is_shown(t
         _load(tmp_path, far, ("1.4, 0.5, 0.75, 1.0, 1.25, 1.5]", "1.4, 1.5]"), text=PROFILES["cifar10"].read_text())
 
 
+def test_remarks_are_of_data_that_are_there(tmp_path):
+    edit = '    cifar10:\n      "Training', '    cifar:\n      "Training'
+    with pytest.raises(params_file.ParameterError, match="report.remarks = 'cifar' is unknown: choose one of cifar10"):
+        _load(tmp_path, edit, text=PROFILES["cifar10"].read_text())
+
+
+def test_tests_that_cannot_certify_are_not_shown(tmp_path):
+    """At n = 23 Cohen's bound reaches r = 0.25 at sigma = 0.5, a sequential test does not."""
+    few = "sequential: {images: 500, n: 10000}", "sequential: {images: 500, n: 23}"
+    with pytest.raises(params_file.ParameterError, match="draws.sequential.n = 23 is too small"):
+        _load(tmp_path, few, text=PROFILES["cifar10"].read_text())
+
+
 def test_no_more_images_of_a_folder_are_asked_for_than_votes_are_cast_on(tmp_path):
     text = PROFILES["cifar10"].read_text()
     with pytest.raises(params_file.ParameterError, match="speed.images = 501 is out of range: 1 to votes.images.cifar10 = 500"):

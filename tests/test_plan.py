@@ -60,7 +60,7 @@ def test_a_list_of_rows_is_found_by_its_name_or_that_of_its_draws():
         {"few": Group("past", STANDARD, 2, 50), "past_long": Group("past", STANDARD, 1, 90), "b": Group("b", STANDARD, 1, 9)}
     )
     assert [plan.group(kind) for kind in (None, "past", "past_long", "b")] == ["few", "few", "past_long", "b"]
-    with pytest.raises(StopIteration):
+    with pytest.raises(ValueError, match="list of rows = 'c' is unknown: choose one of few, past_long, b, past"):
         plan.group("c")
 
 

@@ -19,9 +19,9 @@ import pytest
 from srs import models
 from srs.certificates.certify import Confidence
 from study import params
-from study.common.engine import Machine, compute
+from study.common.engine import Machine, compute, replacing
 from study.common.layout import Layout
-from study.reports import cells, overview, printed, publish, recompute
+from study.reports import cells, index, overview, printed, publish, recompute
 from study.reports import results as reports
 from study.reports.profile import Profile
 from study.reports.raw import RawVotes
@@ -146,7 +146,7 @@ def test_captions_are_short_and_the_box_says_once_what_they_rest_on(results, box
     (box,) = boxes
     for part in (
         "small-050 (mdeq-tiny",
-        "2 images, N = 200, K = 40, n0 = 100, alpha = 0.001; exact bound, with a random audit",
+        f"2 images, N = 200, K = 40, {results.plans.votes.chains} chains an image, n0 = 100, alpha = 0.001; exact bound, with",
         "Theorem 3.1 as printed, with a random audit, not a guarantee",
         "2 cores of X",
         "Stand-in data: digits takes the place of CIFAR-10.",
@@ -182,17 +182,24 @@ def test_what_models_have_in_common_is_said_once(results, boxes):
     assert "small-050 (sigma = 0.5), small-025 (sigma = 0.25): 2 images, N = 200" in text
     assert reports.in_short(dict(zip("abcde", (0.5, 0.25, 1.0, 0.5, 0.5)))) == "5 networks, sigma = 0.25 to 1"
     results.rests_on()
-    assert "small-025 (network as small-050, sigma = 0.25)" in boxes[0] and "small-050, small-025: 2 images" in boxes[0]
-    assert "Seconds of votes of small-050 and small-025 measured on 2 cores of X, torch 9.9.<" in boxes[0]
-    assert "Votes of small-025 were cast on an abacus, too, whose seconds are left out" in boxes[0]
+    assert "small-025 (network as small-050, sigma = 0.25, " in boxes[0] and "small-050, small-025: 2 images" in boxes[0]
+    assert "Seconds of votes of small-050 and small-025 were measured on 2 cores of X, torch 9.9.<" in boxes[0]
+    assert "Votes of small-025 were cast on an abacus, too. Seconds measured there are left out" in boxes[0]
     assert "do not compare" not in boxes[0]
     results.machines[twin].reverse()
     results.rests_on()
-    assert "Seconds of votes of small-025 measured on an abacus." in boxes[1] and "do not compare" in boxes[1]
+    assert "Seconds of votes of small-025 were measured on an abacus." in boxes[1] and "do not compare" in boxes[1]
     results.rests_on(seconds=False)
     assert (
         "Votes of small-025 were cast on an abacus and 2 cores of X, torch 9.9." in boxes[2] and "measured on" not in boxes[2]
     )
+
+
+def test_what_a_profile_remarks_of_its_data_stands_on_its_pages(results, boxes):
+    results.report = results.report.model_copy(update={"remarks": {"digits": "Eight pixels wide."}})
+    results.basis([("small-050", None)])
+    results.rests_on()
+    assert boxes[0].count("Eight pixels wide.") == 1 and index.whose_task(results).count("Eight pixels wide.") == 1
 
 
 def test_where_data_stand_in_models_are_slots(results):
@@ -209,7 +216,7 @@ def test_combined_rows_keep_their_own_names_and_groups(results):
 
 def test_relative_radius_difference():
     rows = pd.DataFrame({"index": [0, 1, 2] * 2, "method": ["R"] * 3 + ["A"] * 3, "radius": [1.0, 0.5, 0.0, 0.8, 0.6, 0.3]})
-    assert reports.differences(rows, "A", "R") == pytest.approx([0.2, 0.2])  # the third reference radius is 0
+    assert reports.relative_radius_differences(rows, "A", "R") == pytest.approx([0.2, 0.2])  # the third reference radius is 0
 
 
 def test_mismatch_gap_is_bound_minus_true_rate(results):
@@ -361,9 +368,11 @@ def test_images_in_an_absolute_place_are_refused(tmp_path, monkeypatch):
 def test_what_cannot_be_published_leaves_what_was(tmp_path):
     target = tmp_path / "reports"
     for content in ("old", "new"):
-        with recompute.instead_of(target) as place:
+        with replacing(target) as place:
+            place.mkdir()
             (place / f"{content}.txt").write_text(content)
-    with pytest.raises(ValueError, match="too large"), recompute.instead_of(target) as place:
+    with pytest.raises(ValueError, match="too large"), replacing(target) as place:
+        place.mkdir()
         (place / "newest.txt").touch()
         raise ValueError("too large")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["reports", "reports/new.txt"]
@@ -387,6 +396,15 @@ def test_margins_are_published_where_audits_by_margin_are_compared(results, tmp_
     with zipfile.ZipFile(recompute.pack_votes(results, tmp_path / "votes")[0]) as archive:
         cast = [np.load(io.BytesIO(archive.read(name))) for name in archive.namelist() if "timings" not in name]
     assert len(cast) > 3 and all(np.isfinite(one["margins"]).all() for one in cast)
+
+
+@pytest.mark.parametrize("doubt", ["margin", "residual"])
+def test_what_a_census_reads_is_published(results, tmp_path, doubt):
+    results.confidence = Confidence(census=0.1, doubt=doubt)
+    with zipfile.ZipFile(recompute.pack_votes(results, tmp_path / "votes")[0]) as archive:
+        cast = [np.load(io.BytesIO(archive.read(name))) for name in archive.namelist() if "timings" not in name]
+    assert all(np.isfinite(one["margins"]).all() == (doubt == "margin") for one in cast)
+    assert doubt == "margin" or all(np.isfinite(one["residuals"]).any() for one in cast)
 
 
 def test_a_file_of_votes_that_is_too_large_is_not_published(results, monkeypatch, tmp_path):

@@ -102,6 +102,9 @@ def test_ratio_interval():
     ratio, low, high = results.ratio_interval(3 * below + np.random.default_rng(1).normal(0, 0.1, 200), below)
     assert low < 3.0 < high and low < ratio < high and high - low < 0.1
     assert np.isnan(results.ratio_interval([2.0], [1.0])[1:]).all()
+    spread = np.array([0.28, 0.3, 0.4, 1.3, 3.4])  # of which a mean may be next to nothing: so may a ratio be of any size
+    assert np.isnan(results.ratio_interval(np.full(5, 400.0), spread)[1:]).all()
+    assert np.isfinite(results.ratio_interval([4.0, 4.4], [2.0, 2.0])).all()
 
 
 @pytest.mark.parametrize(

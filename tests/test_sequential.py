@@ -318,6 +318,14 @@ def test_clear_errors(linear_deq):
     for gain in (0, -0.1, True, "0.1", None, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="gain = .* is out of range: expected a number above 0"):
             certify_until(linear_deq, [torch.zeros(6)], gain=gain, sigma=SIGMA)
+    for more, told in (
+        ({"estimator": "released_code"}, "estimator = 'released_code': a sequential certificate has no audit"),
+        ({"audit": 400, "census": 0.1}, "audit = 400, census = 0.1: a sequential certificate has no audit"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            certify_at(linear_deq, [torch.zeros(6)], 0.5, sigma=SIGMA, **more)
+        with pytest.raises(ValueError, match=told):
+            certify_until(linear_deq, [torch.zeros(6)], gain=0.1, sigma=SIGMA, **more)
     with pytest.raises(ValueError, match="training mode"):
         certify_at(linear_deq.train(), [torch.zeros(6)], 0.5, sigma=SIGMA)
 

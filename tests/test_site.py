@@ -1,7 +1,9 @@
 """The site: made once from a small report, and looked through as a reader's browser would."""
 
 import base64
+import inspect
 import io
+import re
 import subprocess
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,6 +17,7 @@ from test_calculator import BROWSER
 from test_index import CAPTION, PICTURE, TABLE, TWO, _profile
 
 from study.reports import drawn, index, site
+from study.reports.results import Results
 
 ROOT = Path(__file__).parent.parent
 CODE = "from study.common import params_file\n\n\ndef shown(rows):\n    params_file.section(rows)\n"
@@ -122,6 +125,13 @@ def test_an_item_is_reached_at_its_top_and_says_what_made_it(built):
     picture = BeautifulSoup(text, "html.parser").find("img", alt='a curve "ours"')
     assert (built / picture["src"]).read_bytes() == base64.b64decode(PICTURE["image/png"])
     assert "taught" in text and "hidden = 1" not in text
+
+
+def test_whatever_shows_an_item_is_named_as_its_maker():
+    public = {name: function for name, function in inspect.getmembers(Results, inspect.isfunction) if name[0] != "_"}
+    calls = r"display\(|show_figure\(|_with_cost\(|comparison\("
+    shows = {name for name, function in public.items() if re.search(calls, inspect.getsource(function))}
+    assert shows - {"rests_on"} == set(site._SHOW), "rests_on is the box that ends a page"
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_noise_is_added_where_the_model_lies(monkeypatch):
         inject = initial_state = staticmethod(lambda x: x)
         f = None
 
-    monkeypatch.setattr("srs.starts.solve", lambda f, z, x, solver: SimpleNamespace(z=z, finite=slice(None)))
+    monkeypatch.setattr("srs.starts.solve", lambda f, z, x, solver, margin: SimpleNamespace(z=z, finite=slice(None)))
     for images in (torch.zeros(10, 6, device="meta"), torch.zeros(10, 6)):
         injections, states = _fixed_points(Identity(6, 6, device="meta"), images, 0.5, StartSettings(points=20))
         assert injections.device.type == states.device.type == "meta" and injections.shape == (20, 6)
@@ -265,6 +265,7 @@ def test_a_state_of_the_form_of_its_injection_needs_no_shapes(digits, tmp_path):
         ({"images": [1, 2]}, "images = a list: expected a tensor"),
         ({"sigma": math.inf}, "sigma = inf is out of range"),
         ({"sigma": "a"}, "sigma = 'a' is out of range"),
+        ({"sigma": True}, "sigma = True is out of range"),
     ],
 )
 def test_what_starts_cannot_be_fitted_to_is_named(trained, given, told):

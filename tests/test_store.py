@@ -291,6 +291,13 @@ def test_votes_of_other_settings_are_not_taken(whole, layout, change):
                 store.of(sampler, position, numbers)
 
 
+def test_votes_of_a_sampler_that_is_not_planned_are_not_there(whole):
+    other = StandardSampler(solver=Solver(steps=7))
+    with pytest.raises(ValueError, match="some of these draws are none of those of StandardSampler"):
+        whole.of(other, 0, np.arange(3))
+    assert not whole.complete(other, 0, np.arange(3))
+
+
 @pytest.mark.parametrize("what", ["model", "data"])
 def test_votes_of_other_files_are_not_taken(whole, layout, tmp_path, what):
     other = tmp_path / "other"

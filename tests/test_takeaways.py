@@ -246,11 +246,13 @@ def test_what_is_no_guarantee_is_named_where_costs_and_false_certificates_are_to
     found = [
         line | {"design": "standard", "rate": 0.0, "guarantee": True},
         line | {"design": "theorem_3_1, first_batch", "rate": 0.025},
+        line | {"design": "theorem_3_1, first_batch", "rate": 0.01},
+        line | {"design": "theorem_3_1, random", "rate": 0.5},  # as nobody audits
         line | {"design": "released_code, first_batch", "rate": 1.0},
+        line | {"design": "released_code, first_batch", "rate": 0.0, "alpha": 0.001},
     ]
     told = overview.read_coverage(pd.DataFrame(found))
-    assert "100 % of certificates are false at alpha = 0.05 (released code, audit of the first batch), by Theorem 3.1" in told
-    assert "up to 2.5 % at alpha = 0.05" in told
+    assert "up to 2.5 % by Theorem 3.1 as printed and 100 % by released code are false at alpha = 0.05, on DEQs that" in told
 
 
 def test_the_theorem_may_reach_further_by_larger_audits():

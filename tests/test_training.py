@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -124,6 +125,16 @@ def test_a_lost_row_is_not_right(trained, digits):
     with torch.no_grad():
         lost.classifier.linear.bias.fill_(torch.nan)
     assert evaluate(trained, zeros, Training(sigma=0.25))["validation_accuracy"] > 0.5
+    whole = evaluate(trained, zeros, Training(sigma=0.25))["validation_residual"]
+    inject, calls = trained.inject, []
+
+    def inject_one_lost(x):
+        calls.append(len(x))
+        return inject(x).index_fill(0, torch.tensor([0]), torch.nan)
+
+    with patch.object(trained, "inject", inject_one_lost):
+        one_lost = evaluate(trained, zeros, Training(sigma=0.25))["validation_residual"]
+    assert calls and 0 < one_lost < 2 * whole
     assert evaluate(lost, zeros, Training(sigma=0.25))["validation_accuracy"] == 0
 
 

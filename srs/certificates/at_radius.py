@@ -25,6 +25,7 @@ from srs.certificates.certify import (
     MOST_DRAWS,
     Certificate,
     CertifySettings,
+    Confidence,
     at_image,
     looked_at,
     noisy_copies,
@@ -41,11 +42,21 @@ Cast = Callable[[list[int], list[np.ndarray]], list[Votes]]  # the votes of imag
 NAMING_DRAWS = 5  # as a test takes some 70 draws, few: a class that is named wrongly costs it log(81) / KL more, no truth
 
 
+_OF_AUDITS = Confidence.model_fields.keys() - {"alpha"}
+
+
 class SequentialSettings(CertifySettings):
     """Settings of a sequential certificate: ``n`` is the most draws that are counted; the class that ``selection`` names, by
     the votes of ``n0`` draws before them or of the clean image, is tested at nine tenths of alpha, all others at the rest."""
 
     n0: int = Field(NAMING_DRAWS, ge=1, le=MOST_DRAWS)
+
+    @model_validator(mode="after")
+    def _nothing_is_audited(self) -> "SequentialSettings":
+        if unused := sorted(self.model_fields_set & _OF_AUDITS):
+            told = ", ".join(f"{name} = {getattr(self, name)!r}" for name in unused)
+            raise ValueError(f"{told}: a sequential certificate has no audit, and takes none of its settings")
+        return self
 
     @model_validator(mode="after")
     def _enough_draws(self) -> "SequentialSettings":
@@ -178,6 +189,7 @@ class RadiusEstimate(RadiusTest):
 
     @property
     def p_a_lower(self) -> float:
+        """The lower bound on the probability of the class with most votes, at this moment and all others at once."""
         return self._lower(1)
 
     def _lower(self, times: int) -> float:

@@ -146,10 +146,12 @@ def serialized_bound(
 ) -> SerializedBound:
     """The bound by name; ``split`` and ``known`` are :func:`finite_population`'s alone.
 
-    Raises ValueError where another estimator is given votes of a census.
+    Raises ValueError for an unknown name, and where another estimator is given votes of a census.
     """
     if estimator == "finite_population":
         return finite_population(n_a, n, n1, n2, alpha, split, known)
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator = {estimator!r} is unknown: choose one of {', '.join(ESTIMATORS)}")
     if known:
         raise ValueError(f"known = {known}: a census is defined for the estimator 'finite_population' alone")
     return {"theorem_3_1": theorem_3_1, "released_code": released_code}[estimator](n_a, n, n1, n2, alpha)

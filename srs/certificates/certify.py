@@ -137,6 +137,7 @@ class CertifySettings(Confidence):
         return self.n0 if self.selection == "votes" else 0
 
     def draws(self) -> np.ndarray:
+        """The numbers of all draws, those that choose the class first."""
         return np.arange(self.selecting + self.n)
 
     def census_draws(self, votes: Votes) -> np.ndarray:
@@ -224,8 +225,9 @@ def certify(
     ``model`` is any classifier of batches, or a :class:`srs.deq.definition.DEQ`; the default sampler follows from which, and
     the certificate says what was smoothed. ``output_key``: where its logits are, if it returns a tuple, dict or dataclass.
     With a serialized sampler (but for settled votes) the audit compares its votes with those of ``reference`` (30 Anderson
-    steps, where none is given), and the certificate is about the reference's smoothed classifier. ``index`` numbers the image:
-    with ``seed`` it picks the noise. Other ``settings`` are the fields of :class:`CertifySettings`.
+    steps, where none is given), and the certificate is about the reference's smoothed classifier; other samplers need none.
+    ``index`` numbers the image: with ``seed`` it picks the noise. Other ``settings`` are the fields of
+    :class:`CertifySettings`.
 
     The model may overwrite what it is given. But for a released sampler a few rows are computed again, in other company, twice
     and alone, to see whether rows depend on one another: detection, not proof

@@ -42,6 +42,7 @@ class Journal:
         self.records: list[dict] = [json.loads(line) for line in whole.splitlines()]
 
     def append(self, record: dict) -> None:
+        """Add a record; raises TypeError for what is no JSON."""
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -90,5 +91,6 @@ def fingerprint(files: Iterable[str | Path], parameters: object, code: Iterable[
 
 
 def sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises OSError for one that cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,7 @@ _WANTED = {float: "a number", int: "a whole number", bool: "true or false"}
 
 
 class Section(BaseModel):
-    """A checked section of params.yaml: unknown names, NaN and infinity are refused, and what pydantic would make a number or
+    """Checked settings: unknown names, NaN and infinity are refused, and what pydantic would make a number or
     a truth value though it is none; values stay as they are. Those of numpy and torch count as Python's own, and whole floats
     below 2^53 as whole numbers."""
 

@@ -97,9 +97,11 @@ class Part:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
         return self.pixels.shape[1:]
 
     def formats(self) -> str:
+        """What images are of, in brackets: nothing, for they are no files."""
         return ""
 
     def images(self, indices: np.ndarray) -> Tensor:
@@ -131,6 +133,7 @@ class FolderPart:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
         return 3, self.image_size, self.image_size
 
     def formats(self) -> str:
@@ -246,7 +249,8 @@ def prepare(config: DataConfig) -> Dataset:
 
 
 def evenly_spaced(total: int, count: int) -> np.ndarray:
-    """``count`` indices spread evenly over range(total): every 20th of 10,000 for count 500 (Cohen et al. 2019)."""
+    """``count`` indices spread evenly over range(total): every 20th of 10,000 for count 500 (Cohen et al. 2019). Raises
+    ValueError for more than there are, or none."""
     if not 1 <= count <= total:
         raise ValueError(f"images = {count} is out of range: the part has {total} images, ask for 1 to {total}")
     return np.arange(count) * total // count

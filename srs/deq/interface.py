@@ -36,7 +36,7 @@ class Checked:
         try:
             return function(*tensors)
         except Exception as error:
-            shapes = ", ".join(str(tuple(x.shape)) for x in tensors if isinstance(x, Tensor))
+            shapes = ", ".join(str(tuple(x.shape)) for x in pytree.tree_leaves(tensors) if isinstance(x, Tensor))
             error.add_note(f"raised by the model's {what}, given {shapes}")
             raise
 

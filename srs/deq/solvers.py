@@ -63,12 +63,13 @@ class Solver(Section):
         plain = {"method", "steps", "stop", "tolerance"}
         unusual = {name: value for name, value in self if name not in plain and value != type(self).model_fields[name].default}
         more = "".join(f", {name} = {value}" for name, value in unusual.items())
+        name = self.method if self.method == "naive" else self.method.capitalize()
         if self.stop == "fixed":
-            return f"{self.steps} {self.method} step{'s' if self.steps > 1 else ''}{more}"
+            return f"{self.steps} {name} step{'s' if self.steps > 1 else ''}{more}"
         if self.stop == "settled":
-            return f"at most {self.steps} {self.method} steps, until the class is proved{more},"
+            return f"at most {self.steps} {name} steps, until the class is proved{more}"
         of = {"relative": "a relative", "absolute": "an absolute", "batch": "the batch's worst relative"}[self.stop]
-        return f"at most {self.steps} {self.method} steps, stopped at {of} residual of {self.tolerance:g}{more},"
+        return f"at most {self.steps} {name} steps, stopped at {of} residual of {self.tolerance:g}{more}"
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def solve(
             "srs.models.mondeq.MonDEQ"
         )
     if inverse is not None and solver.method != "broyden":
-        raise ValueError(f"an inverse Jacobian is of no use to the method {solver.method!r}: only to 'broyden'")
+        raise ValueError(f"solver.method = {solver.method!r}: an ``inverse`` Jacobian is of use to 'broyden' alone")
     if not z0.is_floating_point():
         raise ValueError(f"z0 is of {z0.dtype}: a state of floats is wanted")
     if len(z0) != len(x):

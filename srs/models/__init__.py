@@ -48,7 +48,7 @@ def configure(preset: str, **overrides) -> MDEQConfig | MonDEQConfig | ResNetCon
     Raises ValueError for an unknown preset and pydantic's ValidationError for an unknown or ill-typed field.
     """
     if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r} is unknown: choose one of {', '.join(PRESETS)}")
+        raise ValueError(f"preset = {preset!r} is unknown: choose one of {', '.join(PRESETS)}")
     fields = {**PRESETS[preset], **overrides}
     return _MODELS[fields.pop("family")][0](**fields)
 

@@ -109,6 +109,7 @@ class ResidualBlock(nn.Module):
         self.norm3 = nn.GroupNorm(config.groups, channels)
 
     def forward(self, z: Tensor, injection: Tensor | None) -> Tensor:
+        """A branch's state (B, C, H, W) and what is injected into it, None for all but the first, to one like it."""
         # in place where autograd allows it: most of the time beside the convolutions goes into moving memory
         out = self.dropout(self.conv2(F.relu_(self.norm1(self.conv1(z)))).contiguous())
         if injection is not None:
@@ -174,6 +175,7 @@ class MDEQLayer(nn.Module):
         )
 
     def forward(self, zs: list[Tensor], injection: Tensor) -> list[Tensor]:
+        """The branches' states (B, C_i, H / 2^i, W / 2^i), and the injection (B, C_0, H, W), to the next states."""
         outs = [block(z, injection if i == 0 else None) for i, (block, z) in enumerate(zip(self.blocks, zs))]
         fused = []
         for i, post in enumerate(self.post):
@@ -198,6 +200,7 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Sequential(_conv(inputs, 4 * width, 1), nn.BatchNorm2d(4 * width))
 
     def forward(self, z: Tensor) -> Tensor:
+        """A branch (B, C, H, W) to (B, 4 width, H, W)."""
         return self.body(z).add_(self.shortcut(z)).relu_()
 
 
@@ -221,6 +224,7 @@ class MDEQHead(nn.Module):
         self.linear = nn.Linear(config.final_channels, config.num_classes)
 
     def forward(self, zs: list[Tensor]) -> Tensor:
+        """The branches' states (B, C_i, H / 2^i, W / 2^i) to logits (B, classes)."""
         out = self.bottlenecks[0](zs[0])
         for down, bottleneck, z in zip(self.downs, self.bottlenecks[1:], zs[1:]):
             out = bottleneck(z) + down(out)

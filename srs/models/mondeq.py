@@ -138,6 +138,7 @@ class MonDEQ(ImageNetwork):
 
     @property
     def folded(self) -> bool:
+        """Whether the layer's weight has been computed once and for all."""
         return "weight" in self._buffers
 
     def _inverse(self) -> Tensor:

@@ -53,6 +53,7 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
     def fold(self) -> None:
+        """Make the normalization part of the convolution, for evaluation."""
         if isinstance(self.norm, nn.BatchNorm2d):
             self.conv, self.norm = fuse_conv_bn_eval(self.conv, self.norm), nn.Identity().eval()
 

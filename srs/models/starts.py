@@ -9,7 +9,7 @@ WIDTH = 8  # channels of a convolutional start
 
 
 class MeanStart(nn.Module):
-    """One constant state."""
+    """One constant state of ``shape`` for each injection (B, ...)."""
 
     def __init__(self, shape: tuple[int, ...]):
         super().__init__()
@@ -20,7 +20,7 @@ class MeanStart(nn.Module):
 
 
 class RidgeStart(nn.Module):
-    """A linear map of low rank from the flat injection to the flat state."""
+    """A linear map of low rank from injections (B, ...) of ``inputs`` numbers to states (B, *shape)."""
 
     def __init__(self, inputs: int, rank: int, shape: tuple[int, ...]):
         super().__init__()

@@ -423,12 +423,11 @@ def _inconsistency(logits: Tensor, finite: Tensor, config: Consistency) -> Tenso
 
 
 def evaluate(model: nn.Module, part: Images, config: Training) -> dict[str, float]:
-    """Noisy accuracy (one copy of each image) and mean relative residual of the evaluation solver on ``part``.
-
-    The residual of a model that is no DEQ is NaN.
+    """Noisy accuracy (one copy of each image; a lost row counts as wrong) and mean relative residual of the evaluation solver
+    on ``part``, over the rows that have one: NaN where none has, as of a model that is no DEQ.
     """
     model.eval()
-    correct, residual = 0.0, 0.0
+    correct, found = 0.0, []
     with torch.no_grad():
         for rows in np.array_split(np.arange(len(part)), max(1, len(part) // 250)):
             x = part.images(rows)
@@ -436,12 +435,13 @@ def evaluate(model: nn.Module, part: Images, config: Training) -> dict[str, floa
             x = torch.cat([one(np.array([0])) for one in copies]).to(device_of(model, x))
             if is_deq(model):
                 logits, solution = classify(model, x, config.evaluation, config.start)
-                residual += residuals(model.f, solution.z, model.inject(x)).sum().item()
+                found.append(residuals(model.f, solution.z, model.inject(x)).double().cpu())
             else:
-                logits, residual = model(x), math.nan
+                logits = model(x)
             right = logits.argmax(dim=1).cpu().numpy() == part.labels[rows]
             correct += (right & logits.isfinite().all(dim=1).cpu().numpy()).sum()  # of a lost row argmax says class 0
-    return {"validation_accuracy": float(correct / len(part)), "validation_residual": residual / len(part)}
+    residual = float(torch.cat(found).nanmean()) if found else math.nan
+    return {"validation_accuracy": float(correct / len(part)), "validation_residual": residual}
 
 
 def _optimizer(model: nn.Module, config: Training) -> torch.optim.Optimizer:

@@ -171,9 +171,11 @@ def _signed(word: int) -> int:
 
 def audit_order(draw: str, seed: int, index: int, n0: int, n: int, warm_draws: int = 0) -> np.ndarray:
     """The draws n0 ... n0 + n - 1 in the order in which an audit takes them: "random", from a stream apart from the noise's, or
-    "first_batch", one after the other from the end of a warm-up of ``warm_draws`` on."""
+    "first_batch", one after the other from the end of a warm-up of ``warm_draws`` on. Raises ValueError for another name."""
     if draw == "first_batch":
         return np.arange(max(n0, warm_draws), n0 + n)
+    if draw != "random":
+        raise ValueError(f"audit_draw = {draw!r} is unknown: choose random or first_batch")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_AUDIT, index))).permutation(n) + n0
 
 
@@ -196,6 +198,7 @@ class NoisyCopies:
 
     @cached_property
     def moved(self) -> float:
+        """How far the image lies from the grid's nearest point: l2, in pixel units, rounded up."""
         exact, nearest = self.image.double(), self.points / fineness(self.sigma)
         if self.image.element_size() >= 4 and ((exact == nearest) | (exact == nearest.float().double())).all():
             return 0.0  # single precision's name of a point is the point

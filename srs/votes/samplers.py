@@ -60,9 +60,11 @@ class Votes:
 
     @classmethod
     def blank(cls, shape: int | tuple[int, ...], fill: int = UNDECIDED) -> "Votes":
+        """Votes of this shape, undecided or for the class ``fill``, that cost nothing yet."""
         return cls(**{name: np.full(shape, fill if name == "classes" else 0, kind) for name, kind in cls.TYPES.items()})
 
     def take(self, places) -> "Votes":
+        """The votes at ``places``."""
         return Votes(**{name: getattr(self, name)[places] for name in self.TYPES})
 
     def put(self, places, other: "Votes") -> None:
@@ -205,7 +207,7 @@ class StandardSampler(_IndependentSampler):
 
     def described(self) -> str:
         """What is certified, in words."""
-        return f"{_solved(self)}, {self.solver.described()} from its {self.start} start"
+        return f"{_solved(self)}, {self.solver.described()}, from its {self.start} start"
 
     @property
     def exact(self) -> bool:
@@ -226,7 +228,7 @@ class ReleasedSampler(_Sampler):
 
     def described(self) -> str:
         """What is certified, in words."""
-        return f"DEQ, {self.solver.described().rstrip(',')}, {self.batch} draws together"
+        return f"DEQ, {self.solver.described()}, {self.batch} draws together"
 
     @torch.no_grad()
     @full_precision()
@@ -301,7 +303,7 @@ class SerializedSampler(_Sampler):
 
     def described(self) -> str:
         """What is computed, in words; what is certified is the audit's reference, where there is an audit."""
-        return f"{_solved(self)}, {self.solver.described()} from the {self.start} start of a chain"
+        return f"{_solved(self)}, {self.solver.described()}, from the {self.start} start of a chain"
 
     def canonical(self) -> "SerializedSampler":
         return self if self.carry != "none" else super().canonical()  # a carried inverse makes one step more than f

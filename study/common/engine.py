@@ -85,7 +85,7 @@ class Task:
         """Compute the result, unless it is there; returns the weight."""
         if not self.done:
             self.record.unlink(missing_ok=True)
-            with _replacing(self.out) as partial:
+            with replacing(self.out) as partial:
                 found = self.compute(partial, **self.arguments)
             _write_record(self.record, found | {"origin": self.origin})
         self.tidy()
@@ -204,12 +204,12 @@ def _write_record(path: Path, found: dict) -> None:
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Arrays as one .npz, written at once or not at all; equal arrays give equal bytes."""
-    with _replacing(path) as partial, open(partial, "wb") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Where to make a file or a folder that takes the place of ``path`` once it is whole."""
     partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")  # another may be at it, elsewhere
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,11 +26,20 @@ from study.common import params_file
 from study.known_answers import known_answers
 from study.reports import tables
 from study.reports.items import stands_in
-from study.reports.numbers import change, decimals, interval, listed, percent, plural, points
+from study.reports.numbers import change, decimals, interval, listed, percent, plural, points, signed
 from study.reports.reach import N, reach
-from study.reports.results import SIZE_NAMES, THEOREM, Results, differences, draws_told, mismatch, right_held_out
+from study.reports.results import (
+    SIZE_NAMES,
+    THEOREM,
+    Results,
+    draws_told,
+    mismatch,
+    relative_radius_differences,
+    right_held_out,
+)
 from study.reports.statistics import certified, difference_interval, joint_ratio, paired_interval, ratio_interval
 from study.reports.takeaways import FEW, says_little, told_acr
+from study.speed import Speed
 from study.speed import timed as timed_runs
 from study.votes.plan import known
 from study.votes.rows import plain
@@ -199,7 +208,7 @@ def least_images(least: float, most: float, level: float = LEVEL) -> int | None:
 
 def _fewest(interval: Callable[[int], Interval], limits: Interval) -> int | None:
     """The fewest images on which an interval confirms a claim; None where not even MOST_IMAGES are enough."""
-    return next((n for n in range(2, MOST_IMAGES) if verdict([interval(n)], *limits) == CONFIRMED), None)
+    return next((n for n in range(2, MOST_IMAGES + 1) if verdict([interval(n)], *limits) == CONFIRMED), None)
 
 
 def _least_without(most: float) -> int:
@@ -360,8 +369,11 @@ def _timed(case: _Case, row: str, other: str) -> tuple[str, str] | None:
         return None
     ratio, low, high = tables.timed_speed_up(runs, row, other)
     n, images = runs["n"].max(), plural(runs["index"].nunique(), "image")
-    told = f"{tables.times(ratio, low, high)} its seconds for whole certificates at N = {n:,} of {images}, in turns on "
-    told += f"{runs['hardware'].iloc[0]}"
+    stopping = [name for name in tables.baselines(other, runs["method"].unique()) if name != other]
+    beside = [f"{tables.times(*tables.timed_speed_up(runs, row, name))} beside {name}" for name in stopping]
+    draws = f"N = {n:,} and K = {Speed(**case.results.speed).audit:,}"
+    told = f"{tables.times(ratio, low, high)} its seconds for whole certificates at {draws} of {images}, in turns on "
+    told += f"{runs['hardware'].iloc[0]}{f' (not judged: {listed(beside)})' if beside else ''}"
     return told, verdict([(low, math.inf if n < N else high)], *case.claim.limits())
 
 
@@ -371,9 +383,9 @@ def _certified_accuracy(case: _Case) -> Finding:
     row, other, trainings = case.pair()
     r = case.radius(pd.concat(trainings), row, other)
     found = _difference(case, row, other, trainings, r, _said_beside(case, trainings[0], row, other))
-    plain = case.results.report.resnet
-    if plain in case.keys and _too_little_trained(case, plain):
-        return replace(found, told=f"{found.told}: as {plain} is trained here, that says little of it", verdict=UNKNOWN)
+    resnet = case.results.report.resnet
+    if resnet in case.keys and _too_little_trained(case, resnet):
+        return replace(found, told=f"{found.told}: as {resnet} is trained here, that says little of it", verdict=UNKNOWN)
     return found
 
 
@@ -422,12 +434,13 @@ def _all_pairs(case: _Case) -> Finding:
     limits = case.claim.limits()
     against = [pair for pair in pairs if verdict([found[pair][1:]], *limits) == CONTRADICTED]
     a, b = max(against or pairs, key=lambda pair: abs(found[pair][0]))
-    alike = "" if len({s.solver for s in samplers.values()}) == 1 else " by one solver"
-    which = f"those outside among {len(pairs)} pairs{alike}" if against else f"{len(pairs)} pairs{alike}"
-    what = (
-        f'the largest difference of {which}, "{a}" against "{b}"' if found[a, b][0] else f"none of {which} differs on balance"
-    )
-    told = f"r = 0: {what}: {points(*found[a, b], marks=(0, *limits))}, simultaneous intervals (Bonferroni)"
+    alike = "" if len({s.solver for s in samplers.values()}) == 1 else " that share their solver"
+    equal = sum(abs(found[pair][0]) == abs(found[a, b][0]) for pair in pairs) - 1
+    most = f'"{a}" against "{b}"{f" ({equal} more as far)" if equal else ""}'
+    which = f"of {plural(len(pairs), 'pair')}{alike}"
+    outside = f"{len(against)} {which} {'lies' if len(against) == 1 else 'lie'} outside, the farthest {most}"
+    what = outside if against else f"the most {which}, {most}" if found[a, b][0] else f"none {which} differs on balance"
+    told = f"r = 0: {what}: {points(*found[a, b], marks=(0, *limits))}, simultaneous intervals (Bonferroni), {draws_told(rows)}"
     told += _told_selection(rows, samplers)
     radii = tables.simultaneous(tables.acr_difference, rows, pairs, LEVEL)
     c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
@@ -470,7 +483,7 @@ def _radius_difference(case: _Case) -> Finding:
     make that mean, the share of images that differ which are closer (a sign test, exact) must say the same."""
     key, draws, row = case.place(case.claim.row)
     other, rows = case.place(case.claim.against)[2], case.rows(key, draws)
-    closer = differences(rows, row, case.reference) - differences(rows, other, case.reference)
+    closer = relative_radius_differences(rows, row, case.reference) - relative_radius_differences(rows, other, case.reference)
     if not len(closer):
         return Finding("no image has a radius by the reference", UNDECIDED, 0)
     low, high = difference_interval(closer, LEVEL)
@@ -478,14 +491,15 @@ def _radius_difference(case: _Case) -> Finding:
     signs = bounds.clopper_pearson_interval(smaller, differing, LEVEL) if differing else (0.0, 1.0)
     shares = [100 * share for share in signs]
     told = (
-        f"mean RRD of {row} and {other} differs by {change(closer.mean(), low, high)}; smaller for "
+        f"the RRD of {row} less that of {other}: on average {change(closer.mean(), low, high)}, median "
+        f"{signed(float(np.median(closer)), 3)}; smaller for "
         f"{smaller} of {differing} images that differ ({interval(*shares, decimals(*shares, marks=[50]), ' %')})"
     )
     judged = _agreed(verdict([(low, high)], *case.claim.limits()), verdict([signs], least=0.5))
     told += ": the mean says one thing and most images another" if judged == UNKNOWN else ""
     reach = tables.reachable(rows)
-    ends = listed([f"{name}'s at {bounds.shown(reach[name])}" for name in (row, other, case.reference)])
-    return Finding(f"{told}; {draws_told(rows)}, with which radii end, {ends}", judged, len(closer))
+    ends = listed([f"{bounds.shown(reach[name])} ({name})" for name in (row, other, case.reference)])
+    return Finding(f"{told}; {draws_told(rows)}, with which radii end at {ends}", judged, len(closer))
 
 
 def _change_of_loss(case: _Case) -> Finding:
@@ -528,7 +542,10 @@ def _attacks(case: _Case) -> Finding:
     found = pd.read_csv(results.layout.runs / "attacks" / f"{key}.csv")
     radius = found["index"].map(rows.set_index("index")["radius"]).fillna(-1)
     within = found[(found["radius"] > 0) & (found["radius"] <= radius)]
-    said = f"one did for {{}} that have a certified radius of at least the smallest budget ({len(within)} attacks)"
+    said = (
+        f"attacks within the certified radius fooled {{}} whose radius is at least the smallest budget ({len(within)} attacks; "
+        f"{plural(found['index'].nunique(), 'image')} attacked; an abstention does not count)"
+    )
     return never(within[within["fooled"]]["index"].nunique(), within["index"].nunique(), case.claim.most, said)
 
 
@@ -544,7 +561,7 @@ def _false_certificates(case: _Case) -> Finding:
     named = f"worst case '{worst['case']}' ({known_answers(1, 1)[worst['case']].title}{others})"
     told = (
         f"{named if worst['false'] else 'no case has any'}: {worst['false']:,} of {worst['runs']:,} false at alpha = "
-        f"{worst['alpha']:g} ({interval(low, high, 4)}, all {len(part)} cases together)"
+        f"{worst['alpha']:g} ({interval(low, high, 4)}, simultaneous over {len(part)} cases)"
     )
     return Finding(told, verdict([(low, high)], most=worst["alpha"]), int(worst["runs"]), trainings=0)
 

@@ -106,4 +106,5 @@ def whose_task(profile: Profile) -> str:
             told.append(f"{name} stands in for {original}: those numbers are not about the paper's own task.")
         else:
             told.append(f"{name} is {original}{', as brought in files' if source == 'folder' else ''}.")
-    return " ".join(told)
+        told.append(profile.report.remarks.get(name, ""))
+    return " ".join(filter(None, told))

@@ -136,11 +136,6 @@ def often(count: int) -> str:
     return {1: "once", 2: "twice"}.get(count, f"{count:,} times")
 
 
-def proper(words: str) -> str:
-    """A solver's description as part of a sentence, with names of methods as names."""
-    return words.rstrip(",").replace("anderson", "Anderson").replace("broyden", "Broyden")
-
-
 def listed(names: list[str]) -> str:
     """a, b and c."""
     *first, last = names

@@ -66,9 +66,12 @@ def read_speed(speed: pd.DataFrame, row: str) -> str:
     return f"**{row}** is {listed(told)}, by {plural(int(fast['certificates']), 'certificate')} of each."
 
 
-def read_plain(methods: Sequence[str]) -> str:
-    """What is to be said of plain networks among ``methods``."""
-    return "ResNets have random weights, which cost what trained ones do. " if any("ResNet-" in row for row in methods) else ""
+def read_methods(methods: Sequence[str]) -> str:
+    """What is to be said of tests at one radius and of plain networks among ``methods``."""
+    tests = "within r: the test at that radius alone, which stops (the next section), of at most so many draws. "
+    plain = "ResNets have random weights, which cost what trained ones do. "
+    marks = {" within r = ": tests, "ResNet-": plain}
+    return "".join(told for mark, told in marks.items() if any(mark in row for row in methods))
 
 
 def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
@@ -208,7 +211,8 @@ def draws_of_tests(cast: Sequence[Votes], settled: Sequence[RadiusCertificate], 
     """What the test at a fixed radius draws for each image, a line an image, with its votes, at least n0 + n of them. "drawn"
     and "outcome": by the test that has ``settled`` it, with the draws that named a class; "with selection" and "its outcome":
     where the n0 draws of ``config`` select the class, and that class alone is tested, at all of alpha; "least": log(1 / alpha)
-    / KL, which no test's mean undercuts (Wald 1945), with the share of all votes for the class in place of p."""
+    / KL, which no test that always decides undercuts in the mean (Wald 1945), with the share of all votes for the class in
+    place of p."""
     lines = []
     for votes, one in zip(cast, settled):
         selected = RadiusTest(one.r, config.model_copy(update={"selection": "clean"}), CleanVote(UNDECIDED, 1, 0))
@@ -225,13 +229,17 @@ def draws_of_tests(cast: Sequence[Votes], settled: Sequence[RadiusCertificate], 
 def read_draws(drawn: pd.DataFrame, n0: int) -> str:
     """:func:`draws_of_tests` of many images and radii in a sentence."""
     ours, theirs = drawn["drawn"].median(), drawn["with selection"].median()
+    mean = drawn["drawn"].mean() / drawn["with selection"].mean()
     decided = drawn[drawn["outcome"].isin(["certified", "refuted"])]
     yes = [int((drawn[column] == "certified").sum()) for column in ("outcome", "its outcome")]
     ratio = (decided["drawn"] / decided["least"]).median()
-    told = f"Of the {len(decided):,} that ours certifies or refutes the median ratio to log(1 / alpha) / KL, which no test "
-    told += f"undercuts on average, is {ratio:.2f}, all draws included."
+    told = (
+        f"Of the {len(decided):,} that ours certifies or refutes the median ratio to log(1 / alpha) / KL, which no test that "
+    )
+    told += f"always decides undercuts in the mean, is {ratio:.2f}, all draws included."
     return (
         f"Over {plural(len(drawn), 'pair')} of image and radius the test takes {ours:,.0f} draws in the median; where {n0:,} "
-        f"draws select the class, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that. It certifies "
-        f"{yes[0]:,} of the pairs, the other {yes[1]:,}. {told if len(decided) else 'It decides none of them.'}"
+        f"draws select the class, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that, and in the mean "
+        f"{percent(mean)}. It certifies {yes[0]:,} of the pairs, the other {yes[1]:,}. "
+        f"{told if len(decided) else 'It decides none of them.'}"
     )

@@ -30,6 +30,7 @@ class Profile:
         self.data, self.training, self.starts, self.robustness = (
             shown[section] for section in ("data", "training", "starts", "robustness")
         )
+        self.speed = shown.get("speed") or {}  # what was published earlier has the defaults
         self._datasets: dict[str, Dataset] = {}
 
     @cached_property

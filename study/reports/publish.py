@@ -15,7 +15,7 @@ from pathlib import Path
 from srs.common.resume import sha256
 from study import params
 from study.common import params_file
-from study.common.engine import read_record
+from study.common.engine import read_record, replacing
 from study.common.snapshot import SNAPSHOTS
 from study.reports import cells, comparison, index, items, printed, recompute
 from study.reports.profile import Profile
@@ -24,14 +24,13 @@ LARGEST = 2_000_000  # bytes of one file
 
 
 def publish(reports: list[Path], target: Path) -> list[Path]:
-    """Replace ``target`` by executed notebooks and their figures as PNG and SVG files.
+    """Executed notebooks and their figures, as PNG and SVG files, in the folder ``target``, which must not exist.
 
     Raises FileNotFoundError where a report is missing and ValueError for a file over 2 MB.
     """
     for report in reports:
         if not report.is_file():
             raise FileNotFoundError(f"no report {report}: run `make repro` first")
-    shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     written = []
     for report in reports:
@@ -54,11 +53,10 @@ def readme(name: str, provenance: str, reports: list[str], paper: dict) -> str:
 
 
 def publish_data(profile: Profile, made_by: dict[str, dict], origin: dict, target: Path) -> list[Path]:
-    """Replace the snapshot ``target``: ``run.json`` (``origin``, and :func:`study.reports.comparison.facts`), certificates,
-    tables, what else reports read, and the results of training and fitting, ``made_by`` those settings, but for those with a
-    file over 2 MB."""
+    """The snapshot in the folder ``target``, which must not exist: ``run.json`` (``origin``, and
+    :func:`study.reports.comparison.facts`), certificates, tables, what else reports read, and the results of training and
+    fitting, ``made_by`` those settings, but for those with a file over 2 MB."""
     layout, networks = profile.layout, {}
-    shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for result, settings in made_by.items():
         files = sorted(path for path in (layout.runs / result).iterdir() if path.is_file())
@@ -123,7 +121,7 @@ def main() -> None:
     origin = _origin(profile)
     told = f"{_provenance(profile, origin)}\n{index.whose_task(profile)}"
     try:
-        with recompute.instead_of(target) as reports, recompute.instead_of(SNAPSHOTS / study.name) as snapshot:
+        with replacing(target) as reports, replacing(SNAPSHOTS / study.name) as snapshot:
             written = publish([runs / "reports" / f"{name}.ipynb" for name in names], reports)
             if profile.report.votes:
                 written += recompute.pack_votes(profile, reports / "votes")

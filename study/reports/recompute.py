@@ -15,7 +15,7 @@ import json
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import astuple
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from study import run
+from study.common.engine import replacing
 from study.common.snapshot import SNAPSHOTS
 from study.reports import cells, comparison, index, items, printed
 from study.reports.profile import Profile
@@ -75,12 +76,13 @@ def pack_results(profile: Profile, target: Path) -> Path:
 def pack_votes(profile: Profile, target: Path) -> list[Path]:
     """The votes of a profile in the folder ``target``, a file a run.
 
-    Margins are left out unless a census reads them, or the page that compares audits, residuals unless a list `consistency`
-    shows them. Raises ValueError for a file over 25 MB.
+    Margins and residuals are left out unless a census reads them or the page that compares audits, and residuals of a list
+    `consistency`, which shows them. Raises ValueError for a file over 25 MB.
     """
     layout, written = profile.layout, []
     target.mkdir(parents=True)
-    doubted = profile.confidence.census > 0 or _AUDITS in profile.report.pages.names()
+    doubted = {profile.confidence.doubt} if profile.confidence.census > 0 else set()
+    doubted |= {"margin"} if _AUDITS in profile.report.pages.names() else set()
     for key, plan in profile.plans.plans.items():
         shown = [name for name, group in plan.groups.items() if group.kind == "consistency"]
         residuals = {plan.sampler(name, row) for name in shown for row in plan.groups[name].samplers}
@@ -88,9 +90,9 @@ def pack_votes(profile: Profile, target: Path) -> list[Path]:
         for sampler, draws in store.draws.items():
             for number, block in enumerate(store.blocks):
                 if any(len(draws[position]) for position in block):
-                    left_out = {"residuals": sampler in residuals, "margins": doubted}
+                    read = {"residuals": sampler in residuals or "residual" in doubted, "margins": "margin" in doubted}
                     vote, second = (folder / f"{store.name(sampler, number)}.npz" for folder in (store.folder, store.timings))
-                    files |= {vote: _without(vote, [name for name, kept in left_out.items() if not kept])}
+                    files |= {vote: _without(vote, [name for name, wanted in read.items() if not wanted])}
                     files |= {second: second.read_bytes()}
         written.append(_archive(target / f"{key}.zip", files))
     require_small(written, LARGEST)
@@ -105,20 +107,6 @@ def _clean(name: str) -> dict:
         rows = results.samplers(key, "sequential")
         found[key] = {"sequential": {row: [astuple(vote) for vote in raw.clean(key, "sequential", row)] for row in rows}}
     return found
-
-
-@contextlib.contextmanager
-def instead_of(target: Path) -> Iterator[Path]:
-    """A folder that takes the place of ``target`` at the end, unless something fails."""
-    place = target.with_name(f".{target.name}.new")
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    try:
-        yield place
-        shutil.rmtree(target, ignore_errors=True)
-        place.rename(target)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def require_small(paths: Iterable[Path], largest: int) -> None:
@@ -155,7 +143,7 @@ def unpack(name: str, folder: Path) -> None:
         raise ValueError(f"NAME = {name!r}: there is no {results}")
     if folder.exists():
         raise ValueError(f"FOLDER = {str(folder)!r} exists: name one that does not")
-    with instead_of(folder) as place:
+    with replacing(folder) as place:
         (place / "data").mkdir(parents=True)
         for path in [results, *published_votes(name)]:
             with zipfile.ZipFile(path) as archive:

@@ -39,7 +39,8 @@ WORDS = {
     "MDEQ-30A": "standard smoothing, every noisy copy solved from scratch in 30 steps of Anderson's method (A; N: naive "
     "iteration, B: Broyden's method).",
     "stopped": "each solve until its relative residual is small (0.001 in our profiles), after 30 steps at the latest.",
-    "SRS-": "serialized, each solve from where the one before ended, unless the row's name says otherwise.",
+    "SRS-": "serialized: an image's draws make chains, solved side by side; in a chain each solve starts from where the one "
+    "before ended, unless the row's name says otherwise.",
     "AS-": "each solve from an amortized start, a function of the noisy copy alone (mean: one constant state).",
     "N, n0, K": "noisy copies of an image: N, whose votes are counted; n0, that choose its class before; K, that are audited: "
     "the reference, a standard row, solves those of them again whose serialized vote was for the class.",
@@ -52,9 +53,9 @@ WORDS = {
     BEYOND: "beyond the largest radius that N, K, alpha and its split between audit and votes allow, whatever the votes; or no "
     "value there.",
     "Costs": "what a method alone would need, warm-up, audit and rows that are solved again alone included, but not the "
-    "fitting of a start, once a network. Seconds of votes are evaluations of f at a row's usual pace, without the making of "
-    "noise, while other workers are at work: those of equal work differ, and say less than evaluations. Whole certificates are "
-    "timed in the report 23_past_the_paper.",
+    "fitting of a start, which is done once a network. Seconds of votes are evaluations of f at a row's usual pace, without "
+    "the making of noise, while other workers are at work: those of equal work differ, and say less than evaluations. Whole "
+    "certificates are timed in the report 23_past_the_paper.",
 }
 
 #: What the released baseline is, beside which its speed-ups are to be read.
@@ -205,13 +206,17 @@ class Results(Profile):
         for (key, kind, design), only in self._shown.items():
             rows = self._rows_of(key, kind, design, only)
             serialized = rows[rows["estimator"] != ""].drop_duplicates("estimator")
-            common = f"{amount(rows)}, n0 = {rows['n0'].iloc[0]}, alpha = {rows['alpha'].iloc[0]:g}"
+            chains = f", {plural(self.plans.votes.chains, 'chain')} an image" if len(serialized) else ""
+            common = f"{amount(rows)}{chains}, n0 = {rows['n0'].iloc[0]}, alpha = {rows['alpha'].iloc[0]:g}"
             audits = dict.fromkeys(tables.audited_by(row) for _, row in serialized.iterrows())
             amounts.setdefault("; ".join([common, *audits]), {})[key] = None
         lines = [f"Networks: {'; '.join(self.networks(keys))}."] if keys else []
         lines += [f"{', '.join(runs)}: {common}." for common, runs in amounts.items()]
         lines += self._told_machines(keys, seconds)
         lines += [f"Images are evenly spaced among the test images. {self.about_data(keys)}"] if keys else []
+        lines += [
+            self.report.remarks[data] for data in dict.fromkeys(map(self.plans.data, keys)) if data in self.report.remarks
+        ]
         words = [f"<b>{term}</b>: {meaning}" for term, meaning in WORDS.items()]
         rests, terms = ("".join(f"<li>{line}</li>" for line in shown) for shown in ([*lines, *more], words))
         style = "border: 1px solid #999; border-radius: 4px; padding: 0.6em 1em; font-size: 9pt; max-width: 75em"
@@ -232,10 +237,11 @@ class Results(Profile):
         if not seconds:
             return [f"Votes of {listed(runs)} were cast on {where}." for where, runs in runs_by(slice(None)).items()]
         timed = runs_by(slice(1))  # the first: whose seconds are told
-        lines = [f"Seconds of votes of {listed(runs)} measured on {where}." for where, runs in timed.items()]
+        lines = [f"Seconds of votes of {listed(runs)} were measured on {where}." for where, runs in timed.items()]
         lines += ["Seconds of different machines do not compare."] if len(timed) > 1 else []
         return lines + [
-            f"Votes of {listed(runs)} were cast on {where}, too, whose seconds are left out: a row without others shows none."
+            f"Votes of {listed(runs)} were cast on {where}, too. Seconds measured there are left out: a row cast there alone "
+            "shows none."
             for where, runs in runs_by(slice(1, None)).items()
         ]
 
@@ -247,7 +253,10 @@ class Results(Profile):
             model = self._model(key)
             same = first.setdefault(model, key)
             network = model if same == key else f"network as {same}"
-            told.append(f"{key} ({network}, sigma = {self.sigma(key):g})")
+            schedule = self.schedule(key)
+            batches = f" of batches of {schedule['batch_size']}" if "batch_size" in schedule else ""
+            course = f"{plural(schedule['epochs'], 'epoch')}{batches}"
+            told.append(f"{key} ({network}, sigma = {self.sigma(key):g}, {course})")
         return told
 
     def _model(self, key: str) -> str:
@@ -283,7 +292,7 @@ class Results(Profile):
         text = f"{what} Certified accuracy in percent at l2 radius r.".strip()
         if item:
             return self.caption(item, text, sources, only=only)
-        return f"<b>Not in the paper.</b> {text} {self.basis(sources, only=only)}"
+        return f"<b>This comparison is not in the paper.</b> {text} {self.basis(sources, only=only)}"
 
     def comparison(self, item: str, key: str, kind: str | None = None, what: str = "", estimators: bool = False) -> None:
         """Show a table of the paper that compares methods: ours, its cost, its published twin, and what it says.
@@ -528,7 +537,7 @@ def _span(values: Collection[float], form: str = ",") -> str:
     return least if least == most else f"{least} to {most}"
 
 
-def differences(rows: pd.DataFrame, method: str, reference: str) -> np.ndarray:
+def relative_radius_differences(rows: pd.DataFrame, method: str, reference: str) -> np.ndarray:
     """RRD(x) = |r_reference - r_method| / r_reference over images with r_reference > 0 (the paper's Section 5)."""
     radius = rows.pivot(index="index", columns="method", values="radius")
     radius = radius[radius[reference] > 0]

@@ -97,7 +97,8 @@ class Report(Section):
     that goes past the paper, one a noise level. ``mondeq``: the monotone DEQ whose exact certificates that shows;
     ``lipschitz``: one trained for its deterministic certificate. Pages of the paper's items need all of ``large``,
     ``imagenet``, ``resnet``, ``plain`` (the plain network to beat), ``smoothadv``, ``consistency`` (regularization) and
-    ``no_jacobian``. ``votes``: whether `make publish` publishes all votes, too."""
+    ``no_jacobian``. ``votes``: whether `make publish` publishes all votes, too. ``remarks``: by data set, what pages are to say
+    of its images and of the trainings on them."""
 
     stands_for: dict[str, str]
     radii: dict[str, list[float]]
@@ -113,6 +114,7 @@ class Report(Section):
     mondeq: str | None = None
     lipschitz: str | None = None
     others: list[str] = []
+    remarks: dict[str, str] = {}
     votes: bool = False
     pages: Pages
 
@@ -146,6 +148,8 @@ class Requirements:
             self._papers_items()
         if ALONE in report.pages.names() or not pages:
             self._alone()
+        for data in report.remarks:
+            known("report.remarks", data, report.stands_for)
         for key in report.others:
             self._has("report.others", key)
         for key, past in report.past.items():
@@ -272,7 +276,7 @@ class Requirements:
             plan = self.plans[key]
             group = plan.group("sequential")
             n = plan.groups[group].n
-            found.append((bounds.largest_radius(n, self.alpha, plan.sigma), key, group, n))
+            found.append((bounds.largest_radius_by_evidence(n, self.alpha, plan.sigma), key, group, n))
         farthest, key, group, n = max(found)
         if farthest < LEAST_RADIUS:
             told = f"tests are shown at r = {LEAST_RADIUS:g} and more, and so many draws of {key} reach"

@@ -33,6 +33,7 @@ CODE = ("srs", "study")  # whose docstrings are the reference
 PAGES = Path(__file__).parent / "pages"  # of Sphinx: its settings, style and template
 _HIDDEN_TAGS = {"parameters", "injected-parameters", "hide"}
 _SHOWN_TAG = "code"  # of cells whose code is what the page is about
+_SHOW = ("comparison", "more_samples", "of_run", "over_trainings", "side_by_side", "twin", "with_more_draws")  # of Results
 _FRAMES = {"show_figure", "show_drawing", "set_style", "styled", "label", "Results", "RawVotes"}  # around what is shown
 
 
@@ -180,7 +181,7 @@ def makers(notebook: nbformat.NotebookNode, cell: nbformat.NotebookNode) -> list
                 waiting.append(own.pop(first))
             elif first in names and (rest or first).isidentifier() and not {rest, first} & _FRAMES:
                 found[names[first] + dot + rest] = None
-    return [name for name in found if ".results.Results." not in name or name.endswith(("comparison", "side_by_side", "twin"))]
+    return [name for name in found if ".results.Results." not in name or name.endswith(_SHOW)]
 
 
 def _in_api(name: str) -> str:

@@ -109,13 +109,16 @@ def rejected(p_values: Sequence[float], level: float = 0.05) -> np.ndarray:
 
 def ratio_interval(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
     """Ratio of two paired sums of positive numbers, with its 95 % interval over the pairs (Student's t, linearized), which is
-    the ratio alone where all pairs have it; NaN for fewer than two."""
+    the ratio alone where all pairs have it; NaN for fewer than two, and where ``below`` spreads so much that a ratio can have
+    any size (Fieller 1954)."""
     above, below = np.asarray(above, float), np.asarray(below, float)
     ratio = float(above.sum() / below.sum())
     if len(above) < 2:
         return ratio, np.nan, np.nan
     if np.ptp(above / below) == 0:
         return ratio, ratio, ratio
+    if len(set(below)) > 1 and mean_interval(below)[0] <= 0:
+        return ratio, np.nan, np.nan
     low, high = mean_interval((above - ratio * below) / below.mean(), least=-ratio)
     return ratio, ratio + low, ratio + high
 

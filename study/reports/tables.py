@@ -11,6 +11,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
+from scipy import stats
 
 from srs.certificates import bounds
 from srs.votes.samplers import Sampler
@@ -26,11 +27,13 @@ from study.reports.statistics import (
     mean_interval,
     paired_interval,
     ratio_interval,
+    rejected,
 )
 from study.votes.rows import plain, released, stopped
 
 NOT_KNOWN = "not known"
 NO_GUARANTEE = "not a guarantee"
+PAPERS_IMAGES = 500  # of CIFAR-10
 NEVER_STOPS = "no solver that stops is in this list"
 ESTIMATOR_NAMES = {
     "finite_population": "exact bound",
@@ -148,7 +151,8 @@ def certified_table(table: pd.DataFrame, caption: str, folded: Sequence[str] = (
         caption,
         _styler(shown.loc[above], caption, css.loc[above]),
         below,
-        f"The paper's own estimators ({NO_GUARANTEE}). Audits compare with our reference; the released code's with 10 steps",
+        f"The paper's own estimators ({NO_GUARANTEE}). All audits here compare with our reference "
+        "(the released code compares with 10 steps)",
     )
 
 
@@ -208,8 +212,8 @@ def never_stops(reference: str, among: Sequence[str]) -> bool:
 
 def speed_up(rows: pd.DataFrame, row: str, other: str, unit: str) -> tuple[float, float, float]:
     """How many times as many ``unit`` (seconds or evaluations) ``other`` takes on the same images, with its 95 % interval
-    over these."""
-    spent = rows.pivot(index="index", columns="method", values=unit)
+    over these. Raises ValueError where the rows are on different images."""
+    spent = _by_image(rows, row, other, unit)
     return ratio_interval(spent[other], spent[row])
 
 
@@ -244,9 +248,10 @@ def times(ratio: float, low: float, high: float) -> str:
 
 
 def acr_difference(rows: pd.DataFrame, method: str, other: str, alpha: float = 0.05) -> Difference:
-    """Average certified radius of ``method`` minus ``other``'s, paired by image, with its 1 - alpha interval."""
-    radii = rows.assign(counted=counted_radii(rows)).pivot(index="index", columns="method", values="counted")
-    change = (radii[method] - radii[other]).dropna()
+    """Average certified radius of ``method`` minus ``other``'s, paired by image, with its 1 - alpha interval. Raises ValueError
+    where the rows are on different images."""
+    radii = _by_image(rows.assign(counted=counted_radii(rows)), method, other, "counted")
+    change = radii[method] - radii[other]
     return float(change.mean()), *mean_interval(change, alpha)
 
 
@@ -384,41 +389,57 @@ def accuracy_line(rows: pd.DataFrame, at: Mapping[str, float], limit: float = ma
 
 def beside(rows: pd.DataFrame, published: dict, at: Sequence[float]) -> pd.DataFrame:
     """Our certified accuracies beside published ones at the radii ``at``, in percent: columns row, r, ours, lower, upper (our
-    95 % interval; NaN beyond our reach), published, and whether that is below or above our interval, or may be
-    within (rounded as it is). A published row that ours lack stands beside the same stopped, where they have that."""
+    95 % interval; NaN beyond our reach), published, whether that "published is" below or above our interval, within or,
+    rounded as it is, may be within; and the p-value of their difference (Fisher's exact test, the rounding in its favour). A
+    published row that ours lack stands beside the same stopped, where they have that."""
     reach, found = reachable(rows), []
     for row in (row if row in reach.index else stopped(row) for row in published):
         if row not in reach.index:
             continue
-        ours = 100 * certified_accuracy(rows[rows["method"] == row], at)[["accuracy", "lower", "upper"]]
+        ours = 100 * certified_accuracy(rows[rows["method"] == row], at)
         ours[ours.index > reach[row]] = np.nan
         found.append(ours.rename(columns={"accuracy": "ours"}).reset_index().assign(row=row))
     ours = pd.concat(found)
     known = {(row, r): value for row, entry in published.items() for r, value in zip(at, entry["accuracy"])}
     value = pd.Series([known[plain(row), r] for row, r in zip(ours["row"], ours["r"])], index=ours.index)
-    half = 0.5  # published accuracies are whole percents
-    where = np.select([value + half < ours["lower"], value - half > ours["upper"]], ["below", "above"], "within")
-    return ours.assign(published=value, **{"published is": where}).reset_index(drop=True)
+    low, high = value - 0.5, value + 0.5  # published accuracies are whole percents
+    cases = {"below": high < ours["lower"], "above": low > ours["upper"], "within": value.between(ours["lower"], ours["upper"])}
+    where = np.select(list(cases.values()), list(cases), "may be within")
+    nearest = ours["ours"].clip(low, high)
+    differ = [_differ(*line) for line in zip(ours["ours"] / 100, ours.pop("images") / 100, nearest / 100)]
+    return ours.assign(published=value, p_value=differ, **{"published is": where}).reset_index(drop=True)
+
+
+def _differ(ours: float, images: float, theirs: float) -> float:
+    """The p-value of the difference of two shares, on our ``images`` and on as many others as the paper has; NaN for NaN."""
+    if np.isnan(ours):
+        return np.nan
+    counts = [[count := round(share * total), total - count] for share, total in ((ours, images), (theirs, PAPERS_IMAGES))]
+    return float(stats.fisher_exact(counts).pvalue)
 
 
 def read_beside(found: pd.DataFrame, on: str) -> str:
     """What :func:`beside` says in a sentence; ``on`` what ours rests."""
     ours = found.dropna(subset="ours")
-    outside, beyond = ours[ours["published is"] != "within"], len(found) - len(ours)
-    verb = "lies" if beyond == 1 else "lie"
+    outside, beyond = ours[ours["published is"].isin(["below", "above"])], len(found) - len(ours)
+    inside, rounded = ((ours["published is"] == where).sum() for where in ("within", "may be within"))
     sides = outside.groupby(["row", "published is"], sort=False)["r"]
     named = ", ".join(
-        f"{plain(row)}{'' if row == plain(row) else f' (ours: {row})'} at r = {numbers.listed([f'{r:g}' for r in at])} ({side})"
+        f"{plain(row)}{'' if row == plain(row) else f' (ours: {row})'} at r = {numbers.listed([f'{r:g}' for r in at])} "
+        f"(published {side} ours)"
         for (row, side), at in sides
     )
-    inside = len(ours) - len(outside)
-    return (
-        f"**{inside} of {len(ours)} published accuracies {'lies' if inside == 1 else 'lie'} within our 95 % intervals** ({on})"
-        f"{f', and beyond them {named}' if named else ''}; our intervals are "
-        f"{fixed((ours['upper'] - ours['lower']).mean())} points wide on average, and the published ones have an error of "
-        "their own"
-        f"{f'; {beyond} more {verb} beyond the radii that this N, K and alpha allow' if beyond else ''}."
-    )
+    told = f"**{inside} of {len(ours)} published accuracies {_lie(inside)} within our 95 % intervals** ({on})"
+    told += f", {rounded} more may, before rounding" if rounded else ""
+    told += f"; outside {_lie(len(outside))} {named}" if named else ""
+    told += f". Our intervals are {fixed((ours['upper'] - ours['lower']).mean())} points wide on average, and theirs rest on "
+    told += f"{PAPERS_IMAGES} images, too: {rejected(ours['p_value']).sum()} of the {len(ours)} differ by more than chance "
+    told += "(Fisher's exact test, Holm 1979)."
+    return told + (f" {beyond} more {_lie(beyond)} beyond the radii that this N, K and alpha allow." if beyond else "")
+
+
+def _lie(count: int) -> str:
+    return "lies" if count == 1 else "lie"
 
 
 def paired_difference(rows: pd.DataFrame, method: str, other: str, r: float = 0.0, alpha: float = 0.05) -> Difference:
@@ -446,7 +467,8 @@ def differences_at(rows: pd.DataFrame, method: str, other: str, radii: Sequence[
 
 def read_differences(method: str, other: str, found: Mapping[float, Difference]) -> str:
     """:func:`differences_at` as a line of a list."""
-    cells = ", ".join(f"{numbers.difference(*cell, 100)} at r = {r:g}" for r, cell in found.items())
+    digits = max(finer(100 * value) for value, *_ in found.values())
+    cells = ", ".join(f"{numbers.difference(*cell, 100, digits)} at r = {r:g}" for r, cell in found.items())
     return f"- **{method}** against **{other}**, points with 95 % intervals, simultaneous over radii (Bonferroni): {cells}."
 
 
@@ -472,11 +494,16 @@ def joint_difference(trainings: Sequence[pd.DataFrame], method: str, other: str,
 
 def _paired(rows: pd.DataFrame, method: str, other: str, r: float) -> pd.DataFrame:
     """Which images (index) each of two methods (columns) certifies at ``r``. Raises ValueError for rows on different images."""
-    counts = certified(rows, r).groupby([rows["index"], rows["method"]]).first().unstack()[[method, other]].dropna(how="all")
-    if counts.isna().any(axis=None):
-        images = " and ".join(f"{name}'s are {counts[name].dropna().index.tolist()}" for name in (method, other))
-        raise ValueError(f"rows are compared image by image: {images}")
-    return counts.astype(bool)
+    return _by_image(rows.assign(held=certified(rows, r)), method, other, "held").astype(bool)
+
+
+def _by_image(rows: pd.DataFrame, method: str, other: str, value: str) -> pd.DataFrame:
+    """The column ``value`` by image (index) and method (columns). Raises ValueError for rows on different images."""
+    images = {name: rows.loc[rows["method"] == name, "index"] for name in (method, other)}
+    if {*images[method]} != {*images[other]}:
+        told = " and ".join(f"{name}'s are {sorted(set(found))}" for name, found in images.items())
+        raise ValueError(f"rows are compared image by image: {told}")
+    return rows[rows["method"].isin(images)].groupby(["index", "method"])[value].first().unstack()
 
 
 def read_comparison(

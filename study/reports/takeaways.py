@@ -10,7 +10,7 @@ from srs.certificates import bounds
 from srs.certificates.certify import ABSTAIN
 from study.reports import tables
 from study.reports.numbers import change, fixed, listed, percent, plural, points, portion, signed
-from study.reports.results import THEOREM, Results, Source, amount, differences, mismatch
+from study.reports.results import THEOREM, Results, Source, amount, mismatch, relative_radius_differences
 from study.reports.statistics import average_certified_radius, certified, counted_radii, mean_interval, paired_interval
 from study.votes.rows import fast_row, plain
 
@@ -154,6 +154,7 @@ def _largest(standards: dict[str, pd.DataFrame]) -> str:
     if not others:
         return f"{told}, the only one"
     both = pd.concat([standards[name].assign(method=name) for name in (first, others[0])])
+    both = both[both.groupby("index")["method"].transform("nunique") == 2]
     return f"{told}, {change(*tables.acr_difference(both, first, others[0]))} against the next, {others[0]}"
 
 
@@ -213,7 +214,7 @@ def consistency(results: Results) -> list[str]:
         key = results.report.sizes()[size].main
         rows, reference = results.rows(key, "consistency"), results.reference(key, "consistency")
         sources.append((key, "consistency"))
-        ours, theirs = (differences(rows, row, reference) for row in ("SRS-MDEQ-3A", "MDEQ-3A"))
+        ours, theirs = (relative_radius_differences(rows, row, reference) for row in ("SRS-MDEQ-3A", "MDEQ-3A"))
         if not len(ours):
             told.append(f"{results.slot(size)}: no image has a radius by {reference}, from which others' could differ.")
             continue
@@ -221,12 +222,12 @@ def consistency(results: Results) -> list[str]:
             f"{results.slot(size)}: over the {plural(len(ours), 'image')} with a radius by {reference} the mean RRD of three "
             f"serialized steps is {ours.mean():.3f}, that of three standard ones {theirs.mean():.3f}: a difference of "
             f"{change((ours - theirs).mean(), *mean_interval(ours - theirs))}; the median difference "
-            f"is {signed(np.median(ours - theirs), 3)}.{_ends(rows, reference)}"
+            f"is {signed(np.median(ours - theirs), 3)}.{ends(rows, reference)}"
         )
     return [*told, results.weaker(sources)]
 
 
-def _ends(rows: pd.DataFrame, reference: str) -> str:
+def ends(rows: pd.DataFrame, reference: str) -> str:
     """Where serialized radii end, which alone makes them differ from the reference's; with a blank before."""
     reach = tables.reachable(rows)
     if reach["SRS-MDEQ-3A"] >= reach[reference]:

@@ -103,8 +103,11 @@ class VotePlan:
         return next(iter(self.groups))
 
     def group(self, kind: str | None) -> str:
-        """The group with the list of rows ``kind``; the main one for None. Raises StopIteration where there is none."""
-        return self.main if kind is None else next(name for name, group in self.groups.items() if kind in (name, group.kind))
+        """The group with the list of rows ``kind``; the main one for None. Raises ValueError where there is none."""
+        if kind is None:
+            return self.main
+        known("list of rows", kind, list(dict.fromkeys([*self.groups, *(group.kind for group in self.groups.values())])))
+        return next(name for name, group in self.groups.items() if kind in (name, group.kind))
 
     def sampler(self, group: str, row: str) -> Sampler:
         """What casts the votes of a row, reduced to what defines its computation."""
@@ -116,8 +119,13 @@ class VotePlan:
         return any(is_amortized(sampler) for group in self.groups.values() for sampler in group.samplers.values())
 
     def reference_row(self, group: str) -> str:
-        """The row of a group that is the audits' reference. Raises StopIteration where there is none."""
-        return next(row for row, sampler in self.groups[group].samplers.items() if sampler == self.reference)
+        """The row of a group that is the audits' reference. Raises ValueError where there is none."""
+        found = [row for row, sampler in self.groups[group].samplers.items() if sampler == self.reference]
+        if not found:
+            raise ValueError(
+                f"the list {group} lacks the audits' reference, {self.reference!r}: {', '.join(self.groups[group].samplers)}"
+            )
+        return found[0]
 
     def members(self, group: str) -> np.ndarray:
         """Which of the run's images (by position) are the group's."""

@@ -51,7 +51,7 @@ class VoteStore:
     def of(self, sampler: Sampler, position: int, draws: np.ndarray) -> Votes:
         """Votes of one image. Raises ValueError where one of them is not to be cast, or was cast otherwise."""
         sampler = sampler.canonical()
-        cast = self.draws[sampler][position]
+        cast = self._planned(sampler, position)
         places = np.searchsorted(cast, draws)
         if not len(cast) or (places >= len(cast)).any() or (cast[places] != draws).any():
             raise ValueError(f"image {self.index[position]}: some of these draws are none of those of {sampler!r}")
@@ -83,7 +83,11 @@ class VoteStore:
 
     def complete(self, sampler: Sampler, position: int, draws: np.ndarray) -> bool:
         """Whether the sampler votes on all of ``draws``."""
-        return bool(np.isin(draws, self.draws.get(sampler.canonical(), {position: []})[position]).all())
+        return bool(np.isin(draws, self._planned(sampler.canonical(), position)).all())
+
+    def _planned(self, sampler: Sampler, position: int) -> np.ndarray:
+        """The draws of an image on which a sampler votes; none where it is not in the plan."""
+        return self.draws[sampler][position] if sampler in self.draws else np.empty(0, np.int64)
 
     def _read_file(self, sampler: Sampler, block: int) -> dict[int, Votes]:
         name, asked = self.name(sampler, block), self.origin(sampler, block)
