@@ -68,7 +68,7 @@ def read_speed(speed: pd.DataFrame, row: str) -> str:
 
 def read_methods(methods: Sequence[str]) -> str:
     """What is to be said of tests at one radius and of plain networks among ``methods``."""
-    tests = "within r: the test at that radius alone, which stops (the next section), of at most so many draws. "
+    tests = "Rows within a radius: the test at it alone, which stops (the next section), of at most so many draws. "
     plain = "ResNets have random weights, which cost what trained ones do. "
     marks = {" within r = ": tests, "ResNet-": plain}
     return "".join(told for mark, told in marks.items() if any(mark in row for row in methods))
