@@ -288,12 +288,10 @@ def main() -> None:
     out, trouble = profile.layout.runs, ""
     if (SNAPSHOTS / name / "run.json").is_file():
         try:
-            published = read_snapshot(name)
+            found = Comparison(profile, read_snapshot(name))
+            lines, page, table = found.lines, found.page(name), found.cells
         except UNREADABLE as error:
             trouble = f"what was published of the profile {name} cannot be read: {error!r}"
-        else:
-            found = Comparison(profile, published)
-            lines, page, table = found.lines, found.page(name), found.cells
     else:
         trouble = f"no results of the profile {name} were published, so that there is nothing to compare with."
     if trouble:

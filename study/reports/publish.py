@@ -24,13 +24,14 @@ LARGEST = 2_000_000  # bytes of one file
 
 
 def publish(reports: list[Path], target: Path) -> list[Path]:
-    """Executed notebooks and their figures, as PNG and SVG files, in the folder ``target``, which must not exist.
+    """Replace ``target`` by executed notebooks and their figures as PNG and SVG files.
 
     Raises FileNotFoundError where a report is missing and ValueError for a file over 2 MB.
     """
     for report in reports:
         if not report.is_file():
             raise FileNotFoundError(f"no report {report}: run `make repro` first")
+    shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     written = []
     for report in reports:
@@ -53,10 +54,11 @@ def readme(name: str, provenance: str, reports: list[str], paper: dict) -> str:
 
 
 def publish_data(profile: Profile, made_by: dict[str, dict], origin: dict, target: Path) -> list[Path]:
-    """The snapshot in the folder ``target``, which must not exist: ``run.json`` (``origin``, and
-    :func:`study.reports.comparison.facts`), certificates, tables, what else reports read, and the results of training and
-    fitting, ``made_by`` those settings, but for those with a file over 2 MB."""
+    """Replace the snapshot ``target``: ``run.json`` (``origin``, and :func:`study.reports.comparison.facts`), certificates,
+    tables, what else reports read, and the results of training and fitting, ``made_by`` those settings, but for those with a
+    file over 2 MB."""
     layout, networks = profile.layout, {}
+    shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for result, settings in made_by.items():
         files = sorted(path for path in (layout.runs / result).iterdir() if path.is_file())
