@@ -124,6 +124,6 @@ def plot_histories(histories: dict[str, pd.DataFrame]) -> Figure:
     accuracy.set(ylabel="noisy accuracy (%)", ylim=(0, 100))
     residual.set(ylabel="mean relative residual (logarithmic)")
     for axes in (loss, accuracy, residual):
-        axes.set(xlabel="epoch", xlim=(0, max(history["epoch"].max() for history in histories.values())))
+        axes.set(xlabel="epoch", xlim=(0, 1.03 * max(history["epoch"].max() for history in histories.values())))
     figure.legend(*loss.get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     return figure
