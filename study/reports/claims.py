@@ -26,7 +26,7 @@ from study.common import params_file
 from study.known_answers import known_answers
 from study.reports import tables
 from study.reports.items import stands_in
-from study.reports.numbers import change, decimals, interval, listed, percent, plural, points, signed
+from study.reports.numbers import change, decimals, interval, lie, listed, percent, plural, points, signed
 from study.reports.reach import N, reach
 from study.reports.results import (
     SIZE_NAMES,
@@ -436,10 +436,12 @@ def _all_pairs(case: _Case) -> Finding:
     a, b = max(against or pairs, key=lambda pair: abs(found[pair][0]))
     alike = "" if len({s.solver for s in samplers.values()}) == 1 else " that share their solver"
     equal = sum(abs(found[pair][0]) == abs(found[a, b][0]) for pair in pairs) - 1
-    most = f'"{a}" against "{b}"{f" ({equal} more as far)" if equal else ""}'
+    most = f'"{a}" against "{b}"' + (f" ({equal} more as far)" if equal else "")
     which = f"of {plural(len(pairs), 'pair')}{alike}"
-    outside = f"{len(against)} {which} {'lies' if len(against) == 1 else 'lie'} outside, the farthest {most}"
-    what = outside if against else f"the most {which}, {most}" if found[a, b][0] else f"none {which} differs on balance"
+    if against:
+        what = f"{len(against)} {which} {lie(len(against))} outside, the farthest {most}"
+    else:
+        what = f"the most {which}, {most}" if found[a, b][0] else f"none {which} differs on balance"
     told = f"r = 0: {what}: {points(*found[a, b], marks=(0, *limits))}, simultaneous intervals (Bonferroni), {draws_told(rows)}"
     told += _told_selection(rows, samplers)
     radii = tables.simultaneous(tables.acr_difference, rows, pairs, LEVEL)

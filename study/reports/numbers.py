@@ -131,6 +131,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+def lie(count: int) -> str:
+    """The verb of so many things: one lies, two lie."""
+    return "lies" if count == 1 else "lie"
+
+
 def often(count: int) -> str:
     """How many times something is done: once, twice, 3 times."""
     return {1: "once", 2: "twice"}.get(count, f"{count:,} times")

@@ -233,10 +233,8 @@ def read_draws(drawn: pd.DataFrame, n0: int) -> str:
     decided = drawn[drawn["outcome"].isin(["certified", "refuted"])]
     yes = [int((drawn[column] == "certified").sum()) for column in ("outcome", "its outcome")]
     ratio = (decided["drawn"] / decided["least"]).median()
-    told = (
-        f"Of the {len(decided):,} that ours certifies or refutes the median ratio to log(1 / alpha) / KL, which no test that "
-    )
-    told += f"always decides undercuts in the mean, is {ratio:.2f}, all draws included."
+    told = f"Of the {len(decided):,} that ours certifies or refutes the median ratio to log(1 / alpha) / KL, which no test "
+    told += f"that always decides undercuts in the mean, is {ratio:.2f}, all draws included."
     return (
         f"Over {plural(len(drawn), 'pair')} of image and radius the test takes {ours:,.0f} draws in the median; where {n0:,} "
         f"draws select the class, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that, and in the mean "

@@ -76,8 +76,8 @@ def pack_results(profile: Profile, target: Path) -> Path:
 def pack_votes(profile: Profile, target: Path) -> list[Path]:
     """The votes of a profile in the folder ``target``, a file a run.
 
-    Margins and residuals are left out unless a census reads them or the page that compares audits, and residuals of a list
-    `consistency`, which shows them. Raises ValueError for a file over 25 MB.
+    Margins are left out unless a census reads them, or the page that compares audits; residuals unless a census does, or a
+    list `consistency` shows them. Raises ValueError for a file over 25 MB.
     """
     layout, written = profile.layout, []
     target.mkdir(parents=True)

@@ -117,7 +117,7 @@ def ratio_interval(above: Sequence[float], below: Sequence[float]) -> tuple[floa
         return ratio, np.nan, np.nan
     if np.ptp(above / below) == 0:
         return ratio, ratio, ratio
-    if len(set(below)) > 1 and mean_interval(below)[0] <= 0:
+    if mean_interval(below)[0] <= 0:
         return ratio, np.nan, np.nan
     low, high = mean_interval((above - ratio * below) / below.mean(), least=-ratio)
     return ratio, ratio + low, ratio + high

@@ -17,7 +17,7 @@ from srs.certificates import bounds
 from srs.votes.samplers import Sampler
 from study.common.plots import GREY
 from study.reports import numbers
-from study.reports.numbers import BEYOND, finer, fixed, percent, plural, portion
+from study.reports.numbers import BEYOND, finer, fixed, lie, percent, plural, portion
 from study.reports.statistics import (
     average_certified_radius,
     certified,
@@ -429,17 +429,13 @@ def read_beside(found: pd.DataFrame, on: str) -> str:
         f"(published {side} ours)"
         for (row, side), at in sides
     )
-    told = f"**{inside} of {len(ours)} published accuracies {_lie(inside)} within our 95 % intervals** ({on})"
+    told = f"**{inside} of {len(ours)} published accuracies {lie(inside)} within our 95 % intervals** ({on})"
     told += f", {rounded} more may, before rounding" if rounded else ""
-    told += f"; outside {_lie(len(outside))} {named}" if named else ""
+    told += f"; outside {lie(len(outside))} {named}" if named else ""
     told += f". Our intervals are {fixed((ours['upper'] - ours['lower']).mean())} points wide on average, and theirs rest on "
     told += f"{PAPERS_IMAGES} images, too: {rejected(ours['p_value']).sum()} of the {len(ours)} differ by more than chance "
     told += "(Fisher's exact test, Holm 1979)."
-    return told + (f" {beyond} more {_lie(beyond)} beyond the radii that this N, K and alpha allow." if beyond else "")
-
-
-def _lie(count: int) -> str:
-    return "lies" if count == 1 else "lie"
+    return told + (f" {beyond} more {lie(beyond)} beyond the radii that this N, K and alpha allow." if beyond else "")
 
 
 def paired_difference(rows: pd.DataFrame, method: str, other: str, r: float = 0.0, alpha: float = 0.05) -> Difference:
@@ -499,9 +495,9 @@ def _paired(rows: pd.DataFrame, method: str, other: str, r: float) -> pd.DataFra
 
 def _by_image(rows: pd.DataFrame, method: str, other: str, value: str) -> pd.DataFrame:
     """The column ``value`` by image (index) and method (columns). Raises ValueError for rows on different images."""
-    images = {name: rows.loc[rows["method"] == name, "index"] for name in (method, other)}
-    if {*images[method]} != {*images[other]}:
-        told = " and ".join(f"{name}'s are {sorted(set(found))}" for name, found in images.items())
+    images = {name: {*rows.loc[rows["method"] == name, "index"]} for name in (method, other)}
+    if images[method] != images[other]:
+        told = " and ".join(f"{name}'s are {sorted(found)}" for name, found in images.items())
         raise ValueError(f"rows are compared image by image: {told}")
     return rows[rows["method"].isin(images)].groupby(["index", "method"])[value].first().unstack()
 
