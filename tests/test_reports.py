@@ -76,6 +76,11 @@ def results(place, monkeypatch):
     return reports.Results("smoke")
 
 
+def test_an_unknown_design_is_told_of(results):
+    with pytest.raises(ValueError, match="design = 'Theorem 3.1' is not known: expected one of '', 'exact', 'Theorem 3.1 as"):
+        results.rows("small-050", "main", "Theorem 3.1")
+
+
 @pytest.mark.parametrize("design", ["", "exact", reports.THEOREM])
 def test_rows_are_the_certificates_of_the_votes(results, digits, design):
     choices = {reports.THEOREM: {"estimator": "theorem_3_1"}}.get(design, {})

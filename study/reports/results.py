@@ -30,6 +30,7 @@ Source = tuple[str, str | None]  # a run and one of its lists of rows (None: the
 
 #: The paper's own two estimators, as columns ``design`` of the table of certificates name them; "exact" is the sound one.
 THEOREM, RELEASED_CODE = "Theorem 3.1 as printed", "released code"
+DESIGNS = ("", "exact", THEOREM, RELEASED_CODE)  # "": as params.yaml has it
 
 #: What the paper's numbers rest on.
 PAPERS = "the paper has N = 10,000 and, on CIFAR-10, 500 images"
@@ -91,7 +92,12 @@ class Results(Profile):
         return dict(list(cells.read(self.layout.runs).groupby(["run", "group", "design"], sort=False)))
 
     def rows(self, key: str, kind: str | None = None, design: str = "") -> pd.DataFrame:
-        """The certificates of a list of rows, with what each would cost; serialized ones by another ``design``, if told."""
+        """The certificates of a list of rows, with what each would cost; serialized ones by another ``design``, if told.
+
+        Raises ValueError for an unknown design.
+        """
+        if design not in DESIGNS:
+            raise ValueError(f"design = {design!r} is not known: expected one of {', '.join(map(repr, DESIGNS))}")
         group = self.plans[key].group(kind)
         rows = self._certificates[key, group, ""]
         if design:
