@@ -161,7 +161,7 @@ def test_trainings_that_differ_leave_undecided_what_one_of_them_confirms(tmp_pat
     results = Made(_rows(**{"MDEQ-30A": alike, "SRS-MDEQ-3A": alike}), tmp_path)
     alone, together = _judged(results, **told), _judged(Repeated(results.found, tmp_path), **told)
     assert (alone["verdict"], alone["trainings"]) == (CONFIRMED, 1)
-    assert alone["found"].endswith("not judged: the ACR, 0.000 (no interval: the same on every image)")
+    assert alone["found"].endswith("not judged: the ACR, 0.000 (no interval: the same difference on every image)")
     assert (together["verdict"], together["trainings"]) == (UNDECIDED, 3) and "-6.7 points" in together["found"]
 
 
@@ -303,14 +303,15 @@ def test_a_loss_is_judged_at_the_largest_radius_where_one_could_show(tmp_path):
 
 
 def test_an_attack_counts_within_the_certified_radius_of_a_right_prediction(tmp_path):
-    results = Made(_rows(**{"MDEQ-30A": [0.5, 0.2, None]}), tmp_path)
-    attacks = pd.DataFrame(
-        {"index": [0, 0, 1, 2, 0], "radius": [0.25, 0.75, 0.25, 0.25, 0.0], "fooled": [False, True, True, True, True]}
-    )
+    results = Made(_rows(**{"MDEQ-30A": [0.5, 0.2, None, None]}), tmp_path)
+    lines = [(0, 0.25, False), (0, 0.75, True), (1, 0.25, True), (2, 0.25, True), (0, 0.0, True), (3, 0.0, False)]
+    attacks = pd.DataFrame(lines, columns=["index", "radius", "fooled"])
     (tmp_path / "attacks").mkdir()
     attacks.to_csv(tmp_path / "attacks/s.csv", index=False)
     told = {"quantity": "successful attacks", "most": 0.1}
-    assert _judged(results, **told)["found"].startswith("attacks within the certified radius fooled 0 of 1 images")
+    found = _judged(results, **told)["found"]
+    assert found.startswith("attacks within the certified radius fooled 0 of 1 images")
+    assert "at least the smallest budget, r = 0.25 (1 attack; 3 images attacked" in found, "the clean image alone is no attack"
     attacks.assign(fooled=True).to_csv(tmp_path / "attacks/s.csv", index=False)
     assert _judged(results, **told)["verdict"] == CONTRADICTED
 
@@ -323,6 +324,20 @@ def test_false_certificates_are_judged_at_the_worst_case_of_the_design(tmp_path,
     table.assign(rate=table["false"] / 1000).to_csv(tmp_path / "coverage/coverage.csv", index=False)
     found = _judged(Made(_rows(**{"MDEQ-30A": [0.1]}), tmp_path), models=[], quantity="false certificates", row="d")
     assert found["verdict"] == expected and found["images"] == 1000
+
+
+def test_what_the_released_audit_makes_false_is_told_beside_a_random_one(tmp_path):
+    (tmp_path / "coverage").mkdir()
+    lines = [
+        ("linear", "theorem_3_1, first_batch", 90),
+        ("late", "theorem_3_1, random", 2),
+        ("linear", "theorem_3_1, random", 1),
+    ]
+    table = pd.DataFrame(lines, columns=["case", "design", "false"]).assign(runs=100, alpha=0.05)
+    table.assign(rate=table["false"] / 100).to_csv(tmp_path / "coverage/coverage.csv", index=False)
+    told = {"models": [], "quantity": "false certificates", "row": "theorem_3_1, first_batch"}
+    found = _judged(Made(_rows(**{"MDEQ-30A": [0.1]}), tmp_path), **told)["found"]
+    assert "90 of 100 false" in found and found.endswith("not judged: audited at random, at most 2 of 100 in a case")
 
 
 def test_what_a_profile_has_not_is_said_and_not_judged(tmp_path):

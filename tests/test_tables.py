@@ -150,7 +150,7 @@ def test_cells_hold_no_idle_digits():
 def test_differences_that_round_to_nothing_have_no_sign():
     assert [numbers.signed(value) for value in (-0.3, 0.0, 0.4, 2.6, -1.2)] == ["0", "0", "0", "+3", "-1"]
     assert numbers.points(-0.0001, -0.25, 0.0) == "0.0 points (-25.0 to 0.0)"
-    assert numbers.points(0.1, np.nan, np.nan) == "+10 points (no interval: the same on every image)"
+    assert numbers.points(0.1, np.nan, np.nan) == "+10 points (no interval: the same difference on every image)"
     assert numbers.points(0.036, 0.007, 0.071) == "+3.6 points (+0.7 to +7.1)"
     assert numbers.measured(0.5, np.nan, np.nan) == "0.500" and numbers.measured(-1e-5, 0, 1) == "0.000 [0.000, 1.000]"
     assert [numbers.often(n) for n in (1, 2, 3)] == ["once", "twice", "3 times"] and numbers.plural(1, "step") == "1 step"

@@ -82,8 +82,7 @@ class Confidence(Section):
 class CertifySettings(Confidence):
     """Settings of a certificate: noise level ``sigma``, ``n0`` + ``n`` draws, ``seed`` of noise and audit, and those of
     :class:`Confidence`. At most ``batch_size`` copies are computed at once (four where rows are checked; a released sampler's
-    batches are its own); it changes no vote (of `settled` ones: which are
-    undecided).
+    batches are its own); it changes no vote.
 
     ``selection``: what names the class that is certified: the "votes" of n0 draws that are not counted, or the base
     classifier's vote on the "clean" image, so that n0 draws are saved.

@@ -476,7 +476,7 @@ def _negative_gaps(case: _Case) -> Finding:
     """Images where Theorem 3.1's p_m, as printed, is below the mismatch rate among the votes counted."""
     key, draws, row = case.place(case.claim.row)
     gaps = mismatch(case.rows(key, draws, THEOREM), row)[1]
-    said = "negative for {}, audited at random (the paper audits the first batch)"
+    said = "negative for {}, audited at random (the released code audits the first batch)"
     return never(int((gaps < 0).sum()), len(gaps), case.claim.most, said)
 
 
@@ -543,10 +543,11 @@ def _attacks(case: _Case) -> Finding:
     rows = rows[(rows["method"] == results.robustness["runs"][key]) & (rows["prediction"] == rows["label"])]
     found = pd.read_csv(results.layout.runs / "attacks" / f"{key}.csv")
     radius = found["index"].map(rows.set_index("index")["radius"]).fillna(-1)
-    within = found[(found["radius"] > 0) & (found["radius"] <= radius)]
+    within, budgets = found[(found["radius"] > 0) & (found["radius"] <= radius)], found[found["radius"] > 0]
     said = (
-        f"attacks within the certified radius fooled {{}} whose radius is at least the smallest budget ({len(within)} attacks; "
-        f"{plural(found['index'].nunique(), 'image')} attacked; an abstention does not count)"
+        "attacks within the certified radius fooled {} that are certified as what they show for at least the smallest budget, "
+        f"r = {budgets['radius'].min():g} ({plural(len(within), 'attack')}; {plural(budgets['index'].nunique(), 'image')} "
+        "attacked, those that smoothing names right; an abstention does not count)"
     )
     return never(within[within["fooled"]]["index"].nunique(), within["index"].nunique(), case.claim.most, said)
 
@@ -565,6 +566,11 @@ def _false_certificates(case: _Case) -> Finding:
         f"{named if worst['false'] else 'no case has any'}: {worst['false']:,} of {worst['runs']:,} false at alpha = "
         f"{worst['alpha']:g} ({interval(low, high, 4)}, simultaneous over {len(part)} cases)"
     )
+    at_random = case.claim.row.replace("first_batch", "random")
+    other = coverage[(coverage["alpha"] == worst["alpha"]) & (coverage["design"] == at_random)]
+    if at_random != case.claim.row and len(other):
+        most = other.loc[other["rate"].idxmax()]
+        told += f"; not judged: audited at random, at most {most['false']:,} of {most['runs']:,} in a case"
     return Finding(told, verdict([(low, high)], most=worst["alpha"]), int(worst["runs"]), trainings=0)
 
 
@@ -576,7 +582,7 @@ def _published_radius(case: _Case) -> Finding:
     farthest = max(r for r, share in zip(published["cifar10_radii"], accuracy) if share > 0)
     told = (
         f"with N = {N:,} a perfect run ends at r = {bounds.shown(ends[0])} by an audit of K = {k:,}, at "
-        f"{bounds.shown(ends[1])} by one of all draws (both rounded down; the tables do not say their K); the table goes to "
+        f"{bounds.shown(ends[1])} by one of all draws (both rounded down; the table's K is not known to us); the table goes to "
         f"r = {farthest:g}"
     )
     return Finding(told, CONTRADICTED if farthest > max(ends) else CONFIRMED, trainings=0)

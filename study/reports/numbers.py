@@ -68,7 +68,7 @@ def signed_interval(low: float, high: float, digits: int = 0) -> str:
 
 def _signed_ends(low: float, high: float, digits: int) -> str:
     if np.isnan(low):
-        return "no interval: the same on every image"
+        return "no interval: the same difference on every image"
     low, high = outward(low, high, digits)
     return f"{signed(low, digits)} to {signed(high, digits)}"
 

@@ -86,15 +86,17 @@ def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
     standard, least = both[both["method"] == reference], least_lost(images, 0.05 / len(radii))
     could = 0 if least is None else sum(int(certified(standard, r).sum()) >= least for r in radii)
     verdict = (
-        f"none of {_radii(len(part))} shows it to certify less than {reference}; at {could} of them {reference} certifies "
-        f"images enough for a loss to show: on {plural(images, 'image')}, {told_least(images, 0.05 / len(radii))}"
+        f"none of {_radii(len(part))} shows it to certify less than {reference}; at "
+        f"{'all' if could == len(radii) else could} of them {reference} certifies images enough for a loss to show: on "
+        f"{plural(images, 'image')}, {told_least(images, 0.05 / len(radii))}"
         if below.empty
         else f"it certifies less than {reference}, at {len(below)} of {_radii(len(part))}, between "
         f"{bounds.shown(below.min())} and {bounds.shown(below.max())}"
     )
     return (
         f"**{row}**, chosen on held-out images: {verdict}; at its worst, r = {bounds.shown(worst['r'])}, the difference is "
-        f"{points(*worst[['difference', 'lower', 'upper']])} (an interval that is simultaneous over all radii)."
+        f"{points(*worst[['difference', 'lower', 'upper']])} (an interval that is simultaneous over all radii at which one "
+        "of the two loses an image)."
     )
 
 
@@ -233,8 +235,9 @@ def read_draws(drawn: pd.DataFrame, n0: int) -> str:
     decided = drawn[drawn["outcome"].isin(["certified", "refuted"])]
     yes = [int((drawn[column] == "certified").sum()) for column in ("outcome", "its outcome")]
     ratio = (decided["drawn"] / decided["least"]).median()
-    told = f"Of the {len(decided):,} that ours certifies or refutes the median ratio to log(1 / alpha) / KL, which no test "
-    told += f"that always decides undercuts in the mean, is {ratio:.2f}, all draws included."
+    told = f"Of the {len(decided):,} that ours certifies or refutes the median ratio to log(1 / alpha) / KL is {ratio:.2f}, "
+    told += "all draws included: Wald's bound on the mean of a test that always decides (KL: the divergence of the class's "
+    told += "share of all votes from the share that the radius asks for)."
     return (
         f"Over {plural(len(drawn), 'pair')} of image and radius the test takes {ours:,.0f} draws in the median; where {n0:,} "
         f"draws select the class, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that, and in the mean "

@@ -48,7 +48,8 @@ WORDS = {
     "Radii": "l2, of pixels in [0, 1]; largest radii are rounded down.",
     "Intervals": "of level 95 %: Clopper and Pearson's over images for a share, Fay and Lumbard's (2021; 0 lies outside where "
     "the exact sign test rejects it) for a difference that is paired by image, Student's t over images for means and "
-    "(linearized) ratios, unless another is named; each by itself unless it is called simultaneous.",
+    "(linearized) ratios, unless another is named; each by itself unless it is called simultaneous; not printed "
+    "where it rounds to the value itself.",
     "ACR": "the average certified radius, over all images, 0 for wrong or abstained ones; as released: wrong predictions' "
     "radii counted, too.",
     BEYOND: "beyond the largest radius that N, K, alpha and its split between audit and votes allow, whatever the votes; or no "
@@ -277,7 +278,9 @@ class Results(Profile):
             if stands_in(dataset.name):
                 told.append(f"Stand-in data: {name} takes the place of {self.report.stands_for[name]}.")
             if dataset.name == "folder":
-                told.append(f"Data: {name}, {dataset.described()}")
+                told.append(
+                    f"Data: {name}, {dataset.described()} An image's number is its place among the files, class by class."
+                )
         return " ".join([*told, SLOT] if any(stands_in(dataset.name) for dataset in datasets.values()) else told)
 
     def caption(
@@ -298,7 +301,7 @@ class Results(Profile):
         text = f"{what} Certified accuracy in percent at l2 radius r.".strip()
         if item:
             return self.caption(item, text, sources, only=only)
-        return f"<b>This comparison is not in the paper.</b> {text} {self.basis(sources, only=only)}"
+        return f"<b>Not in the paper for this model.</b> {text} {self.basis(sources, only=only)}"
 
     def comparison(self, item: str, key: str, kind: str | None = None, what: str = "", estimators: bool = False) -> None:
         """Show a table of the paper that compares methods: ours, its cost, its published twin, and what it says.
@@ -328,6 +331,8 @@ class Results(Profile):
         told = f" {released(reference)}: {RELEASED}" if released(reference) in table.index else ""
         if warm := [row for row, sampler in samplers.items() if sampler.audited and sampler.warm_draws >= n0]:
             told += f" All n0 = {n0:,} draws that choose the class are solved by the warm-up in the rows {'; '.join(warm)}."
+        if not self.timed_alike([self.report.small.main, key]):
+            told += f" Seconds are of another kind of machine than {self.report.small.main}'s: do not compare them with those."
         audits = tables.audit_columns(rows, reference, samplers)
         display(tables.cost_table(rows, reference, f"<b>Cost per image, ours.</b>{told}", audits))
         return table
