@@ -115,7 +115,7 @@ def test_the_chosen_rows_are_told_a_noise_level_each():
     assert one.startswith("a: AS-MDEQ-1N at r = 0: 0 points against MDEQ-30A") and "MDEQ-5A" not in one
     assert one.endswith("; MDEQ-30A takes 30.0× its evaluations of f and MDEQ-30A stopped takes 12.0× its evaluations of f.")
     assert two.endswith(
-        "Its ACR less that of MDEQ-5A, without an audit, too: 0.000 (no interval: the same difference on every image)."
+        "Its ACR minus that of MDEQ-5A, without an audit, too: 0.000 (no interval: the same difference on every image)."
     )
     assert few.startswith("MDEQ-30A certifies too few images for a loss to show at b (0 [0, ")
 

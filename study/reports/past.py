@@ -114,7 +114,7 @@ def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference
         saved = [f"{name} takes {tables.saved(part, row, name)} its evaluations of f" for name in baselines(reference)]
         told.append(f"{title}: {row} at r = 0: {difference}; {listed(saved)}.")
         if short in set(part["method"]):
-            told[-1] += f" Its ACR less that of {short}, without an audit, too: {told_acr(part, row, short)}."
+            told[-1] += f" Its ACR minus that of {short}, without an audit, too: {told_acr(part, row, short)}."
         standard = part[part["method"] == reference]
         few += [f"{title} ({told_share(standard, 0.0)})"] if shows_no_loss(standard) else []
     return told + ([f"{reference} certifies too few images for a loss to show at {listed(few)}."] if few else [])

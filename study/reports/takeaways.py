@@ -336,7 +336,7 @@ def _variants(results: Results, source: Source) -> str:
     found = tables.simultaneous(tables.paired_difference, rows, pairs)
     first, second = max(found, key=lambda pair: abs(found[pair][0]))
     ranges = f"{percent(shares.min())} to {percent(shares.max())} (ACR {fixed(acr.min(), 3)} to {fixed(acr.max(), 3)})"
-    most = f'"{first}" less "{second}"' if found[first, second][0] else "no two apart on balance,"
+    most = f'"{first}" minus "{second}"' if found[first, second][0] else "no two apart on balance,"
     return f"{ranges}; {most} {points(*found[first, second])}, simultaneous over {plural(len(pairs), 'pair')}"
 
 
@@ -357,7 +357,7 @@ def _other_starts(rows: pd.DataFrame) -> str:
     found = tables.simultaneous(tables.acr_difference, rows, [(row, "previous draw") for row in others])
     told = [f"{row} {change(*difference)}" for (row, _), difference in found.items()]
     return (
-        f"ACR less that of one Anderson step from the previous draw's state, simultaneous intervals: {'; '.join(told)}. "
+        f"ACR minus that of one Anderson step from the previous draw's state, simultaneous intervals: {'; '.join(told)}. "
         "Broyden's rows take two steps a draw."
     )
 
@@ -384,7 +384,7 @@ def training_variants(
         "certifies more than the network trained with Gaussian augmentation at "
         f"{'r = ' + ', '.join(gained) if gained else 'no radius'}, and less at {'r = ' + ', '.join(lost) if lost else 'none'}, "
         "beyond simultaneous intervals.",
-        f"One training of each; the ACR less that of MDEQ-30A with Gaussian augmentation alone: {'; '.join(acr)}.",
+        f"One training of each; the ACR minus that of MDEQ-30A with Gaussian augmentation alone: {'; '.join(acr)}.",
         "Without Jacobian regularization the share certified at r = 0 changes by "
         f"{'; '.join(without)} (the shares' intervals are simultaneous over all radii).",
     ]
