@@ -542,11 +542,12 @@ def _attacks(case: _Case) -> Finding:
     rows = case.rows(key, None)
     rows = rows[(rows["method"] == results.robustness["runs"][key]) & (rows["prediction"] == rows["label"])]
     found = pd.read_csv(results.layout.runs / "attacks" / f"{key}.csv")
-    radius = found["index"].map(rows.set_index("index")["radius"]).fillna(-1)
-    within, budgets = found[(found["radius"] > 0) & (found["radius"] <= radius)], found[found["radius"] > 0]
+    attacked = found[found["radius"] > 0]  # at 0: the image as it is
+    certified = attacked["index"].map(rows.set_index("index")["radius"]).fillna(-1)
+    within = attacked[attacked["radius"] <= certified]
     said = (
         "attacks within the certified radius fooled {} that are certified as what they show for at least the smallest budget, "
-        f"r = {budgets['radius'].min():g} ({plural(len(within), 'attack')}; {plural(budgets['index'].nunique(), 'image')} "
+        f"r = {attacked['radius'].min():g} ({plural(len(within), 'attack')}; {plural(attacked['index'].nunique(), 'image')} "
         "attacked, those that smoothing names right; an abstention does not count)"
     )
     return never(within[within["fooled"]]["index"].nunique(), within["index"].nunique(), case.claim.most, said)
@@ -556,7 +557,8 @@ def _false_certificates(case: _Case) -> Finding:
     """The design's case with most false certificates, at the largest alpha, where the number of runs can tell: an exact
     interval for all cases together."""
     coverage = pd.read_csv(case.results.layout.runs / "coverage" / "coverage.csv")
-    part = coverage[(coverage["alpha"] == coverage["alpha"].max()) & (coverage["design"] == case.claim.row)]
+    coverage = coverage[coverage["alpha"] == coverage["alpha"].max()]
+    part = coverage[coverage["design"] == case.claim.row]
     worst, level = part.loc[part["rate"].idxmax()], LEVEL / len(part)
     low, high = bounds.clopper_pearson_interval(int(worst["false"]), int(worst["runs"]), level)
     alike = [case for case in part.loc[part["rate"] == worst["rate"], "case"] if case != worst["case"]]
@@ -567,7 +569,7 @@ def _false_certificates(case: _Case) -> Finding:
         f"{worst['alpha']:g} ({interval(low, high, 4)}, simultaneous over {len(part)} cases)"
     )
     at_random = case.claim.row.replace("first_batch", "random")
-    other = coverage[(coverage["alpha"] == worst["alpha"]) & (coverage["design"] == at_random)]
+    other = coverage[coverage["design"] == at_random]
     if at_random != case.claim.row and len(other):
         most = other.loc[other["rate"].idxmax()]
         told += f"; not judged: audited at random, at most {most['false']:,} of {most['runs']:,} in a case"

@@ -364,6 +364,10 @@ class Results(Profile):
         at = {"size": size, "sigma": self.sigma(key)}
         return next((name for name, item in self.items.items() if at.items() <= item.items()), "")
 
+    def published_acr(self, size: str, row: str) -> float | None:
+        """The published average certified radius of a size's row of that name, at sigma 0.5; None where that is not known."""
+        return self.published["acr"].get(row.replace("MDEQ", SIZE_NAMES[size]))
+
     def acr_by_level(self, sources: Sequence[Source], title: str) -> pd.DataFrame:
         """ACR of each row of a size, called ``title``, at each noise level: columns size, sigma, method, acr, lower, upper (a
         95 % interval over images)."""

@@ -407,10 +407,10 @@ def which_to_pick(rows: pd.DataFrame, deq: str, network: str, right: tuple[int, 
         unlike = "their N differ"
     elif rows["seconds"].isna().any():
         unlike = "for other machines measured them"
-    time = 1.0 if unlike else tables.speed_up(rows, network, deq, "seconds")[0]
-    spent = rows.groupby("method")["seconds"].mean()
-    told = f"not told, {unlike}" if unlike else tables.saved(rows, network, deq, "seconds")
-    told += "" if unlike else f" ({spent[network]:.2f} s against {spent[deq]:.2f} s an image)"
+    time, told = 1.0, f"not told, {unlike}"
+    if not unlike:
+        time, spent = tables.speed_up(rows, network, deq, "seconds")[0], rows.groupby("method")["seconds"].mean()
+        told = f"{tables.saved(rows, network, deq, 'seconds')} ({spent[network]:.2f} s against {spent[deq]:.2f} s an image)"
     faster = network if time >= 2 else deq if time <= 0.5 else ""
     picked = f"pick {better}" if better else "either will do"
     if faster and not better:
@@ -421,8 +421,7 @@ def which_to_pick(rows: pd.DataFrame, deq: str, network: str, right: tuple[int, 
         picked = f"{better} certifies more, {faster} is faster: what counts for the user decides"
     return (
         f"{network} against {deq}, one training of each: ACR {told_acr(rows, network, deq)}; "
-        f"speed-up in seconds {told}. "
-        f"So, of these two as trained here, for certificates alone: {picked}."
+        f"speed-up in seconds {told}. So, of these two as trained here, for certificates alone: {picked}."
     )
 
 
