@@ -493,7 +493,7 @@ def _radius_difference(case: _Case) -> Finding:
     signs = bounds.clopper_pearson_interval(smaller, differing, LEVEL) if differing else (0.0, 1.0)
     shares = [100 * share for share in signs]
     told = (
-        f"the RRD of {row} less that of {other}: on average {change(closer.mean(), low, high)}, median "
+        f"the RRD of {row} minus that of {other}: on average {change(closer.mean(), low, high)}, median "
         f"{signed(float(np.median(closer)), 3)}; smaller for "
         f"{smaller} of {differing} images that differ ({interval(*shares, decimals(*shares, marks=[50]), ' %')})"
     )
@@ -505,7 +505,7 @@ def _radius_difference(case: _Case) -> Finding:
 
 
 def _change_of_loss(case: _Case) -> Finding:
-    """Certified by ``row`` minus certified by its reference at r = 0, less the same of ``against``: mean over the images that
+    """Certified by ``row`` minus certified by its reference at r = 0, minus the same of ``against``: mean over the images that
     both have; :func:`change_interval`."""
     losses, names = [], []
     for place in (case.claim.row, case.claim.against):
@@ -517,7 +517,7 @@ def _change_of_loss(case: _Case) -> Finding:
     change = (losses[0] - losses[1]).dropna()
     interval, limits = change_interval(change), case.claim.limits()
     told = (
-        f"r = 0: what {names[0]} certifies less what its reference does, minus the same of {names[1]}: "
+        f"r = 0: what {names[0]} certifies minus what its reference does, minus the same of {names[1]}: "
         f"{points(change.mean(), *interval, marks=limits)} (the sum of two paired intervals at 97.5 % each: of changes by at "
         "least one, and by two)"
     )
