@@ -179,8 +179,9 @@ def profile(tmp_path, monkeypatch):
     return runs
 
 
-def _report(path, verdicts):
-    table = tables.styled(pd.DataFrame({"verdict": verdicts}, index=["A claim.", "Another."]), "<b>Claims.</b> Of a test.")
+def _report(path, verdicts, claims=("A claim.", "Another.")):
+    shown = pd.DataFrame({"claim": claims, "verdict": verdicts}, index=["1", "2"])
+    table = tables.styled(shown, "<b>Claims.</b> Of a test.")
     output = nbformat.v4.new_output("display_data", {"text/html": table.to_html()})
     path.parent.mkdir(exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=[output])]), path)
@@ -242,9 +243,33 @@ def test_other_weights_and_other_settings_are_told_apart(profile, monkeypatch):
     told, page = _told(profile, monkeypatch)
     assert "; 1 of 2 claims have another verdict" in told and "<td>confirmed</td><td>contradicted</td>" in page
     assert "1 of 1 networks were trained anew" in told and "votes are not to be compared" in page
+    _report(profile / "reports/21_claims.ipynb", ["contradicted", "not decided"], ["A claim of other words.", "Another."])
+    assert "; 0 of 1 claims have another verdict" in _told(profile, monkeypatch)[0]  # as far as it is the same claim
     _publish(profile, settings="another")
     told, page = _told(profile, monkeypatch)
     assert "0 of 0 cells" in told and "of other settings: not compared" in page
+    assert "0 of 1 networks were trained anew, 1 by other settings" in told
+
+
+def test_radii_of_the_same_counts_do_not_differ_by_rounding(profile):
+    _publish(profile)
+    rows = pd.read_csv(profile / "results/certificates.csv")
+    rows["radius"] += 1e-7 * (rows["radius"] > 0)
+    rows.to_csv(profile / "results/certificates.csv", index=False)
+    found = comparison.Comparison(comparison.Profile("smoke"), comparison.read_snapshot("smoke"))
+    assert found.changed.empty and found.cells["within"].dropna().all()
+
+
+def test_a_snapshot_of_older_code_is_told_and_no_fault_of_ours_is_taken_for_one(profile, monkeypatch):
+    folder = _publish(profile)
+    older = pd.read_csv(folder / cells.CERTIFICATES).drop(columns=["split", "k"])
+    older.to_csv(folder / cells.CERTIFICATES, index=False)
+    told, page = _told(profile, monkeypatch)
+    assert "lacks k, split: it is of older code" in told and "<h1>" in page
+    _publish(profile)
+    monkeypatch.setattr(cells, "compare", lambda *_: {}["a fault of the program"])
+    with pytest.raises(KeyError, match="a fault of the program"):
+        _told(profile, monkeypatch)
 
 
 def test_starts_that_were_fitted_anew_are_no_other_network(profile, monkeypatch):

@@ -201,6 +201,14 @@ def test_a_figure_is_told_in_words(rows):  # noqa: F811
     twin = rows.assign(method=rows["method"].replace("MDEQ-30A", "MDEQ-30A stopped"))
     told = results.described(figures.plot_curves(pd.concat([rows, twin]), "MDEQ-30A"))
     assert "MDEQ-30A and MDEQ-30A stopped, as one curve" in told
+    told = results.described(figures.plot_curve_panels({"a": rows, "b": twin}, "MDEQ-30A"))
+    assert told.startswith("certified accuracy") and "Panels: a; b" in told
+    figure, panels = plt.subplots(1, 2)
+    for axes, title, name in zip(panels, "ab", "xy"):
+        axes.plot([1], [1], label=name)
+        axes.set_title(title)
+        axes.legend()
+    assert results.described(figure).endswith("Panels: a; b. Shown: in a: x; in b: y")
     figure, (picture, axes) = plt.subplots(1, 2)
     picture.imshow(np.zeros((2, 2)))
     picture.set(xlabel="label 0", title="image")

@@ -187,7 +187,7 @@ def test_what_models_have_in_common_is_said_once(results, boxes):
     assert "small-050 (sigma = 0.5), small-025 (sigma = 0.25): 2 images, N = 200" in text
     assert reports.in_short(dict(zip("abcde", (0.5, 0.25, 1.0, 0.5, 0.5)))) == "5 networks, sigma = 0.25 to 1"
     results.rests_on()
-    assert "small-025 (network as small-050, sigma = 0.25, " in boxes[0] and "small-050, small-025: 2 images" in boxes[0]
+    assert "small-025 (network as small-050, sigma = 0.25, " in boxes[0] and ", small-025 (main): 2 images" in boxes[0]
     assert "Seconds of votes of small-050 and small-025 were measured on 2 cores of X, torch 9.9.<" in boxes[0]
     assert "Votes of small-025 were cast on an abacus, too. Seconds measured there are left out" in boxes[0]
     assert "do not compare" not in boxes[0]

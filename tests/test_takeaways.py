@@ -34,7 +34,7 @@ def test_a_serialized_row_is_held_against_five_steps_from_scratch_too():
     )
     told = takeaways.told_truncated(rows, "SRS-MDEQ-3A", "MDEQ-30A")
     assert "its ACR differs from SRS-MDEQ-3A's by +0.100" in told and told.endswith(
-        "it takes 0.50× as many evaluations of f: a ratio that grows with the draws at the same K."
+        "it takes 0.50× as many evaluations of f, a ratio that grows with N at the same K."
     )
     assert takeaways.told_truncated(rows, "MDEQ-5A", "MDEQ-30A") == ""
     assert takeaways.told_truncated(rows[rows["method"] != "MDEQ-5A"], "SRS-MDEQ-3A", "MDEQ-30A") == ""
@@ -99,7 +99,11 @@ def test_what_training_otherwise_changes_is_told():
     jacobian = pd.concat([_rows(f"MDEQ-30A {how} Jacobian", [0.3, 0.5, 0.4]) for how in ("with", "without")])
     attacked = {0.0: (-0.2, -0.3, -0.1), 0.25: (0.0, -0.1, 0.1), 0.5: (0.2, 0.1, 0.3)}
     one, two, three = takeaways.training_variants((15, 20), attacked, variants, {"MDEQ-30A": attacked}, jacobian)
-    assert "attacks from epoch 15 of 20 on" in one and "augmentation at r = 0.5, and less at r = 0, beyond" in one
+    assert (
+        "attacks from epoch 15 of 20 on" in one
+        and "augmentation at r = 0.5, and less at r = 0, of 3 within reach, beyond" in one
+    )
+    assert one.endswith(" intervals: on 3 images no loss could show.")
     assert "adv +0.203 (+0." in two and two.endswith("consistency 0.000 (no interval: the same difference on every image).")
     alike = "0.000 (no interval: the same difference on every image)"
     assert f"changes by -20 points (-30 to -10) for MDEQ-30A, its ACR by {alike} (the" in three
@@ -113,11 +117,11 @@ def test_the_chosen_rows_are_told_a_noise_level_each():
     }
     one, two, few = past.read_chosen(rows, {"a": "AS-MDEQ-1N", "b": "AS-MDEQ-1N"}, "MDEQ-30A")
     assert one.startswith("a: AS-MDEQ-1N at r = 0: 0 points against MDEQ-30A") and "MDEQ-5A" not in one
-    assert one.endswith("; MDEQ-30A takes 30.0× its evaluations of f and MDEQ-30A stopped takes 12.0× its evaluations of f.")
+    assert one.endswith("; evaluations of f, divided by its: MDEQ-30A 30.0× and MDEQ-30A stopped 12.0×.")
     assert two.endswith(
-        "Its ACR minus that of MDEQ-5A, without an audit, too: 0.000 (no interval: the same difference on every image)."
+        "Its ACR minus that of MDEQ-5A, which needs no audit either: 0.000 (no interval: the same difference on every image)."
     )
-    assert few.startswith("MDEQ-30A certifies too few images for a loss to show at b (0 [0, ")
+    assert few.startswith("MDEQ-30A certifies too few images for a loss at r = 0 to show at b (0 [0, ")
 
 
 def test_how_many_images_must_be_lost_for_a_loss_to_show():
@@ -143,7 +147,7 @@ def test_the_largest_radius_is_told_beside_the_next():
     radii = {"low": [0.2 + e for e in noise], "high": [0.6 + e for e in noise[::-1]]}
     standards = {name: _rows("MDEQ-30A", values) for name, values in radii.items()}
     told = takeaways._largest(standards)
-    assert told.startswith("for high, 0.6") and ", +0.400 (" in told and told.endswith("against the next, low")
+    assert told.startswith("high, 0.6") and ", +0.400 (" in told and told.endswith("against the next, low")
     assert "next" not in takeaways._largest({"low": standards["low"]})
 
 
@@ -151,8 +155,8 @@ def test_no_loss_beyond_the_interval_is_not_said_to_be_equality():
     same = pd.concat([_rows("MDEQ-30A", [0.3, 0.6]), _rows("AS-MDEQ-1N", [0.3, 0.5])])
     told = past.read_worst(same, "AS-MDEQ-1N", "MDEQ-30A")
     assert "none of 3 radii shows it to certify less than MDEQ-30A; at 0 of them MDEQ-30A certifies images enough for" in told
-    assert "a loss to show: on 2 images, no loss could show; at its worst" in told
-    assert "at its worst, r = 0.600, the difference is -50 points" in told
+    assert "a loss to show: by simultaneous intervals on 2 images no loss could show; the least difference, first" in told
+    assert "difference, first at r = 0.600, is -50 points" in told
     lower = pd.concat([_rows("MDEQ-30A", [0.6] * 30), _rows("AS-MDEQ-1N", [0.2] * 30)])
     assert "less than MDEQ-30A, at 1 of 2 radii, between 0.600 and 0.600" in past.read_worst(lower, "AS-MDEQ-1N", "MDEQ-30A")
 
@@ -181,7 +185,7 @@ def test_the_control_is_held_against_the_tuned_deq_too():
     rows = pd.concat([_rows(row, (mean + rng.normal(0, 0.05, 50)).round(3)) for row, mean in acr.items()])
     depths = pd.DataFrame({1: [0.5, 0.5], 2: [0.51, 0.3]}, index=[("a", "AS-MDEQ-1N"), ("a", "Unrolled-1N")])
     told = past.read_depth({"a": rows}, {"a": "AS-MDEQ-1N"}, {"a": "AS-MDEQ-1N tuned"}, {"a": "Unrolled-1N"}, depths)
-    assert "amortized DEQ has an average certified radius that is larger at a (0.60" in told
+    assert "amortized DEQ the control's average certified radius is larger at a (0.60" in told
     assert "trained on for one evaluation it is neither larger nor smaller beyond the interval at a (" in told
     assert "with 2 evaluations in place of one its accuracy moves by at most 1.0 points" in told
     assert "that of the control by up to 20.0" in told
@@ -190,10 +194,7 @@ def test_the_control_is_held_against_the_tuned_deq_too():
 def test_the_control_is_told_where_it_is_ahead():
     rows = {"sigma = 1": pd.concat([_rows("Unrolled-1N", [0.4, 0.4]), _rows("AS-MDEQ-1N", [0.3, 0.3])])}
     told = past.read_control(rows, {"sigma = 1": "AS-MDEQ-1N"}, {"sigma = 1": "Unrolled-1N"})
-    assert (
-        "has an ACR that differs from the chosen row's by +0.100 (no interval: the same difference on every image) at sigma = 1"
-        in told
-    )
+    assert "minus the chosen row's is +0.100 (no interval: the same difference on every image) at sigma = 1" in told
     assert past.read_control(rows, {"sigma = 1": "AS-MDEQ-1N"}, {}) == ""
 
 
@@ -223,16 +224,20 @@ def test_what_is_beyond_the_audits_reach_is_no_zero(attacked):
     assert attacked.certified()["r = 1.5"] == "–" and attacked.certified()["r = 0.5"].startswith("50 [")
 
 
-def test_of_rows_that_certify_as_much_the_cheapest_is_named():
+def test_of_rows_that_certify_as_much_all_are_named_beside_the_baseline_that_stops():
     known = {"gain": 0.0, "least": -0.1, "most": 0.1, "images": 20}
     spent = {"MDEQ-30A": (0.5, 1.0), "MDEQ-5A": (0.5, 0.2), "AS-MDEQ-1N": (0.5, 0.05), "MDEQ-1A": (0.1, 0.04)}
     table = pd.DataFrame({row: {"accuracy": a, "seconds": s} | known for row, (a, s) in spent.items()}).T
     told = overview.read_costs(table, "MDEQ-30A", 0.25)
-    assert told.startswith("**On the same 20 images AS-MDEQ-1N certifies 50 % at r = 0.25 in 0.05 s")
-    assert "the highest of 3 rows here that take at most a fifth of its time, picked on these images" in told
-    assert told.endswith("(MDEQ-5A as much, in more time than AS-MDEQ-1N).")
+    assert told.startswith("**On the same 20 images AS-MDEQ-1N and MDEQ-5A each certify 50 % at r = 0.25 in 0.05 to 0.20 s an")
+    assert told.endswith(
+        "the most that any of 3 rows here that take at most a fifth of its time certifies, picked on these images."
+    )
+    stopping = pd.DataFrame({"MDEQ-30A stopped": {"accuracy": 0.45, "seconds": 0.6} | known}).T
+    both = overview.read_costs(pd.concat([table, stopping]), "MDEQ-30A", 0.25)
+    assert "an image, MDEQ-30A 50 % in 1.00 s, MDEQ-30A stopped 45 % in 0.60 s**" in both
     told = overview.read_costs(table.loc[["MDEQ-30A", "MDEQ-5A"]].assign(seconds=[1.0, 0.5]), "MDEQ-30A", 0.25)
-    assert "MDEQ-5A certifies" in told and told.endswith(": the cheapest, for none takes a fifth of its time.")
+    assert "MDEQ-5A certifies" in told and told.endswith("; the cheapest, for none takes a fifth of its time.")
 
 
 def test_what_is_no_guarantee_is_named_where_costs_and_false_certificates_are_told():
@@ -258,7 +263,7 @@ def test_what_is_no_guarantee_is_named_where_costs_and_false_certificates_are_to
         line | {"design": "released_code, first_batch", "rate": 0.0, "alpha": 0.001},
     ]
     told = overview.read_coverage(pd.DataFrame(found))
-    assert "up to 2.5 % by Theorem 3.1 as printed (50 % audited at random) and 100 % by released code are false at" in told
+    assert "up to 2.5 % by Theorem 3.1 as printed (50 % audited at random) and 100 % by the released code are false at" in told
 
 
 def test_the_theorem_may_reach_further_by_larger_audits():

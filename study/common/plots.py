@@ -31,7 +31,7 @@ _KINDS = {
         "-",
     ),
 }
-_OTHERS, _VARIANTS_OF_ONE = "other networks", "variants"
+_OTHERS, _VARIANTS_OF_ONE = "no DEQ", "variants"
 #: Rows whose name does not say it, and what a second word of a name changes.
 _SPELLED = {
     "Unrolled-1N": Look("#CC79A7", "<", (0, (1, 1))),
@@ -59,7 +59,7 @@ _MARKERS = "osD^vP*X"
 
 
 def kind_of(row: str) -> str | None:
-    """Standard, serialized, amortized or other networks; None for a row whose name does not say it."""
+    """Standard, serialized, amortized or no DEQ; None for a row whose name does not say it."""
     parts = _NAME.match(row)
     return _KINDS[parts["kind"]][0] if parts else _OTHERS if row in _SPELLED else None
 

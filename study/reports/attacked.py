@@ -94,7 +94,7 @@ class Attacked:
         )
 
     def worst(self) -> str:
-        """What the attack that leaves least does at the largest budget."""
+        """What the attack that leaves least does at the largest budget, of several the one that fools most."""
         r = self.config.radii[-1]
         found = {attack: self.outcome(attack, r) for attack in self.config.attacks}
         attack = min(found, key=lambda attack: (len(found[attack].left), -len(found[attack].fooled)))
@@ -104,11 +104,13 @@ class Attacked:
         counts = {name: tuple(map(len, one)) for name, one in found.items()}
         alike = [name for name in counts if name != attack and counts[name] == counts[attack]]
         also = f" (alike: {'; '.join(alike)})" if alike else ""
+        least = sum(len(one.left) == len(left) for one in found.values())
+        tied = f" ({least} do), and of these fools most" if least > 1 + len(alike) else ""
         if not correct:
             return f"PREDICT classifies none of {plural(self.images, 'attacked image')} correctly when clean."
         return (
             f"At r = {r:g}, of {plural(len(correct), 'image')} that PREDICT classifies correctly when clean ({self.images} "
             f"were attacked; on {unsure} of these it abstains, {wrong} it names wrongly), the "
-            f"attack that leaves least, {attack}{also}, leaves {len(left)} so, makes {len(abstaining)} abstain and fools "
+            f"attack that leaves least{tied}, {attack}{also}, leaves {len(left)} so, makes {len(abstaining)} abstain and fools "
             f"{len(fooled)}."
         )

@@ -20,6 +20,8 @@ CERTIFICATES = "certificates.csv.xz"  # of a snapshot
 _RESULT, _SECONDS = "results/certificates.csv", "timings/certificates/seconds.csv"  # of a folder of runs
 _TEXTS = ["run", "group", "design", "method", "estimator", "audit_draw", "classifier"]
 _VERBATIM = {"dtype": str, "keep_default_na": False}
+_COMPARED = {*LINE, "index", "label", "prediction", "radius", "votes", "evaluations", "estimator", "split", "k", "census"}
+_ROUNDING = 1e-5  # by which radii of the same counts may differ: another SciPy's
 
 Spread = Mapping[tuple[str, str, str, str], float]  # of (kind of run, design, method, cell): a half-width
 
@@ -30,8 +32,12 @@ def read(runs: Path) -> pd.DataFrame:
 
 
 def read_published(snapshot: Path) -> pd.DataFrame:
-    """Every certificate in a snapshot's folder, with its seconds."""
-    return _numbers(snapshot / CERTIFICATES)
+    """Every certificate in a snapshot's folder, with its seconds. Raises ValueError for one without what :func:`compare`
+    looks at: of older code."""
+    table = _numbers(snapshot / CERTIFICATES)
+    if missing := sorted({*_COMPARED, "seconds"} - {*table}):
+        raise ValueError(f"{CERTIFICATES} lacks {', '.join(missing)}: it is of older code")
+    return table
 
 
 def _numbers(path: Path) -> pd.DataFrame:
@@ -105,6 +111,7 @@ def _cells(published: pd.DataFrame, ours: pd.DataFrame, radii: Sequence[float]) 
         yield f"certified at {r:g}", (before.mean(), after.mean()), paired_interval(gained, lost, len(before))
     acr = [average_certified_radius(side) for side in (published, ours)]
     change = counted_radii(ours).to_numpy() - counted_radii(published).to_numpy()
+    change[np.abs(change) <= _ROUNDING] = 0
     yield "ACR", tuple(acr), difference_interval(change)
     for cost in ("evaluations", "seconds"):
         yield f"{cost} an image", (published[cost].mean(), ours[cost].mean()), None
@@ -145,7 +152,7 @@ def changed_votes(published: pd.DataFrame, ours: pd.DataFrame, same: set[str]) -
     answers; and how many certificates were compared."""
     sides = [t[(t["design"] == "") & t["run"].isin(same)] for t in (published, ours)]
     both = sides[0].merge(sides[1], on=[*LINE, "index"], suffixes=(" published", " yours"))
-    moved = (both["radius published"] - both["radius yours"]).abs() > 1e-5  # not by rounding alone: another SciPy's
+    moved = (both["radius published"] - both["radius yours"]).abs() > _ROUNDING
     differ = both[(both["votes published"] != both["votes yours"]) | moved]
     told = [f"{name} {side}" for name in ("prediction", "radius") for side in ("published", "yours")]
     return differ[["run", "group", "method", "index", *told]].reset_index(drop=True), len(both)

@@ -446,7 +446,9 @@ def _all_pairs(case: _Case) -> Finding:
     told += _told_selection(rows, samplers)
     radii = tables.simultaneous(tables.acr_difference, rows, pairs, LEVEL)
     c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
-    most = f'most by {change(*radii[c, d])}, "{c}" against "{d}"' if radii[c, d][0] else "the same in all pairs"
+    most = f'most by {change(*radii[c, d])}, "{c}" against "{d}"'
+    if abs(radii[c, d][0]) < 5e-4:  # 0.000 in print
+        most = "apart by less than 0.0005 in all pairs" if radii[c, d][0] else "the same in all pairs"
     told += f"; not judged: the ACR, {most}"
     judged = verdict([f[1:] for f in found.values()], *limits)
     return Finding(told, judged, rows["index"].nunique(), least_images(*limits, LEVEL / len(pairs)))

@@ -29,6 +29,7 @@ from study.reports.profile import Profile
 from study.starts import Starts
 
 _REFITTED = "the same, its starts fitted anew"
+_OTHER_SETTINGS = "of other settings: not compared"
 _COSTS = ("evaluations an image", "seconds an image")
 _STYLE = """
 body { font: 16px/1.5 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -97,7 +98,7 @@ class Comparison:
         if theirs is None:
             return "not published"
         if (ours["settings"], ours["seed"]) != (theirs["settings"], theirs["seed"]):
-            return "of other settings: not compared"
+            return _OTHER_SETTINGS
         if ours["files"] == theirs["files"]:
             return "the same files"
         return _REFITTED if ours["files"]["model"] == theirs["files"]["model"] else "trained anew"
@@ -109,11 +110,15 @@ class Comparison:
         within, anew = int(judged["within"].sum()), list(self.runs.values()).count("trained anew")
         told = f"{within:,} of {len(judged):,} cells lie within the joint 95 % interval"
         votes = f", of the others {len(self.changed):,} of {self.certificates:,} certificates differ" if self.same else ""
-        verdicts = self.printed[(self.printed["report"] == "21_claims") & (self.printed["column"] == "verdict")]
+        claims = self.printed[self.printed["report"] == "21_claims"]
+        alike = claims.loc[(claims["column"] == "claim") & claims["same"], "row"]  # by its words, not by its number alone
+        verdicts = claims[(claims["column"] == "verdict") & claims["row"].isin(alike)]
         if len(verdicts):
             votes += f"; {int((~verdicts['same']).sum())} of {len(verdicts)} claims have another verdict"
+        other = list(self.runs.values()).count(_OTHER_SETTINGS)
+        anew = f"{anew} of {len(self.runs)} networks were trained anew" + (f", {other} by other settings" if other else "")
         return [
-            f"Yours and ours: {told}; {anew} of {len(self.runs)} networks were trained anew{votes}.",
+            f"Yours and ours: {told}; {anew}{votes}.",
             f"Ours: {self.theirs['published']}, {machines(self.theirs)}. Yours: {machines(self.ours)}.",
         ]
 
@@ -157,13 +162,7 @@ class Comparison:
             "<p>published → yours; below, the difference and its joint interval, or the ratio of costs. Bold: outside.</p>",
             *self._every(),
         ]
-        return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>SRS: yours and ours</title><style>{_STYLE}</style></head><body>
-<h1>Your run and ours: profile <code>{name}</code></h1>
-{"".join(body)}
-</body></html>
-"""
+        return _page(name, "".join(body))
 
     def _votes(self) -> str:
         if not self.same:
@@ -235,6 +234,16 @@ _PRINTED = (
 )
 
 
+def _page(name: str, body: str) -> str:
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>SRS: yours and ours</title><style>{_STYLE}</style></head><body>
+<h1>Your run and ours: profile <code>{name}</code></h1>
+{body}
+</body></html>
+"""
+
+
 def machines(side: dict) -> str:
     """What the votes of a :func:`facts` were cast on."""
     return "; ".join(dict.fromkeys(machine for run in side["runs"].values() for machine in run["machines"]))
@@ -286,17 +295,19 @@ def main() -> None:
     except params_file.ParameterError as error:
         sys.exit(str(error))
     out, trouble = profile.layout.runs, ""
-    if (SNAPSHOTS / name / "run.json").is_file():
+    if not (SNAPSHOTS / name / "run.json").is_file():
+        trouble = f"no results of the profile {name} were published, so that there is nothing to compare with."
+    else:
         try:
-            found = Comparison(profile, read_snapshot(name))
-            lines, page, table = found.lines, found.page(name), found.cells
+            published = read_snapshot(name)
         except UNREADABLE as error:
             trouble = f"what was published of the profile {name} cannot be read: {error!r}"
-    else:
-        trouble = f"no results of the profile {name} were published, so that there is nothing to compare with."
     if trouble:
         lines, table = [f"Yours and ours: {trouble}", f"Yours: {machines(facts(profile))}."], pd.DataFrame()
-        page = f"<!doctype html><meta charset=utf-8><p>{'<br>'.join(map(html.escape, lines))}</p>\n"
+        page = _page(name, f"<p>{'<br>'.join(map(html.escape, lines))}</p>")
+    else:
+        found = Comparison(profile, published)
+        lines, page, table = found.lines, found.page(name), found.cells
     (out / "comparison.html").write_text(page, encoding="utf-8")
     table.to_csv(out / "comparison.csv", index=False)
     (out / "comparison.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from study.reports.statistics import average_certified_radius, certified
 from study.reports.takeaways import least_lost, shows_no_loss, told_acr, told_least, told_share, truncated
 from study.speed import methods_table, timed
 from study.starts import Starts, held_out
-from study.votes.rows import stopped
+from study.votes.rows import fast_row, stopped
 
 _OVER = "speed over "
 
@@ -87,16 +87,16 @@ def read_worst(rows: pd.DataFrame, row: str, reference: str) -> str:
     could = 0 if least is None else sum(int(certified(standard, r).sum()) >= least for r in radii)
     verdict = (
         f"none of {_radii(len(part))} shows it to certify less than {reference}; at "
-        f"{'all' if could == len(radii) else could} of them {reference} certifies images enough for a loss to show: on "
-        f"{plural(images, 'image')}, {told_least(images, 0.05 / len(radii))}"
+        f"{'all' if could == len(radii) else could} of them {reference} certifies images enough for a loss to show: by "
+        f"simultaneous intervals on {plural(images, 'image')} {told_least(images, 0.05 / len(radii))}"
         if below.empty
         else f"it certifies less than {reference}, at {len(below)} of {_radii(len(part))}, between "
         f"{bounds.shown(below.min())} and {bounds.shown(below.max())}"
     )
     return (
-        f"**{row}**, chosen on held-out images: {verdict}; at its worst, r = {bounds.shown(worst['r'])}, the difference is "
-        f"{points(*worst[['difference', 'lower', 'upper']])} (an interval that is simultaneous over all radii at which one "
-        "of the two loses an image)."
+        f"**{row}**, chosen on held-out images: {verdict}; the least difference, first at r = {bounds.shown(worst['r'])}, is "
+        f"{points(*worst[['difference', 'lower', 'upper']])} (simultaneous over all radii at which the certified accuracy of "
+        "one of the two drops)."
     )
 
 
@@ -105,19 +105,24 @@ def _radii(count: int) -> str:
 
 
 def read_chosen(rows: dict[str, pd.DataFrame], chosen: dict[str, str], reference: str) -> list[str]:
-    """The chosen row at each noise level: at r = 0 against the reference, its ACR against that of few steps from scratch, and
-    what it saves; and where the reference certifies next to nothing."""
-    told, few, short = [], [], truncated(reference)
+    """The chosen row at each noise level: at r = 0 against the reference, its ACR against that of few steps from scratch and
+    of serialized ones, and what it saves; and where the reference certifies next to nothing."""
+    told, few, short, serialized = [], [], truncated(reference), fast_row(reference)
     for title, row in chosen.items():
         part = rows[title]
         difference = tables.against(tables.paired_difference(part, row, reference), reference)
-        saved = [f"{name} takes {tables.saved(part, row, name)} its evaluations of f" for name in baselines(reference)]
-        told.append(f"{title}: {row} at r = 0: {difference}; {listed(saved)}.")
+        saved = [f"{name} {tables.saved(part, row, name)}" for name in baselines(reference)]
+        told.append(f"{title}: {row} at r = 0: {difference}; evaluations of f, divided by its: {listed(saved)}.")
         if short in set(part["method"]):
-            told[-1] += f" Its ACR minus that of {short}, without an audit, too: {told_acr(part, row, short)}."
+            told[-1] += f" Its ACR minus that of {short}, which needs no audit either: {told_acr(part, row, short)}."
+        if serialized in set(part["method"]):
+            told[-1] += (
+                f" Its ACR minus that of {serialized}, the paper's: {told_acr(part, row, serialized)}, for "
+                f"{tables.saved(part, serialized, row)} its evaluations."
+            )
         standard = part[part["method"] == reference]
         few += [f"{title} ({told_share(standard, 0.0)})"] if shows_no_loss(standard) else []
-    return told + ([f"{reference} certifies too few images for a loss to show at {listed(few)}."] if few else [])
+    return told + ([f"{reference} certifies too few images for a loss at r = 0 to show at {listed(few)}."] if few else [])
 
 
 def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str]) -> str:
@@ -127,7 +132,7 @@ def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_
         return ""
     told = [f"{change(*gain)} at {title}" for title, gain in found.items()]
     return (
-        "The control, the same layer trained for one evaluation and no DEQ, has an ACR that differs from the chosen row's by "
+        "The ACR of the control (no DEQ: the same layer, trained to be evaluated once) minus the chosen row's is "
         f"{listed(told)}."
     )
 
@@ -135,7 +140,7 @@ def read_control(rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_
 def _gains(
     rows: dict[str, pd.DataFrame], chosen: dict[str, str], trained_once: dict[str, str]
 ) -> dict[str, tuple[float, float, float]]:
-    """The control's ACR less that of the chosen row, with its interval, where both are."""
+    """The control's ACR minus that of the chosen row, with its interval, where both are."""
     return {
         title: tables.acr_difference(rows[title], once, chosen[title])
         for title, once in trained_once.items()
@@ -178,16 +183,13 @@ def read_depth(
     """Where the control beats the chosen rows, and those of DEQs that were ``tuned`` for one evaluation; and what another depth
     than in training does to it and to the chosen ones. ``depths``: a line for each pair of title and row, a column for each
     number of evaluations, one of which is 1."""
-    told = [
-        "- The control against the amortized DEQ has an average certified radius that is "
-        f"{_told_gains(rows, chosen, trained_once)}."
-    ]
+    told = [f"- Against the amortized DEQ the control's average certified radius is {_told_gains(rows, chosen, trained_once)}."]
     if tuned:
         told[0] += f" Against the DEQ trained on for one evaluation it is {_told_gains(rows, tuned, trained_once)}."
     moved = 100 * depths.sub(depths[1], axis=0).abs().max(axis=1)
     control = [place in trained_once.items() for place in depths.index]
     told.append(
-        f"- A DEQ with its start, at another depth than it is deployed at: with "
+        "- A DEQ with its start, at another depth than it is deployed at: with "
         f"{listed([str(k) for k in depths.columns if k != 1])} evaluations in place of one its accuracy moves by at most "
         f"{_up(moved[np.invert(control)].max())} points, that of the control by up to {_up(moved[control].max())}."
     )
@@ -234,10 +236,13 @@ def read_draws(drawn: pd.DataFrame, n0: int) -> str:
     mean = drawn["drawn"].mean() / drawn["with selection"].mean()
     decided = drawn[drawn["outcome"].isin(["certified", "refuted"])]
     yes = [int((drawn[column] == "certified").sum()) for column in ("outcome", "its outcome")]
-    ratio = (decided["drawn"] / decided["least"]).median()
-    told = f"Of the {len(decided):,} that ours certifies or refutes the median ratio to log(1 / alpha) / KL is {ratio:.2f}, "
-    told += "all draws included: Wald's bound on the mean of a test that always decides (KL: the divergence of the class's "
-    told += "share of all votes from the share that the radius asks for)."
+    decided = decided[np.isfinite(decided["least"])]
+    ratio = decided["drawn"].mean() / decided["least"].mean()
+    told = (
+        f"For the {len(decided):,} that ours certifies or refutes it takes {ratio:.2f} times log(1 / alpha) / KL in the mean, "
+        "all draws included: Wald's bound on the mean of a test that always decides (KL: the divergence of the class's share "
+        "of all votes from the share that the radius asks for). Pairs that it leaves open, the longest, are not among these."
+    )
     return (
         f"Over {plural(len(drawn), 'pair')} of image and radius the test takes {ours:,.0f} draws in the median; where {n0:,} "
         f"draws select the class, {theirs:,.0f}: ours needs {percent(ours / theirs)} of that, and in the mean "

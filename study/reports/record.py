@@ -105,7 +105,7 @@ def read_coverage(coverage: pd.DataFrame) -> str:
 def _false_by_design(table: pd.DataFrame) -> dict[str, str]:
     """For each design how many runs are false at each alpha, in words."""
     return {
-        name: ", ".join(f"{row.false:,} of {row.runs:,} runs at alpha = {row.alpha:g}" for row in part.itertuples())
+        name: listed([f"{row.false:,} of {row.runs:,} runs at alpha = {row.alpha:g}" for row in part.itertuples()])
         for name, part in table.groupby("design")
     }
 
@@ -136,7 +136,7 @@ def significantly_above(*found: pd.DataFrame) -> str:
     named = "".join(f"; {row.design} at alpha = {row.alpha:g}, {row.false} of {row.runs:,}" for row in above.itertuples())
     return (
         f"Of {len(held)} shares of false certificates above with a guarantee (each of a case, a way to certify and an alpha; "
-        f"without those by simulated counts), {len(above)} {'is' if len(above) == 1 else 'are'} significantly above "
+        f"without those beside the rate of mismatches), {len(above)} {'is' if len(above) == 1 else 'are'} significantly above "
         f"alpha{named} (one-sided exact binomial tests at 5 % for all together, by Holm's method)."
     )
 
@@ -162,8 +162,8 @@ def read_price(published: dict, radii: Sequence[float] = (1.25, 1.5)) -> str:
         "Counted in evaluations of f, against 30 steps that never stop, three serialized steps (10 warm-up steps in 400 "
         f"chains, every vote for the class) with K = 400 audited draws are {_cheaper(speed_up(400))}; a certificate "
         f"that holds then ends at r = {bounds.shown(reach('finite_population', 400))}, at the best split of alpha.",
-        "Beside a baseline that stops earlier, as the released one does (docs/released.md), all these ratios are smaller in "
-        "proportion.",
+        "Beside a baseline that stops earlier, as the released one does (docs/released.md), all these ratios are smaller: in "
+        "proportion, where the audit still takes all 30 steps.",
     ]
     for r in radii:
         k = least_audit(r)
@@ -281,10 +281,10 @@ def read_true_bounds(slot: str, table: pd.DataFrame, rows: pd.DataFrame, row: st
     }
     acr = table["ACR", "ours"]
     told = listed([f"{acr[name]:.3f} by {by}" for by, name in named.items()])
-    saved = [f"{other} takes {ratio}" for other, ratio in tables.saved_beside_all(rows, row, reference).items()]
+    saved = [f"{other} {ratio}" for other, ratio in tables.saved_beside_all(rows, row, reference).items()]
     return (
-        f"- {slot}, {row}: ACR {told}; {reference} itself has {acr[reference]:.3f}. {listed(saved)} as many evaluations "
-        f"of f, audit included.{told_truncated(rows, row, reference)}"
+        f"- {slot}, {row}: ACR {told}; {reference} itself has {acr[reference]:.3f}. Evaluations of f, divided by its, "
+        f"audit included: {listed(saved)}.{told_truncated(rows, row, reference)}"
     )
 
 

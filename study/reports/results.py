@@ -12,6 +12,7 @@ import yaml
 from IPython.display import HTML, SVG, Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from srs.data.datasets import Dataset
 from srs.votes.samplers import ReleasedSampler, Sampler, StandardSampler
@@ -35,11 +36,15 @@ DESIGNS = ("", "exact", THEOREM, RELEASED_CODE)  # "": as params.yaml has it
 #: What the paper's numbers rest on.
 PAPERS = "the paper has N = 10,000 and, on CIFAR-10, 500 images"
 
+SPREAD = "Images are spread over the test images as evenly as may be, those of shorter lists over those of the longest."
+
 #: How every page is to be read.
 WORDS = {
     "MDEQ-30A": "standard smoothing, every noisy copy solved from scratch in 30 steps of Anderson's method (A; N: naive "
     "iteration, B: Broyden's method).",
     "stopped": "each solve until its relative residual is small (0.001 in our profiles), after 30 steps at the latest.",
+    "as released": "the baseline of the paper's released code: draws are solved in batches, each until the relative residual "
+    "of its worst row is small, so that votes depend on one another: not a guarantee (docs/released.md).",
     "SRS-": "serialized: an image's draws make chains, solved side by side; in a chain each solve starts from where the one "
     "before ended, unless the row's name says otherwise.",
     "AS-": "each solve from an amortized start, a function of the noisy copy alone (mean: one constant state).",
@@ -47,17 +52,18 @@ WORDS = {
     "the reference, a standard row, solves those of them again whose serialized vote was for the class.",
     "Radii": "l2, of pixels in [0, 1]; largest radii are rounded down.",
     "Intervals": "of level 95 %: Clopper and Pearson's over images for a share, Fay and Lumbard's (2021; 0 lies outside where "
-    "the exact sign test rejects it) for a difference that is paired by image, Student's t over images for means and "
-    "(linearized) ratios, unless another is named; each by itself unless it is called simultaneous; not printed "
-    "where it rounds to the value itself.",
-    "ACR": "the average certified radius, over all images, 0 for wrong or abstained ones; as released: wrong predictions' "
-    "radii counted, too.",
+    "the exact sign test rejects it) for a difference of shares of the same images, Student's t over images for means, their "
+    "differences and (linearized) ratios, cut at 0 where nothing is negative, unless another is named; over trainings never "
+    "shorter than over images alone; each by itself unless it is called simultaneous; not printed where it rounds to the value "
+    "itself. Seconds of votes, speed-ups in these and ACRs in tables that have more have none.",
+    "ACR": "the average certified radius, over all images, 0 for wrong or abstained ones; its column as released: "
+    "wrong predictions' radii counted, too, as the released code does.",
     BEYOND: "beyond the largest radius that N, K, alpha and its split between audit and votes allow, whatever the votes; or no "
     "value there.",
     "Costs": "what a method alone would need, warm-up, audit and rows that are solved again alone included, but not the "
     "fitting of a start, which is done once a network. Seconds of votes are evaluations of f at a row's usual pace, without "
-    "the making of noise, while other workers are at work: those of equal work differ, and say less than evaluations. Whole "
-    "certificates are timed in the report 23_past_the_paper.",
+    "the making of noise, while other workers are at work: rows of equal work differ in them, so that they say less than "
+    "evaluations. Whole certificates are timed in the report 23_past_the_paper.",
 }
 
 #: What the released baseline is, beside which its speed-ups are to be read.
@@ -209,18 +215,24 @@ class Results(Profile):
         """Show the box that ends a page: how to read it, and what all that it shows rests on; ``seconds``: these, too; ``more``
         of what is not read from certificates alone."""
         keys = list(dict.fromkeys(key for key, _ in self._sources()))
-        amounts: dict[str, dict[str, None]] = {}
+        amounts: dict[str, dict[str, dict[str, None]]] = {}
         for (key, kind, design), only in self._shown.items():
             rows = self._rows_of(key, kind, design, only)
             serialized = rows[rows["estimator"] != ""].drop_duplicates("estimator")
             chains = f", {plural(self.plans.votes.chains, 'chain')} an image" if len(serialized) else ""
             common = f"{amount(rows)}{chains}, n0 = {rows['n0'].iloc[0]}, alpha = {rows['alpha'].iloc[0]:g}"
             audits = dict.fromkeys(tables.audited_by(row) for _, row in serialized.iterrows())
-            amounts.setdefault("; ".join([common, *audits]), {})[key] = None
+            lists = amounts.setdefault("; ".join([common, *audits]), {}).setdefault(key, {})
+            lists[self.plans[key].group(kind)] = None
         lines = [f"Networks: {'; '.join(self.networks(keys))}."] if keys else []
-        lines += [f"{', '.join(runs)}: {common}." for common, runs in amounts.items()]
+        for common, runs in amounts.items():
+            alike: dict[str, list[str]] = {}
+            for key, lists in runs.items():
+                alike.setdefault(", ".join(lists), []).append(key)
+            told = "; ".join(f"{', '.join(these)} ({lists})" for lists, these in alike.items())
+            lines.append(f"{told}: {common}.")
         lines += self._told_machines(keys, seconds)
-        lines += [f"Images are evenly spaced among the test images. {self.about_data(keys)}"] if keys else []
+        lines += [f"{SPREAD} {self.about_data(keys)}"] if keys else []
         lines += [
             self.report.remarks[data] for data in dict.fromkeys(map(self.plans.data, keys)) if data in self.report.remarks
         ]
@@ -301,7 +313,7 @@ class Results(Profile):
         text = f"{what} Certified accuracy in percent at l2 radius r.".strip()
         if item:
             return self.caption(item, text, sources, only=only)
-        return f"<b>Not in the paper for this model.</b> {text} {self.basis(sources, only=only)}"
+        return f"<b>Not in the paper.</b> {text} {self.basis(sources, only=only)}"
 
     def comparison(self, item: str, key: str, kind: str | None = None, what: str = "", estimators: bool = False) -> None:
         """Show a table of the paper that compares methods: ours, its cost, its published twin, and what it says.
@@ -412,7 +424,7 @@ class Results(Profile):
         spread = tables.over_trainings(trained, radii)
         text = (
             f"<b>{key} and its {plural(len(keys) - 1, 'repeat')}, ours.</b> Certified accuracy in percent: mean over "
-            f"{len(keys)} trainings, which differ in their seed alone, ± one standard deviation of a training, and the 95 % "
+            f"{len(keys)} trainings, which differ in their seed alone, ± the standard deviation between them, and the 95 % "
             "interval of the mean over trainings and images (the hull of Clopper and Pearson's and of Student's t over both). "
         )
         basis = self.basis([(one, draws) for one in keys])
@@ -427,7 +439,7 @@ class Results(Profile):
         name, setting = label(item), self.items[item]["title"]
         rows = self.items[item].get("rows", rows)
         if not any(row in entries for row in rows):
-            display(Markdown(f"*{name}, as published ({setting}): no value is known to us.*"))
+            display(Markdown(f"*{name}, as published ({setting}): no value of it is known to us.*"))
             return
         at = self.published["imagenet_radii" if "ImageNet" in setting else "cifar10_radii"]
         images = "" if "ImageNet" in setting else ", 500 images"
@@ -483,10 +495,15 @@ def show_figure(figure: Figure, caption: str, more: str = "") -> None:
 def described(figure: Figure) -> str:
     """A figure in words: its panels, their axes, and what is drawn in them."""
     shown = [axes for axes in figure.axes if axes.axison]
-    kinds = [*(axes.get_ylabel() for axes in shown if figure.get_supylabel()), *_categories(shown)]
-    names = [
-        text.get_text() for legend in [*figure.legends, *filter(None, (a.get_legend() for a in shown))] for text in legend.texts
-    ]
+    bands = [axes.get_ylabel() for axes in shown if figure.get_supylabel()]
+    by_panel = [(axes.get_title(), _names(axes.get_legend())) for axes in shown if axes.get_legend()]
+    heads = {title for title, _ in by_panel if title}
+    apart = len(heads) == len(by_panel) and any(each != by_panel[0][1] for _, each in by_panel)
+    names = [name for legend in figure.legends for name in _names(legend)]
+    if apart:
+        names += [f"in {title}: {', '.join(each)}" for title, each in by_panel]
+    else:
+        names += [name for _, each in by_panel for name in each]
     titles = list(dict.fromkeys(filter(None, (axes.get_title() for axes in shown))))
     plotted = [axes for axes in shown if not axes.images]
     across, up = (
@@ -498,10 +515,15 @@ def described(figure: Figure) -> str:
     )
     told = [f"{up or 'pictures'} against {across}" if across and up else across or "pictures"]
     told += [f"Panels: {'; '.join(titles)}"] if titles else []
-    told += [f"Lines: {'; '.join(dict.fromkeys(filter(None, kinds)))}"] if any(kinds) else []
+    told += [f"Rows of panels: {'; '.join(dict.fromkeys(filter(None, bands)))}"] if any(bands) else []
+    told += [f"Lines: {'; '.join(dict.fromkeys(lines))}"] if (lines := _categories(shown)) else []
     told += [f"Shown: {'; '.join(dict.fromkeys(names))}"] if names else []
     alike = re.sub(r"\n\((one \w+)\)", r", as \1", ". ".join(told))  # figures.ONE_CURVE, ONE_MARK
     return alike.replace("\n", " and ")
+
+
+def _names(legend: Legend) -> list[str]:
+    return [text.get_text() for text in legend.texts]
 
 
 def _categories(shown: Sequence[Axes]) -> list[str]:

@@ -34,7 +34,7 @@ from study.votes.rows import plain, released, stopped
 NOT_KNOWN = "not known"
 NO_GUARANTEE = "not a guarantee"
 PAPERS_IMAGES = 500  # of CIFAR-10
-NEVER_STOPS = "no solver that stops is in this list"
+NEVER_STOPS = "no row here has a solver that stops"
 ESTIMATOR_NAMES = {
     "finite_population": "exact bound",
     "theorem_3_1": "Theorem 3.1 as printed",
@@ -152,7 +152,7 @@ def certified_table(table: pd.DataFrame, caption: str, folded: Sequence[str] = (
         _styler(shown.loc[above], caption, css.loc[above]),
         below,
         f"The paper's own estimators ({NO_GUARANTEE}). All audits here compare with our reference "
-        "(the released code compares with 10 steps): Theorem 3.1's at random, released code's of the first batch",
+        "(the released code compares with 10 steps): Theorem 3.1's rows at random, the released code's on the first batch",
     )
 
 
@@ -174,7 +174,7 @@ def cost_table(rows: pd.DataFrame, reference: str, caption: str, more: pd.DataFr
                 shown[f"speed-up in {unit}{against_other}"] = [saved(rows, row, other, unit) for row in spent.index]
     told = f"{caption} Speed-ups are against {reference}"
     if (rows["k"] > 0).any():
-        told += " (which makes the audits of serialized rows, too: with more draws and the same K these weigh less)"
+        told += " (which makes the audits of serialized rows, too: the more draws at the same K, the less an audit weighs)"
     told += " where the column names no other" if len(baselines(reference, spent.index)) > 1 else ""
     told += f"; {NEVER_STOPS}." if never_stops(reference, spent.index) else "."
     return styled(shown if more is None else shown.join(more), told)
@@ -294,7 +294,8 @@ def spread_table(spread: pd.DataFrame, radii: Sequence[float]) -> pd.DataFrame:
 
 
 def read_trainings(spread: pd.DataFrame, first: str) -> str:
-    """The three rows on which trainings differ most, in sentences (Markdown); ``first``: the name of the first."""
+    """The rows on which trainings differ most, three (at a tie more), in sentences (Markdown); ``first``: the name of the
+    first training."""
     widest = spread.loc[spread.groupby("method", sort=False)["deviation"].idxmax()]
     alike = ["r", "least", "most", "first", "deviation"]
     widest = widest.groupby(alike, sort=False)["method"].agg(list).reset_index()  # rows that are one computation stand together
@@ -302,9 +303,10 @@ def read_trainings(spread: pd.DataFrame, first: str) -> str:
         f"- {numbers.listed([f'**{row}**' for row in line.method])} at r = {line.r:g}: {percent(line.least)} to "
         f"{percent(line.most)} from training to training (standard deviation {fixed(100 * line.deviation)} points); "
         f"{percent(line.first)} by {first}."
-        for line in widest[widest["deviation"] > 0].nlargest(3, "deviation").itertuples()
+        for line in widest[widest["deviation"] > 0].nlargest(3, "deviation", keep="all").itertuples()
     ]
-    told = f"Where trainings differ most, on the same {plural(int(spread['images'].max()), 'image')}:\n"
+    images = plural(int(spread["images"].max()), "image")
+    told = f"Rows on which trainings differ most, each at the first radius where it does, on the same {images}:\n"
     return "\n".join([told, *lines]) if lines else "All trainings agree in every cell."
 
 
@@ -432,11 +434,13 @@ def read_beside(found: pd.DataFrame, on: str) -> str:
     told = f"**{inside} of {len(ours)} published accuracies {lie(inside)} within our 95 % intervals** ({on})"
     told += f", {rounded} more may, before rounding" if rounded else ""
     told += f"; outside {lie(len(outside))} {named}" if named else ""
-    told += f". Our intervals are {fixed((ours['upper'] - ours['lower']).mean())} points wide on average, and theirs rest on "
-    told += f"{PAPERS_IMAGES} images, too: {rejected(ours['p_value']).sum()} of the {len(ours)} differ by more than chance "
-    told += "(Fisher's exact test, Holm 1979)."
+    told += f". Our intervals are {fixed((ours['upper'] - ours['lower']).mean())} points wide on average, and the published "
+    told += (
+        f"ones are of {PAPERS_IMAGES} images, too: {rejected(ours['p_value']).sum()} of the {len(ours)} differ by more than "
+    )
+    told += "chance (Fisher's exact test, Holm 1979)."
     if outside["row"].str.startswith("SRS").any():
-        told += " Serialized rows: ours by the exact bound; by which estimator the published ones are is not known to us."
+        told += " Serialized rows: ours by the exact bound; the estimator of the published ones is not known to us."
     return told + (f" {beyond} more {lie(beyond)} beyond the radii that this N, K and alpha allow." if beyond else "")
 
 
@@ -513,7 +517,7 @@ def read_comparison(
     ours = at_zero.loc[reference]
     lines = [
         f"**{reference}** certifies {portion(ours['accuracy'])} of {images} images at r = 0 "
-        f"(95 % interval {numbers.interval(100 * ours['lower'], 100 * ours['upper'], unit=' %')}), with an ACR of "
+        f"(95 % interval {_ends(ours['lower'], ours['upper'])}), with an ACR of "
         f"{table.loc[reference, ('ACR', 'ours')]:.3f}. An interval here holds by itself, unless it is called simultaneous."
     ]
     computed, first = {method: samplers[method].canonical() for method in rows["method"].unique()}, {}
@@ -532,10 +536,16 @@ def read_comparison(
         told = [f"{method} {saved(rows, method, theirs)}" for method in rows.loc[rows["estimator"] != "", "method"].unique()]
         if told:
             lines.append(
-                f"What **{theirs}**, the baseline of the released code, takes in evaluations of f, over what serialized rows "
-                f"take, audits by {reference} included: {'; '.join(told)}."
+                f"Evaluations of f of **{theirs}**, the baseline of the released code, divided by those of each serialized "
+                f"row, its audit by {reference} included: {'; '.join(told)}."
             )
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _ends(lower: float, upper: float) -> str:
+    """The interval of a share in words, with decimals where it would else reach 0 or 100 percent."""
+    low, high = 100 * lower, 100 * upper
+    return numbers.interval(low, high, numbers.decimals(low, high, marks=(0, 100)), " %")
 
 
 def against(difference: Difference, reference: str) -> str:

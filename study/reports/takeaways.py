@@ -27,9 +27,9 @@ def compared(results: Results, source: Source, row: str, where: str = "") -> str
     difference = tables.against(tables.paired_difference(rows, row, reference), reference)
     first, *others = (f"{other} takes {times}" for other, times in tables.saved_beside_all(rows, row, reference).items())
     others += [tables.NEVER_STOPS] if tables.never_stops(reference, acr.index) else []
-    fast = [f"{first} as many evaluations of f", *others]
+    fast = [f"{first} the evaluations of f of {row}", *others]
     reach = tables.reachable(rows)
-    shorter = f"; its radii end at {bounds.shown(reach[row])}, the other's at {bounds.shown(reach[reference])}"
+    shorter = f"; its radii end at {bounds.shown(reach[row])}, those of {reference} at {bounds.shown(reach[reference])}"
     return (
         f"{where}{row} certifies {portion(shares[row])} of the images at r = 0 ({difference}), with an ACR of {acr[row]:.3f} "
         f"against {acr[reference]:.3f}, a difference of {told_acr(rows, row, reference)}"
@@ -49,7 +49,8 @@ def _over_trainings(results: Results, key: str, row: str, reference: str) -> str
     trained = [results.rows(one, shared) for one in keys]
     return (
         f"All this is of one training; over {len(keys)}, on {amount(trained[0], audited=False)}, the difference at r = 0 is "
-        f"{points(*tables.joint_difference(trained, row, reference))}."
+        f"{points(*tables.joint_difference(trained, row, reference))}, an interval over trainings and images that is never "
+        "shorter than over the images alone."
     )
 
 
@@ -65,8 +66,8 @@ def told_truncated(rows: pd.DataFrame, row: str, reference: str) -> str:
         return ""
     return (
         f" {short}, five steps from scratch, certifies its own votes without an audit: its ACR differs from {row}'s by "
-        f"{told_acr(rows, short, row)}, and it takes {tables.saved(rows, row, short)} as many evaluations of f: a ratio that "
-        "grows with the draws at the same K."
+        f"{told_acr(rows, short, row)}, and it takes {tables.saved(rows, row, short)} as many evaluations of f, a ratio that "
+        "grows with N at the same K."
     )
 
 
@@ -108,29 +109,33 @@ def noise_levels(results: Results, sources: list[Source]) -> list[str]:
         for r in [r for r in results.radii(source[0]) if reach[fast_row(reference)] < r <= reach[reference]][:1]:
             if certified(standard, r).any():
                 beyond.append(f"{source[0]} at r = {r:g} ({told_share(standard, r)})")
-        standards.setdefault(results.plans.data(source[0]), {})[name] = standard
+        slot = next(results.slot(size) for size, entry in results.report.sizes().items() if source[0] in entry.runs())
+        standards.setdefault(slot, {})[name] = standard
     images = min(results.images(sources))
     (fewer, more), (smaller, larger) = _apart(shares), _apart(radii)
     levels = plural(len({results.sigma(key) for key, _ in sources}), "noise level")
     told = [
-        "Three serialized steps certify fewer images at r = 0 than the reference, beyond the paired interval, for "
-        f"{_counted(fewer, len(sources))} at {levels}, and more for {_counted(more)}; on {images} images "
-        f"{told_least(images)}. Their ACR is smaller, each beyond its own interval, for {len(smaller) or 'none'}, and larger "
-        f"for {len(larger) or 'none'}.",
+        "At r = 0 the interval of what three serialized steps certify minus what the reference certifies lies below 0 for "
+        f"{_counted(fewer, len(sources))} at {levels}, and above 0 for {_counted(more)}; on {images} images "
+        f"{told_least(images)}. That of their ACRs' difference lies below 0 for {len(smaller) or 'none'}, and above 0 for "
+        f"{len(larger) or 'none'}; part of it is the audit, which shortens radii even where it confirms every vote.",
     ]
     if beyond:
         told.append(
-            "The first radius out of reach of three serialized steps at this N, K and alpha, where the reference certifies "
-            f"images: {listed(beyond)}."
+            "At this N, K and alpha the reference still certifies images at the first of the tables' radii that three "
+            f"serialized steps cannot reach, for {listed(beyond)}."
         )
-    told.append(f"The reference's ACR is largest {'; '.join(f'on {data} {_largest(s)}' for data, s in standards.items())}.")
+    told.append(
+        "The noise level with the largest ACR of the reference, looked for afterwards, of one training each: "
+        f"{'; '.join(f'{slot} {_largest(found)}' for slot, found in standards.items())}."
+    )
     if few:
         told.append(
             f"The reference certifies less than {percent(FEW)} of the images at r = 0 for {listed(few)}: hardly anything can "
             "be told from radii there."
         )
     if lossless:
-        told.append(f"No loss at r = 0 could show, were all lost that the reference certifies, for {listed(lossless)}.")
+        told.append(f"For {listed(lossless)} no loss at r = 0 could show, were all images lost that the reference certifies.")
     return [*told, results.weaker(sources)]
 
 
@@ -150,7 +155,7 @@ def _largest(standards: dict[str, pd.DataFrame]) -> str:
     """The network with the largest ACR of its reference, and how much larger that is than the next one's, on the images of
     both."""
     first, *others = sorted(standards, key=lambda name: -average_certified_radius(standards[name]))
-    told = f"for {first}, {tables.mean(counted_radii(standards[first]))}"
+    told = f"{first}, {tables.mean(counted_radii(standards[first]))}"
     if not others:
         return f"{told}, the only one"
     both = pd.concat([standards[name].assign(method=name) for name in (first, others[0])])
@@ -201,8 +206,8 @@ def steps_and_solvers(results: Results) -> list[str]:
         sources.append((key, "solvers"))
         naive = tables.paired_difference(results.rows(key, "solvers"), "MDEQ-30N", "MDEQ-30A")
         told.append(
-            f"{results.slot(size)}: 30 naive steps in place of 30 of Anderson's change that share by {points(*naive)}, the "
-            f"ACR by {told_acr(results.rows(key, 'solvers'), 'MDEQ-30N', 'MDEQ-30A')}."
+            f"{results.slot(size)}: 30 naive steps in place of 30 of Anderson's change the share certified at r = 0 by "
+            f"{points(*naive)}, the ACR by {told_acr(results.rows(key, 'solvers'), 'MDEQ-30N', 'MDEQ-30A')}."
         )
     return [*told, results.weaker(sources)]
 
@@ -234,13 +239,13 @@ def ends(rows: pd.DataFrame, reference: str) -> str:
         return ""
     return (
         f" The audit ends serialized radii at {bounds.shown(reach['SRS-MDEQ-3A'])}, those of {reference} end at "
-        f"{bounds.shown(reach[reference])}: all votes for one class, all audited ones confirmed, that is an RRD of "
-        f"{1 - reach['SRS-MDEQ-3A'] / reach[reference]:.3f}."
+        f"{bounds.shown(reach[reference])}: of an image whose votes are all for one class, all audited ones confirmed, that "
+        f"alone is an RRD of {1 - reach['SRS-MDEQ-3A'] / reach[reference]:.3f}."
     )
 
 
 def told_closer(gaps: np.ndarray) -> str:
-    """RRDs of serialized votes less those of standard ones, (images,), in words."""
+    """RRDs of serialized votes minus those of standard ones, (images,), in words."""
     if not len(gaps):
         return "not to be had: no image has a radius by the reference"
     return (
@@ -257,11 +262,12 @@ def correlation(results: Results) -> list[str]:
         sources.append((key, "consistency"))
         rows = results.rows(key, "consistency", THEOREM)
         bound, gap = mismatch(rows, "SRS-MDEQ-3A")
-        k, alpha = int(rows["k"].max()), rows["alpha"].iloc[0]
-        least = bounds.theorem_3_1(k, k, k, k, alpha).p_m_upper
+        audited, alpha = rows.loc[(rows["method"] == "SRS-MDEQ-3A") & (rows["n_a"] > 0), "n2"], rows["alpha"].iloc[0]
+        least = np.array([bounds.theorem_3_1(n2, n2, n2, n2, alpha).p_m_upper for n2 in audited])
         told.append(
-            f"{results.slot(size)}: with three steps p_m averages {told_rate(bound)} (were all K = {k:,} draws "
-            f"confirmed: {fixed(100 * least, 1)}), the true mismatch rate {told_rate(bound - gap)} (means of the images' "
+            f"{results.slot(size)}: with three steps p_m averages {told_rate(bound)} (were all audited votes "
+            f"confirmed: {fixed(100 * least.mean(), 1) if len(least) else tables.BEYOND}), the true "
+            f"mismatch rate {told_rate(bound - gap)} (means of the images' "
             f"rates); the bound fails on {tables.share(int((gap < 0).sum()), len(gap))} percent of {plural(len(gap), 'image')}."
         )
     return [*told, results.weaker(sources)]
@@ -316,9 +322,9 @@ def warmup(results: Results) -> list[str]:
     restarts = results.rows(small, "restart")
     return [
         *told,
-        f"{slots[0]}: a warm-up for every batch, one turn of the chains, in place of one in all changes the ACR by "
-        f"{told_acr(restarts, 'every batch', 'never')}, for {tables.saved(restarts, 'never', 'every batch')} the evaluations "
-        "of f.",
+        f"{slots[0]}: a warm-up for every batch, one turn of the chains, and so on every draw, in place of one in all changes "
+        f"the ACR by {told_acr(restarts, 'every batch', 'never')}, for {tables.saved(restarts, 'never', 'every batch')} the "
+        "evaluations of f.",
         f"{slots[1]}: a start at the previous draw's state in place of one at the clean image's changes the share "
         f"certified at r = 0 {_starts(results.rows(large, 'start'))}.",
         f"{slots[0]}: {_other_starts(results.rows(small, 'serialized_starts'))}",
@@ -327,17 +333,26 @@ def warmup(results: Results) -> list[str]:
 
 
 def _variants(results: Results, source: Source) -> str:
-    """The least and the most that a list's serialized rows certify at r = 0, their ACRs, and the two furthest apart, with an
-    interval that is simultaneous over all pairs of the list."""
-    rows = results.rows(*source)
-    rows = rows[rows["method"] != results.reference(*source)]
+    """The least and the most that a list's serialized rows certify at r = 0, their ACRs, the one furthest from the reference
+    and the two furthest apart, with intervals that are simultaneous over all such pairs of the list."""
+    every, reference = results.rows(*source), results.reference(*source)
+    rows = every[every["method"] != reference]
     shares, acr = (values.groupby(rows["method"]).mean() for values in (certified(rows, 0.0), counted_radii(rows)))
-    pairs = list(combinations(rows["method"].unique(), 2))
+    names = rows["method"].unique()
+    ranges = f"{portion(shares.min())} to {portion(shares.max())} (ACR {fixed(acr.min(), 3)} to {fixed(acr.max(), 3)})"
+    furthest = [_furthest(every, [(name, reference) for name in names]), _furthest(rows, list(combinations(names, 2)))]
+    return "; ".join([ranges, *furthest])
+
+
+def _furthest(rows: pd.DataFrame, pairs: list[tuple[str, str]]) -> str:
+    """Which of ``pairs`` of rows are furthest apart at r = 0, with an interval that is simultaneous over all of them."""
     found = tables.simultaneous(tables.paired_difference, rows, pairs)
     first, second = max(found, key=lambda pair: abs(found[pair][0]))
-    ranges = f"{percent(shares.min())} to {percent(shares.max())} (ACR {fixed(acr.min(), 3)} to {fixed(acr.max(), 3)})"
-    most = f'"{first}" minus "{second}"' if found[first, second][0] else "no two apart on balance,"
-    return f"{ranges}; {most} {points(*found[first, second])}, simultaneous over {plural(len(pairs), 'pair')}"
+    most = found[first, second]
+    others = sum(abs(value) >= abs(most[0]) for value, *_ in found.values()) - 1
+    named = f'"{first}" minus "{second}"' if most[0] else "no two apart on balance,"
+    more = f" ({plural(others, 'pair')} more as far)" if most[0] and others else ""
+    return f"{named} {points(*most)}{more}, simultaneous over {plural(len(pairs), 'pair')}"
 
 
 def _starts(rows: pd.DataFrame) -> str:
@@ -372,6 +387,7 @@ def training_variants(
     """Of Tables 5 and 7: SmoothAdv ("adv" in names of rows; ``attack``: its first epoch of so many) and ``consistency``,
     against Gaussian augmentation alone ("standard"), ``attacked`` by radius; and training without Jacobian regularization,
     ``regular`` by row and radius."""
+    images = variants["index"].nunique()
     gained = [f"{r:g}" for r, (_, low, _) in attacked.items() if low > 0]
     lost = [f"{r:g}" for r, (_, _, high) in attacked.items() if high < 0]
     acr = [f"{how} {told_acr(variants, f'MDEQ-30A {how}', 'MDEQ-30A standard')}" for how in ("adv", "consistency")]
@@ -383,10 +399,11 @@ def training_variants(
         f"MDEQ-30A trained by SmoothAdv (attacks from epoch {attack[0]} of {attack[1]} on) "
         "certifies more than the network trained with Gaussian augmentation at "
         f"{'r = ' + ', '.join(gained) if gained else 'no radius'}, and less at {'r = ' + ', '.join(lost) if lost else 'none'}, "
-        "beyond simultaneous intervals.",
+        f"of {len(attacked)} within reach, beyond simultaneous intervals: on {plural(images, 'image')} "
+        f"{told_least(images, 0.05 / max(1, len(attacked)))}.",
         f"One training of each; the ACR minus that of MDEQ-30A with Gaussian augmentation alone: {'; '.join(acr)}.",
         "Without Jacobian regularization the share certified at r = 0 changes by "
-        f"{'; '.join(without)} (the shares' intervals are simultaneous over all radii).",
+        f"{'; '.join(without)} (the shares' intervals are simultaneous over the radii that both rows reach).",
     ]
 
 
