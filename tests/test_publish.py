@@ -43,6 +43,8 @@ def test_provenance_tells_of_uncommitted_changes_except_the_choice_of_profile(tm
         subprocess.run(["git", *command.split()], check=True)
     told = publish._provenance(profile, publish._origin(profile))
     assert "an abacus" in told and "uncommitted" not in told
+    knobs.write_text(knobs.read_text() + "published: all\n")  # other networks than were made so are never taken
+    assert "uncommitted" not in publish._provenance(profile, publish._origin(profile))
     knobs.write_text(knobs.read_text().replace("0.001", "0.01"))
     assert "with uncommitted changes" in publish._provenance(profile, publish._origin(profile))
     subprocess.run(["git", "checkout", "-q", "params.yaml"], check=True)

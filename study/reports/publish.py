@@ -93,8 +93,9 @@ def _origin(profile: Profile) -> dict:
     name = profile.layout.name
     commit = _git("rev-parse", "HEAD").strip()
     changed = _git("status", "--porcelain", "srs", "study", "notebooks", "data", "dvc.yaml")
-    known = Path("profiles") / f"{name}.yaml"
-    edited = not known.is_file() or params_file.read(known) != params_file.read()  # which profile it is needs no commit
+    known, whose = Path("profiles") / f"{name}.yaml", {"published": "all"}
+    # which profile it is needs no commit, nor who trained its networks: none is taken that was made otherwise
+    edited = not known.is_file() or params_file.read(known) | whose != params_file.read() | whose
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return {"published": today, "commit": commit, "changed": bool(changed or edited)}
 
