@@ -92,7 +92,8 @@ def test_the_landing_page_reads_the_published_cifar10(monkeypatch):
     published = yaml.safe_load(Path("data/published.yaml").read_text())
     results = SimpleNamespace(report=report, published=published, dataset=lambda key: SimpleNamespace(name="digits"))
     found, on = overview.curves(results)
-    assert on == "CIFAR-10, as published in reports/cifar10: 500 images, N = 2,000, K = 400"
+    assert on.startswith("CIFAR-10 as in reports/cifar10, which says what its images are; trained for 17 epochs (the paper's: ")
+    assert on.endswith(" 120); 500 images, N = 2,000, K = 400")
     known = found.dropna(subset="ours").set_index(["row", "r"])
     assert len(known) >= 9 and (known["lower"] <= known["ours"]).all() and (known["ours"] <= known["upper"]).all()
     outputs = index.outputs(Path("reports/cifar10/24_cifar10.ipynb"))

@@ -44,7 +44,7 @@ def curves(results: Results) -> tuple[pd.DataFrame, str]:
         made_by = json.loads((CIFAR10 / "networks.json").read_text(encoding="utf-8"))[f"models/{key}"]["made_by"]
         theirs = results.published["table8"]["SMALL (CIFAR-10)"]["epochs"]
         trained = f"trained for {plural(made_by['training']['epochs'], 'epoch')} (the paper's: {theirs})"
-        return found, f"CIFAR-10, as published in reports/cifar10, which says of what images: {trained}, {amount(rows)}"
+        return found, f"CIFAR-10 as in reports/cifar10, which says what its images are; {trained}; {amount(rows)}"
     found, rests_on = results.beside(key)
     return found, f"{results.plans.data(key)}, which stands in for CIFAR-10" if alone else f"CIFAR-10, this run: {rests_on}"
 
