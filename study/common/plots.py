@@ -31,7 +31,7 @@ _KINDS = {
         "-",
     ),
 }
-_OTHERS, _VARIANTS_OF_ONE = "no DEQ", "variants"
+NO_DEQ, _VARIANTS_OF_ONE = "no DEQ", "variants"
 #: Rows whose name does not say it, and what a second word of a name changes.
 _SPELLED = {
     "Unrolled-1N": Look("#CC79A7", "<", (0, (1, 1))),
@@ -61,7 +61,7 @@ _MARKERS = "osD^vP*X"
 def kind_of(row: str) -> str | None:
     """Standard, serialized, amortized or no DEQ; None for a row whose name does not say it."""
     parts = _NAME.match(row)
-    return _KINDS[parts["kind"]][0] if parts else _OTHERS if row in _SPELLED else None
+    return _KINDS[parts["kind"]][0] if parts else NO_DEQ if row in _SPELLED else None
 
 
 def look(row: str) -> Look | None:
@@ -90,7 +90,7 @@ def looks(rows: Iterable[str]) -> dict[str, Look]:
 
 def by_kind(rows: Iterable[str]) -> dict[str, list[str]]:
     """``rows`` by kind, in the order of the kinds, for small multiples."""
-    rows, order = list(rows), ("standard", "serialized", "amortized", _OTHERS, _VARIANTS_OF_ONE)
+    rows, order = list(rows), ("standard", "serialized", "amortized", NO_DEQ, _VARIANTS_OF_ONE)
     found = {name: [row for row in rows if (kind_of(row) or _VARIANTS_OF_ONE) == name] for name in order}
     return {name: members for name, members in found.items() if members}
 

@@ -433,9 +433,8 @@ def _all_pairs(case: _Case) -> Finding:
     found = tables.simultaneous(tables.paired_difference, rows, pairs, LEVEL)
     limits = case.claim.limits()
     against = [pair for pair in pairs if verdict([found[pair][1:]], *limits) == CONTRADICTED]
-    a, b = max(against or pairs, key=lambda pair: abs(found[pair][0]))
+    (a, b), equal = tables.furthest(found, against)
     alike = "" if len({s.solver for s in samplers.values()}) == 1 else " that share their solver"
-    equal = sum(abs(found[pair][0]) == abs(found[a, b][0]) for pair in pairs) - 1
     most = f'"{a}" against "{b}"' + (f" ({equal} more as far)" if equal else "")
     which = f"of {plural(len(pairs), 'pair')}{alike}"
     if against:
@@ -445,7 +444,7 @@ def _all_pairs(case: _Case) -> Finding:
     told = f"r = 0: {what}: {points(*found[a, b], marks=(0, *limits))}, simultaneous intervals (Bonferroni), {draws_told(rows)}"
     told += _told_selection(rows, samplers)
     radii = tables.simultaneous(tables.acr_difference, rows, pairs, LEVEL)
-    c, d = max(radii, key=lambda pair: abs(radii[pair][0]))
+    (c, d), _ = tables.furthest(radii)
     most = f'most by {change(*radii[c, d])}, "{c}" against "{d}"'
     if abs(radii[c, d][0]) < 5e-4:  # 0.000 in print
         most = "apart by less than 0.0005 in all pairs" if radii[c, d][0] else "the same in all pairs"

@@ -14,6 +14,7 @@ import json
 import lzma
 import platform
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -107,7 +108,7 @@ class Comparison:
     def lines(self) -> list[str]:
         """The two lines that `make repro` prints."""
         judged = self.cells.dropna(subset="within")
-        within, anew = int(judged["within"].sum()), list(self.runs.values()).count("trained anew")
+        within, standing = int(judged["within"].sum()), Counter(self.runs.values())
         told = f"{within:,} of {len(judged):,} cells lie within the joint 95 % interval"
         votes = f", of the others {len(self.changed):,} of {self.certificates:,} certificates differ" if self.same else ""
         claims = self.printed[self.printed["report"] == "21_claims"]
@@ -115,8 +116,8 @@ class Comparison:
         verdicts = claims[(claims["column"] == "verdict") & claims["row"].isin(alike)]
         if len(verdicts):
             votes += f"; {int((~verdicts['same']).sum())} of {len(verdicts)} claims have another verdict"
-        other = list(self.runs.values()).count(_OTHER_SETTINGS)
-        anew = f"{anew} of {len(self.runs)} networks were trained anew" + (f", {other} by other settings" if other else "")
+        anew = f"{standing['trained anew']} of {len(self.runs)} networks were trained anew"
+        anew += f", {standing[_OTHER_SETTINGS]} by other settings" if standing[_OTHER_SETTINGS] else ""
         return [
             f"Yours and ours: {told}; {anew}{votes}.",
             f"Ours: {self.theirs['published']}, {machines(self.theirs)}. Yours: {machines(self.ours)}.",

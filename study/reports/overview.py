@@ -1,6 +1,5 @@
 """The study in five figures, each with a sentence that is computed: what the page that leads to all others shows."""
 
-import json
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -8,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from srs.certificates import bounds
+from study.common import snapshot
 from study.common.plots import looks
-from study.common.snapshot import SNAPSHOTS
 from study.reports import cells, claims, tables
 from study.reports.items import stands_in
 from study.reports.numbers import listed, percent, plural, points, portion
@@ -18,8 +17,7 @@ from study.reports.results import Results, Source, amount
 from study.reports.statistics import certified_accuracy, rejected
 from study.votes.rows import plain, stopped
 
-_BY = {"theorem_3_1": "Theorem 3.1 as printed", "released_code": "the released code"}
-CIFAR10 = SNAPSHOTS / "cifar10"  # CIFAR-10 itself, as published with the project
+CIFAR10 = snapshot.SNAPSHOTS / "cifar10"  # CIFAR-10 itself, as published with the project
 
 
 def saved(rows: pd.DataFrame, reference: str, row: str) -> str:
@@ -41,7 +39,7 @@ def curves(results: Results) -> tuple[pd.DataFrame, str]:
         table = cells.read_published(CIFAR10)
         rows = table[(table[["run", "group", "design"]] == [key, "main", ""]).all(axis=1)]
         found = tables.beside(rows, results.published["table2"], results.published["cifar10_radii"])
-        made_by = json.loads((CIFAR10 / "networks.json").read_text(encoding="utf-8"))[f"models/{key}"]["made_by"]
+        made_by = snapshot.networks(CIFAR10.name)[f"models/{key}"]["made_by"]
         theirs = results.published["table8"]["SMALL (CIFAR-10)"]["epochs"]
         trained = f"trained for {plural(made_by['training']['epochs'], 'epoch')} (the paper's: {theirs})"
         return found, f"CIFAR-10 as in reports/cifar10, which says what its images are; {trained}; {amount(rows)}"
@@ -90,7 +88,7 @@ def read_coverage(table: pd.DataFrame) -> str:
         by_design = other[other["alpha"] == alpha].groupby("design")["rate"].max()
         at_random = by_design.get(f"{name}, random")
         told = "" if at_random is None else f" ({portion(at_random)} audited at random)"
-        most.append(f"{portion(by_design[f'{name}, first_batch'])} by {_BY[name]}{told}")
+        most.append(f"{portion(by_design[f'{name}, first_batch'])} by {tables.by(name)}{told}")
     return (
         f"**With a guarantee, {above} of the {len(held)} shares of false certificates (each of a case, a way to certify and an "
         "alpha) are significantly above alpha** (at 5 % for all together); audited by the first batch, as released, up to "

@@ -32,7 +32,7 @@ def read_reach(published: dict) -> str:
     rows, both = published_radii(published), (400, 1_000)
     told = {name: [bounds.shown(reach(name, k)) for k in both] for name in bounds.ESTIMATORS}
     beyond = [sum(r > reach("theorem_3_1", k) for radii in rows.values() for r in radii) for k in both]
-    ends = listed([f"{few} and {many} by {_by(name)}" for name, (few, many) in told.items()])
+    ends = listed([f"{few} and {many} by {tables.by(name)}" for name, (few, many) in told.items()])
     even = [bounds.shown(bounds.largest_radius(N, ALPHA, SIGMA, k)) for k in both]
     return (
         f"With K = 400 and K = 1,000 audited draws a perfect run ends at r = {ends} (rounded down; the exact "
@@ -41,11 +41,6 @@ def read_reach(published: dict) -> str:
         f"row certifies images at sigma = {SIGMA:g}, {beyond[0]} lie beyond the theorem with K = 400 and {beyond[1]} with "
         "K = 1,000."
     )
-
-
-def _by(estimator: str) -> str:
-    name = tables.ESTIMATOR_NAMES[estimator]
-    return name if name[0].isupper() else f"the {name}"
 
 
 def cut_off(published: dict) -> pd.DataFrame:

@@ -36,8 +36,6 @@ DESIGNS = ("", "exact", THEOREM, RELEASED_CODE)  # "": as params.yaml has it
 #: What the paper's numbers rest on.
 PAPERS = "the paper has N = 10,000 and, on CIFAR-10, 500 images"
 
-SPREAD = "Images are spread over the test images as evenly as may be, those of shorter lists over those of the longest."
-
 #: How every page is to be read.
 WORDS = {
     "MDEQ-30A": "standard smoothing, every noisy copy solved from scratch in 30 steps of Anderson's method (A; N: naive "
@@ -215,24 +213,23 @@ class Results(Profile):
         """Show the box that ends a page: how to read it, and what all that it shows rests on; ``seconds``: these, too; ``more``
         of what is not read from certificates alone."""
         keys = list(dict.fromkeys(key for key, _ in self._sources()))
-        amounts: dict[str, dict[str, dict[str, None]]] = {}
+        amounts = []
         for (key, kind, design), only in self._shown.items():
             rows = self._rows_of(key, kind, design, only)
             serialized = rows[rows["estimator"] != ""].drop_duplicates("estimator")
             chains = f", {plural(self.plans.votes.chains, 'chain')} an image" if len(serialized) else ""
             common = f"{amount(rows)}{chains}, n0 = {rows['n0'].iloc[0]}, alpha = {rows['alpha'].iloc[0]:g}"
             audits = dict.fromkeys(tables.audited_by(row) for _, row in serialized.iterrows())
-            lists = amounts.setdefault("; ".join([common, *audits]), {}).setdefault(key, {})
-            lists[self.plans[key].group(kind)] = None
+            amounts.append(("; ".join([common, *audits]), key, self.plans[key].group(kind)))
         lines = [f"Networks: {'; '.join(self.networks(keys))}."] if keys else []
-        for common, runs in amounts.items():
-            alike: dict[str, list[str]] = {}
-            for key, lists in runs.items():
-                alike.setdefault(", ".join(lists), []).append(key)
-            told = "; ".join(f"{', '.join(these)} ({lists})" for lists, these in alike.items())
-            lines.append(f"{told}: {common}.")
+        table = pd.DataFrame(amounts, columns=["amount", "run", "list"]).drop_duplicates()
+        for common, part in table.groupby("amount", sort=False):
+            lists = part.groupby("run", sort=False)["list"].agg(", ".join)
+            told = [f"{', '.join(runs.index)} ({alike})" for alike, runs in lists.groupby(lists, sort=False)]
+            lines.append(f"{'; '.join(told)}: {common}.")
         lines += self._told_machines(keys, seconds)
-        lines += [f"{SPREAD} {self.about_data(keys)}"] if keys else []
+        spread = "Images are spread over the test images as evenly as may be, those of shorter lists over those of the longest."
+        lines += [f"{spread} {self.about_data(keys)}"] if keys else []
         lines += [
             self.report.remarks[data] for data in dict.fromkeys(map(self.plans.data, keys)) if data in self.report.remarks
         ]

@@ -84,6 +84,12 @@ def design_name(design: str) -> str:
     return ", ".join(f"doubtful {percent(float(w[7:]))} all solved" if w.startswith("census ") else w for w in words)
 
 
+def by(estimator: str) -> str:
+    """What a certificate is made by, in a sentence: the exact bound, Theorem 3.1 as printed."""
+    name = ESTIMATOR_NAMES[estimator]
+    return name if name[0].isupper() else f"the {name}"
+
+
 def marked(name: str, guarantee: bool) -> str:
     """A name, marked where what it stands for is no guarantee."""
     return name if guarantee else f"{name} ({NO_GUARANTEE})"
@@ -459,6 +465,13 @@ def simultaneous(
 ) -> dict[tuple[str, str], Difference]:
     """``difference`` of each of ``pairs``, with simultaneous 1 - alpha intervals (Bonferroni)."""
     return {pair: difference(rows, *pair, alpha=alpha / len(pairs)) for pair in pairs}
+
+
+def furthest(found: Mapping[tuple[str, str], Difference], among: Sequence[tuple[str, str]] = ()) -> tuple[tuple[str, str], int]:
+    """The pair of rows (``among`` these, unless there are none) whose difference in ``found`` is largest, and how many other
+    pairs differ as much."""
+    first = max(among or found, key=lambda pair: abs(found[pair][0]))
+    return first, sum(abs(value) == abs(found[first][0]) for value, *_ in found.values()) - 1
 
 
 def differences_at(rows: pd.DataFrame, method: str, other: str, radii: Sequence[float]) -> dict[float, Difference]:

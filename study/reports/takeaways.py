@@ -347,9 +347,8 @@ def _variants(results: Results, source: Source) -> str:
 def _furthest(rows: pd.DataFrame, pairs: list[tuple[str, str]]) -> str:
     """Which of ``pairs`` of rows are furthest apart at r = 0, with an interval that is simultaneous over all of them."""
     found = tables.simultaneous(tables.paired_difference, rows, pairs)
-    first, second = max(found, key=lambda pair: abs(found[pair][0]))
+    (first, second), others = tables.furthest(found)
     most = found[first, second]
-    others = sum(abs(value) >= abs(most[0]) for value, *_ in found.values()) - 1
     named = f'"{first}" minus "{second}"' if most[0] else "no two apart on balance,"
     more = f" ({plural(others, 'pair')} more as far)" if most[0] and others else ""
     return f"{named} {points(*most)}{more}, simultaneous over {plural(len(pairs), 'pair')}"
